@@ -1,0 +1,36 @@
+"""What localprop says when something is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class BadInput(ValueError):
+    """Input that cannot be used; every problem found, each with the values seen and what would fix it.
+
+    Args:
+        problems: complete sentences, one per problem.
+
+    Example:
+        >>> str(BadInput(["modules=20, but the model has 16 layers: choose 16 or fewer."]))
+        'modules=20, but the model has 16 layers: choose 16 or fewer.'
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple([problems] if isinstance(problems, str) else problems)
+        super().__init__("\n".join(self.problems))
+
+
+def check(problems: Iterable[str]) -> None:
+    """Raise :class:`BadInput` if there are any problems."""
+    found = tuple(problems)
+    if found:
+        raise BadInput(found)
+
+
+class StepFailed(RuntimeError):
+    """A training step that stopped half-way: which action, on which layers, and what had been stepped already."""
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on, for instance because a loss is not finite."""

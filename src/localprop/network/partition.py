@@ -1,0 +1,106 @@
+"""A primary network cut into local modules."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from localprop.errors import BadInput, check
+from localprop.network.layers import Layers
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A primary network cut into local modules. Parameters shared by two modules are refused, by name.
+
+    Attributes:
+        layers: the layers of the network.
+        cuts: a cut before layer i for each i; the papers' tables name the last layer of a module, i - 1.
+
+    Raises:
+        BadInput: cuts that are out of order or out of range, or that separate users of one parameter.
+
+    Example:
+        >>> import torch, localprop as lp
+        >>> layers = lp.layers_of(lp.models.resnet8(), torch.zeros(2, 3, 32, 32))
+        >>> lp.Partition.uniform(layers, modules=2).modules
+        (range(0, 2), range(2, 4))
+    """
+
+    layers: Layers = field(repr=False)
+    cuts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check(self._problems())
+
+    @property
+    def modules(self) -> tuple[range, ...]:
+        """The layers of each module, as ranges of indices."""
+        ends = (*self.cuts, len(self.layers))
+        return tuple(range(a, b) for a, b in zip((0, *self.cuts), ends, strict=True))
+
+    def module_of(self, layer: int) -> int:
+        """The module that a layer belongs to."""
+        return sum(cut <= layer for cut in self.cuts)
+
+    @classmethod
+    def uniform(cls, layers: Layers, modules: int) -> Partition:
+        """Modules whose numbers of layers differ by at most one, larger ones last.
+
+        Raises:
+            BadInput: fewer than one module, or more modules than layers.
+        """
+        count = len(layers)
+        if not 1 <= modules <= count:
+            raise BadInput([_too_many(layers, modules)])
+        return cls(layers, tuple(count * k // modules for k in range(1, modules)))
+
+    @classmethod
+    def at(cls, layers: Layers, last: Sequence[str | int]) -> Partition:
+        """Cut after the named (or numbered) layers: the last layer of each module but the final one.
+
+        Raises:
+            BadInput: a name that is no layer, with the reason why it cannot be cut there.
+        """
+        check(problem for name in last if isinstance(name, str) for problem in _no_layer(layers, name))
+        indices = [layers.names.index(name) if isinstance(name, str) else name for name in last]
+        return cls(layers, tuple(index + 1 for index in indices))
+
+    def _problems(self) -> Iterator[str]:
+        bounds = (0, *self.cuts, len(self.layers))
+        if any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+            yield (
+                f"cuts={self.cuts} must increase and lie between 1 and {len(self.layers) - 1}, "
+                f"since the model has {len(self.layers)} layers."
+            )
+            return
+        users: dict[str, set[int]] = {}
+        for layer, own in enumerate(self.layers.parameters):
+            for name in own:
+                users.setdefault(name, set()).add(self.module_of(layer))
+        for name, modules in users.items():
+            if len(modules) > 1:
+                yield (
+                    f"Parameter {name!r} is shared by the modules {sorted(modules)}: untie it (give each user a copy of "
+                    "its own), or cut so that all its users are in one module."
+                )
+
+
+def _too_many(layers: Layers, modules: int) -> str:
+    what = f"modules={modules}, but the model has {len(layers)} layer(s) ({', '.join(layers.names[:6])}"
+    what += ", ...)" if len(layers) > 6 else ")"
+    odd = [f"{name}: {why}" for name, why in layers.unclean.items() if "returns a" in why or "called" in why]
+    hint = f" These could not be layers: {'; '.join(odd[:4])}." if odd and modules > len(layers) else ""
+    return f"{what}: choose between 1 and {len(layers)}.{hint}"
+
+
+def _no_layer(layers: Layers, name: str) -> Iterator[str]:
+    if name in layers.names:
+        return
+    if name in layers.unclean:
+        yield f"The model cannot be cut at {name!r}: {layers.unclean[name]}. Layers end at: {', '.join(layers.names)}."
+    else:
+        close = difflib.get_close_matches(name, layers.names, n=3)
+        meant = f"did you mean {' or '.join(close)}?" if close else f"layers end at: {', '.join(layers.names)}."
+        yield f"The model has no module {name!r}: {meant}"

@@ -1,0 +1,1 @@
+"""What a method is: descriptions only, nothing runs here."""

@@ -1,0 +1,190 @@
+"""Auxiliary networks: the small network at a module's end that a local loss looks through. They are not deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log2
+
+import torch
+from torch import Tensor, nn
+
+from localprop.errors import BadInput, check
+from localprop.models.resnet import BasicBlock, init_convs
+from localprop.network.layers import Layers
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a builder may know about the end of a module.
+
+    Attributes:
+        module: the module's number, from 0.
+        modules: how many modules have a loss of their own, the last one included.
+        layer: the number of the module's last layer.
+        layers: all layers of the network, with their shapes; those after `layer` are what follows.
+        features: the shape of the module's output, batch first.
+        outputs: the number of outputs (classes) of the network.
+    """
+
+    module: int
+    modules: int
+    layer: int
+    layers: Layers
+    features: torch.Size
+    outputs: int
+
+
+AuxBuilder = Callable[[Site], nn.Module]
+
+
+class Pool(nn.Module):
+    """Features to one vector per sample: (N, C, H, W) and (N, tokens, C) are averaged to (N, C), (N, C) stays.
+
+    Maps whose channels come last, (N, H, W, C) as in Swin, are told apart by their square: H = W.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Average all but the first and the channel dimension."""
+        spatial = tuple(d for d in range(1, features.ndim) if d != channel_dimension(features.shape))
+        return features.mean(spatial) if spatial else features
+
+
+def channel_dimension(shape: torch.Size) -> int:
+    """Which dimension of a batch of features holds the channels."""
+    if len(shape) == 4:
+        channels_last = shape[1] == shape[2] != shape[3]
+        return 3 if channels_last else 1
+    return len(shape) - 1
+
+
+def channels(shape: torch.Size) -> int:
+    """The number of channels of a batch of features."""
+    return shape[channel_dimension(shape)]
+
+
+def is_map(shape: torch.Size) -> bool:
+    """Whether features are convolutional maps (N, C, H, W)."""
+    return len(shape) == 4 and channel_dimension(shape) == 1
+
+
+@dataclass(frozen=True)
+class Head:
+    """The field's usual auxiliary classifier "XcYf": X 3x3 convolutions, a global average, Y linear layers.
+
+    The first convolution doubles the width and halves the map as long as the network itself grows wider, the others keep
+    both. Convolutions have no bias and are followed by BatchNorm and ReLU; ReLU stands between linear layers. Features that
+    are no maps (tokens, vectors) skip the convolutions, which is our reading: nothing is published for them.
+
+    Attributes:
+        convs: X.
+        linears: Y; 1 or more.
+        hidden: the width of the linear layers before the last.
+        widen: a factor for all widths.
+
+    Example (the published 1c2f head of a 16-channel module)::
+
+        (N, 16, 32, 32) -> conv 16->32, stride 2 -> average -> (N, 32) -> 128 -> (N, classes)
+
+    Source: Wang et al., Revisiting Locally Supervised Learning (InfoPro), ICLR 2021, arXiv 2101.10832, official code.
+    """
+
+    convs: int = 1
+    linears: int = 2
+    hidden: int = 128
+    widen: int = 1
+
+    def __post_init__(self) -> None:
+        low = [("convs", self.convs, 0), ("linears", self.linears, 1), ("hidden", self.hidden, 1), ("widen", self.widen, 1)]
+        check(f"Head({name}={value}): {name} must be {least} or more." for name, value, least in low if value < least)
+
+    def __call__(self, site: Site) -> nn.Module:
+        width, body = channels(site.features), list[nn.Module]()
+        for i in range(self.convs if is_map(site.features) else 0):
+            wide = self._width(site) if i == 0 else width
+            stride = 2 if i == 0 and self._width(site) > channels(site.features) * self.widen else 1
+            body += [nn.Conv2d(width, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+            width = wide
+        body.append(Pool())
+        for _ in range(self.linears - 1):
+            body += [nn.Linear(width, self.hidden * self.widen), nn.ReLU()]
+            width = self.hidden * self.widen
+        head = nn.Sequential(*body, nn.Linear(width, site.outputs))
+        init_convs(head)
+        return head
+
+    def _width(self, site: Site) -> int:
+        """16 -> 32 -> 64 -> 64 in a network whose last features have 64 channels."""
+        return min(2 * channels(site.features), channels(site.layers.shapes[-1])) * self.widen
+
+
+@dataclass(frozen=True)
+class SampledLayers:
+    """AugLocal's auxiliary network: fresh layers shaped like a uniform sample of those that follow, then a classifier.
+
+    After layer l of n, the head copies the shapes (not the weights) of the layers `round(l + (n-1-l)/d * i)`, i = 1..d, the
+    last layer always among them; d falls linearly with the module's number k of K from `depth` to
+    `depth * (1 - pyramid) + pyramid`, so that deeper modules have smaller heads. Python rounds halves to even, as the
+    official code does. Each sampled layer is a residual block of its width; strides follow the halvings of the map, at most
+    one per block, a surplus one deferred to the next block.
+
+    Attributes:
+        depth: d at the first module.
+        pyramid: tau, how much of the depth the last head has lost; 0 keeps it.
+
+    Raises:
+        BadInput: features that are no maps (N, C, H, W).
+
+    Example (ResNet-32, depth 2, first module)::
+
+        unit 0 (16 channels, 32x32) -> block like unit 8 (32, /2) -> block like unit 15 (64, /2) -> average -> Linear
+
+    Source: Ma et al., Scaling Supervised Local Learning with Augmented Auxiliary Networks, ICLR 2024, arXiv 2402.17318.
+    """
+
+    depth: int = 2
+    pyramid: float = 0.5
+
+    def __post_init__(self) -> None:
+        problems = [f"depth={self.depth} must be 1 or more."] if self.depth < 1 else []
+        if not 0 <= self.pyramid <= 1:
+            problems.append(f"pyramid={self.pyramid} must lie in [0, 1].")
+        check(problems)
+
+    def __call__(self, site: Site) -> nn.Module:
+        if not is_map(site.features):
+            raise BadInput(
+                [
+                    f"SampledLayers copies convolutional layers, but module {site.module} ends with features of shape "
+                    f"{tuple(site.features)}: it needs maps (N, C, H, W). Use aux=Head() for this network."
+                ]
+            )
+        depth = self.depth_at(site.module, site.modules)
+        blocks, shape, owed = list[nn.Module](), site.features, 0.0
+        for position in self.positions(site.layer, len(site.layers), depth):
+            following = site.layers.shapes[position]
+            if not is_map(following):
+                break
+            owed += log2(shape[2] / following[2])
+            stride = 2 if owed >= 1 else 1
+            owed -= stride - 1
+            blocks.append(BasicBlock(channels(shape), channels(following), stride))
+            shape = following
+        # Official code: a BatchNorm before the classifier where the head has but one layer.
+        norm = [nn.BatchNorm1d(channels(shape))] if depth <= 1 else []
+        head = nn.Sequential(*blocks, Pool(), *norm, nn.Linear(channels(shape), site.outputs))
+        init_convs(head)
+        return head
+
+    def depth_at(self, module: int, modules: int) -> int:
+        """The depth d of the head of one of `modules` modules."""
+        passed = self.pyramid * module / (modules - 2) if modules > 2 else 0.0
+        return max(1, round(self.depth * (1 - passed) + passed))
+
+    @staticmethod
+    def positions(layer: int, layers: int, depth: int) -> list[int]:
+        """The layers that a head of this depth after `layer` is shaped like."""
+        left = layers - 1 - layer
+        if depth >= left:
+            return list(range(layer + 1, layers))
+        return [round(layer + left / depth * i) for i in range(1, depth + 1)]

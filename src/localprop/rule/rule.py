@@ -1,0 +1,33 @@
+"""A rule: how local losses train a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from localprop.rule.auxiliary import AuxBuilder, Head
+from localprop.rule.context import ContextSupply
+from localprop.rule.credit import Credit, Own
+from localprop.rule.losses import CrossEntropy, LossBuilder
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A training rule: four parts that do not know of each other. `eval(repr(rule)) == rule`.
+
+    Attributes:
+        credit: which local loss trains which layers.
+        aux: the auxiliary network at a module's end.
+        loss: the local loss computed there; the last module's is the task's own.
+        context: earlier features supplied to later modules.
+        reference: the paper.
+
+    Example (a combination that nobody has published):
+        >>> import localprop as lp
+        >>> rule = lp.Rule(lp.BackwardLinks(layers=1), aux=lp.SampledLayers(depth=2), context=lp.ContextSupply(previous=1))
+    """
+
+    credit: Credit = field(default=Own())
+    aux: AuxBuilder = field(default=Head())
+    loss: LossBuilder = field(default=CrossEntropy())
+    context: ContextSupply = field(default=ContextSupply())
+    reference: str = ""
