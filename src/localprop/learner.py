@@ -16,8 +16,9 @@ from localprop.network.layers import layers_of
 from localprop.network.partition import Partition
 from localprop.rule.losses import Batch, CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
-from localprop.step.engine import Backward, Engine, Losses, Observer
+from localprop.step.engine import Engine
 from localprop.step.schedule import Op, Schedule
+from localprop.step.state import Backward, Losses, Observer
 from localprop.step.wiring import Wiring, wire
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
@@ -95,7 +96,7 @@ class Learner:
             seed=seed,
         )
 
-    # --- building ------------------------------------------------------------------------------------------------------------
+    # --- building ---------------------------------------------------------------------------------------------------
 
     def _wired(self, task: LossBuilder) -> Wiring:
         frozen = frozenset(name for name, parameter in self.model.named_parameters() if not parameter.requires_grad)
@@ -112,7 +113,9 @@ class Learner:
             return self.model
         starts = [module.start for module in self.partition.modules]
         inlets = [
-            Inlet(m, self.partition.layers.names[starts[m] - 1], tuple(source.module for source in self.wiring.sources[m]))
+            Inlet(
+                m, self.partition.layers.names[starts[m] - 1], tuple(source.module for source in self.wiring.sources[m])
+            )
             for m in range(1, len(starts))
         ]
         return ContextNetwork(self.model, self.encoders, inlets)
@@ -125,7 +128,9 @@ class Learner:
         named = dict(self.model.named_parameters())
         segments, objectives = dict[int, list[nn.Parameter]](), dict[int, list[nn.Parameter]]()
         for s, segment in enumerate(self.wiring.segments):
-            encoders = self.encoders[str(segment.module)] if segment.inlet and str(segment.module) in self.encoders else None
+            encoders = (
+                self.encoders[str(segment.module)] if segment.inlet and str(segment.module) in self.encoders else None
+            )
             segments[s] = [named[name] for name in segment.parameters] + list(encoders.parameters() if encoders else ())
         for objective in self.wiring.objectives:
             objectives[objective.segment] = list(self.heads[str(objective.loss)].parameters())
@@ -143,7 +148,9 @@ class Learner:
         own = {id(p) for p in self.model.parameters()}
         missing = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in known]
         check(
-            [f"The optimizer lacks parameters of the model ({', '.join(missing[:5])}): build it from model.parameters()."]
+            [
+                f"The optimizer lacks parameters of the model ({', '.join(missing[:5])}): build it from model.parameters()."
+            ]
             if missing
             else []
         )
@@ -151,7 +158,7 @@ class Learner:
         if born_later:
             optimizer.add_param_group({"params": born_later})
 
-    # --- stepping ------------------------------------------------------------------------------------------------------------
+    # --- stepping ---------------------------------------------------------------------------------------------------
 
     def step(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor], *, observe: Observer | None = None) -> Losses:
         """One training step: losses of each module, every parameter updated once.
@@ -206,10 +213,12 @@ class Learner:
             yield f"Inputs are {inputs.dtype}, but the sample was {layers.input_dtype}: convert one of them."
         if inputs.ndim and (targets.ndim == 0 or len(targets) != len(inputs)):
             yield f"{len(inputs)} inputs, but targets of shape {tuple(targets.shape)}: there must be one per input."
-        elif targets.device.type == "cpu" and targets.numel():  # elsewhere a look at the values would wait for the device
+        elif (
+            targets.device.type == "cpu" and targets.numel()
+        ):  # elsewhere a look at the values would wait for the device
             yield from _label_problems(targets, layers.output_shape[-1])
 
-    # --- what others need ----------------------------------------------------------------------------------------------------
+    # --- what others need -------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -253,7 +262,9 @@ def _checked(made: Any, parameters: list[nn.Parameter]) -> Optimizer:
     """What the factory made, if it is an optimizer of all the parameters that it was given."""
     hint = "write optimizer=lambda params: torch.optim.SGD(params, lr=0.1)."
     if not isinstance(made, Optimizer):
-        raise BadInput([f"The optimizer factory returned a {type(made).__name__}, but must return an optimizer: {hint}"])
+        raise BadInput(
+            [f"The optimizer factory returned a {type(made).__name__}, but must return an optimizer: {hint}"]
+        )
     owned = {id(p) for group in made.param_groups for p in group["params"]}
     wanted = {id(p) for p in parameters}
     if owned != wanted:
@@ -270,7 +281,9 @@ def _tensors(batch: object) -> list[Tensor]:
     parts = [batch] if isinstance(batch, Tensor) else list(batch) if isinstance(batch, (tuple, list)) else []
     odd = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
     if odd or not parts:
-        raise BadInput([f"A batch must be a tuple of tensors (inputs, targets), not {', '.join(odd) or type(batch).__name__}."])
+        raise BadInput(
+            [f"A batch must be a tuple of tensors (inputs, targets), not {', '.join(odd) or type(batch).__name__}."]
+        )
     return [part for part in parts if isinstance(part, Tensor)]
 
 

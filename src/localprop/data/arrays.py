@@ -139,9 +139,7 @@ def assemble(
     if limit is not None:
         training = training.select(first_per_class(training.labels, limit))
     found = moments or measure(training.images)
-    return Dataset(
-        name, training, train.select(held_out), test, classes, augment, mean=found.mean, std=found.std
-    )
+    return Dataset(name, training, train.select(held_out), test, classes, augment, mean=found.mean, std=found.std)
 
 
 def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:

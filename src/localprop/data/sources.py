@@ -77,14 +77,10 @@ def load(
         return load_npz(name, augment=chosen or Augment(), limit=limit, validation=validation)
     if name == "digits":
         train, test, classes = _digits()
-        return assemble(
-            name, train, test, classes, augment=chosen or Augment(), limit=limit, validation=validation
-        )
+        return assemble(name, train, test, classes, augment=chosen or Augment(), limit=limit, validation=validation)
     class_name, usual, moments = TORCHVISION[name]
     folder = Path(root or os.environ.get("LOCALPROP_DATA") or "~/.cache/localprop").expanduser()
-    (train, classes), (test, _) = (
-        _torchvision(class_name, folder, part, download) for part in ("train", "test")
-    )
+    (train, classes), (test, _) = (_torchvision(class_name, folder, part, download) for part in ("train", "test"))
     return assemble(
         name,
         train,
@@ -120,9 +116,7 @@ def _digits() -> tuple[Split, Split, tuple[str, ...]]:
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     whole = Split(images, torch.from_numpy(digits.target).long())
-    train, test = train_test_split(
-        np.arange(len(whole)), test_size=0.2, stratify=digits.target, random_state=0
-    )
+    train, test = train_test_split(np.arange(len(whole)), test_size=0.2, stratify=digits.target, random_state=0)
     return whole.select(torch.from_numpy(train)), whole.select(torch.from_numpy(test)), TEN_DIGITS
 
 
@@ -130,9 +124,7 @@ def _torchvision(class_name: str, root: Path, part: str, download: bool) -> tupl
     try:
         from torchvision import datasets
     except ImportError as error:
-        raise BadInput(
-            f"torchvision cannot be imported ({error}): pip install 'localprop[vision]'."
-        ) from error
+        raise BadInput(f"torchvision cannot be imported ({error}): pip install 'localprop[vision]'.") from error
     which = {"split": part} if class_name.lower() in BY_SPLIT else {"train": part == "train"}
     try:
         source = getattr(datasets, class_name)(root, download=download, **which)

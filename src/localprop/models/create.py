@@ -76,8 +76,7 @@ def _check_sizes(num_classes: int, input_shape: tuple[int, ...]) -> None:
 def _image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(input_shape) != 3:
         raise BadInput(
-            f"The input shape is {input_shape}, but {name} takes images (C, H, W): pass such a shape, or use"
-            " mlp."
+            f"The input shape is {input_shape}, but {name} takes images (C, H, W): pass such a shape, or use mlp."
         )
     chans, height, width = input_shape
     return chans, height, width
@@ -85,9 +84,7 @@ def _image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _widths(name: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise BadInput(
-            f"The model is {name!r}, but hidden widths are positive numbers with commas: write mlp:512,512."
-        )
+        raise BadInput(f"The model is {name!r}, but hidden widths are positive numbers with commas: write mlp:512,512.")
     return tuple(int(width) for width in text.split(","))
 
 
@@ -126,8 +123,7 @@ def _build(build: Callable[..., Any], name: str, options: dict[str, Any], size: 
         return _build(build, name, options, {})
     except (ValueError, AssertionError, RuntimeError) as error:
         raise BadInput(
-            f"The model {name} cannot be built for images of size {size}: {error} Choose another size or"
-            " another model."
+            f"The model {name} cannot be built for images of size {size}: {error} Choose another size or another model."
         ) from error
     return model
 

@@ -28,9 +28,7 @@ def mlp(in_features: int, hidden: Sequence[int] = (512, 512), num_classes: int =
     """
     widths = [in_features, *hidden, num_classes]
     if min(widths) < 1:
-        raise BadInput(
-            f"The widths of the MLP are {widths}, but each must be at least 1: pass positive numbers."
-        )
+        raise BadInput(f"The widths of the MLP are {widths}, but each must be at least 1: pass positive numbers.")
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise(widths[:-1]):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]

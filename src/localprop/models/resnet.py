@@ -136,8 +136,7 @@ def cifar_resnet(depth: int, num_classes: int = 10, in_chans: int = 3) -> CifarR
     if depth < 8 or depth % 6 != 2:
         below = max(8, depth - (depth - 2) % 6)
         problems.append(
-            f"The depth is {depth}, but a CIFAR ResNet has 6n + 2 layers with n >= 1:"
-            f" take {below} or {below + 6}."
+            f"The depth is {depth}, but a CIFAR ResNet has 6n + 2 layers with n >= 1: take {below} or {below + 6}."
         )
     for name, count in (("num_classes", num_classes), ("in_chans", in_chans)):
         if count < 1:

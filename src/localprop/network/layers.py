@@ -132,7 +132,7 @@ def _why_not(call: Call, times: int, on_every_path: set[Vertex]) -> str | None:
     return None
 
 
-# --- which clean cuts end a layer --------------------------------------------------------------------------------------------
+# --- which clean cuts end a layer -----------------------------------------------------------------------------------
 
 
 def _ends(model: nn.Module, clean: dict[str, Call]) -> list[Call]:
@@ -206,12 +206,14 @@ def _stage_classes(model: nn.Module, clean: dict[str, Call]) -> frozenset[type]:
     inside: dict[type, list[int]] = {}
     for name, module in model.named_modules():
         if name in clean and not _is_list(module):
-            units = [u for u in _listed(module, name, clean, frozenset(), siblings=False) if _owns_matrix(clean[u].module)]
+            units = [
+                u for u in _listed(module, name, clean, frozenset(), siblings=False) if _owns_matrix(clean[u].module)
+            ]
             inside.setdefault(type(module), []).append(len(units))
     return frozenset(kind for kind, counts in inside.items() if min(counts) > 0 and max(counts) > 1)
 
 
-# --- the second run: each layer alone ----------------------------------------------------------------------------------------
+# --- the second run: each layer alone -------------------------------------------------------------------------------
 
 
 class _Cutting:
@@ -231,9 +233,7 @@ class _Cutting:
         return self.inlets[-1].clone() if self.overwritten[call.name] else self.inlets[-1]
 
 
-def _layers(
-    model: nn.Module, twin: nn.Module, inputs: Tensor, ends: list[Call], unclean: dict[str, str]
-) -> Layers:
+def _layers(model: nn.Module, twin: nn.Module, inputs: Tensor, ends: list[Call], unclean: dict[str, str]) -> Layers:
     cutting = _Cutting(ends)
     second = trace(twin, inputs, cutting)
     outputs = [*cutting.outputs, second.output]

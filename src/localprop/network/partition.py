@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from localprop.errors import BadInput, check
 from localprop.network.layers import Layers
@@ -69,7 +70,7 @@ class Partition:
 
     def _problems(self) -> Iterator[str]:
         bounds = (0, *self.cuts, len(self.layers))
-        if any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(bounds)):
             yield (
                 f"cuts={self.cuts} must increase and lie between 1 and {len(self.layers) - 1}, "
                 f"since the model has {len(self.layers)} layers."

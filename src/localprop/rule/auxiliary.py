@@ -95,7 +95,12 @@ class Head:
     widen: int = 1
 
     def __post_init__(self) -> None:
-        low = [("convs", self.convs, 0), ("linears", self.linears, 1), ("hidden", self.hidden, 1), ("widen", self.widen, 1)]
+        low = [
+            ("convs", self.convs, 0),
+            ("linears", self.linears, 1),
+            ("hidden", self.hidden, 1),
+            ("widen", self.widen, 1),
+        ]
         check(f"Head({name}={value}): {name} must be {least} or more." for name, value, least in low if value < least)
 
     def __call__(self, site: Site) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ class ConvEncoder:
         widths = [from_shape[1], *([self.hidden] if source.raw else []), to_shape[1]]
         size = 3 if source.raw else 1
         convs: list[nn.Module] = []
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             convs += [nn.Conv2d(narrow, wide, size, padding=size // 2), nn.BatchNorm2d(wide), nn.ReLU()]
         encoder = nn.Sequential(*convs, _ToSize((to_shape[2], to_shape[3])))
         init_convs(encoder)

@@ -10,10 +10,8 @@ output (plus context) to go on with::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,83 +22,8 @@ from localprop.rule.losses import Batch
 from localprop.step.random import Generators
 from localprop.step.rerun import Rerun
 from localprop.step.schedule import Action, Op, Schedule
+from localprop.step.state import Backward, Deliver, Graph, Losses, Observer, State, split, story
 from localprop.step.wiring import Objective, Wiring
-
-Backward = Callable[[Tensor], object]
-Observer = Callable[[Action], object]
-
-
-class Losses(tuple[Tensor, ...]):
-    """The local losses of one step, 0-dimensional tensors on the model's device, in the order of the forward.
-
-    Attributes:
-        modules: the module at whose end each of them sits.
-    """
-
-    modules: tuple[int, ...]
-
-    @classmethod
-    def of(cls, losses: Mapping[int, Tensor]) -> Losses:
-        """From a mapping of module to loss."""
-        ordered = cls(losses[k] for k in sorted(losses))
-        ordered.modules = tuple(sorted(losses))
-        return ordered
-
-    @property
-    def task(self) -> Tensor:
-        """The last module's: the loss of the network's own output."""
-        return self[-1]
-
-
-class _Deliver(torch.autograd.Function):
-    """The handle of a segment's graph: its backward takes the error out of a box.
-
-    `autograd.backward(output, error)` would keep the error alive until the whole backward has ended, since Python's frames
-    refer to it; taken out of a box it dies at its first use. Nor does the handle keep the output's storage alive.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, box: list[Tensor]) -> Tensor:
-        ctx.box = box
-        return output.new_empty(())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return ctx.box.pop(), None
-
-
-@dataclass
-class _Graph:
-    """What is kept of a segment's forward until its last backward."""
-
-    handle: Tensor
-    box: list[Tensor]
-    leaf: Tensor | None
-    backwards_left: int
-
-
-@dataclass
-class _State:
-    """What lives during one step, of one micro-batch where a segment stands alone."""
-
-    number: int
-    backward: Backward
-    stepping: bool
-    observe: Observer | None
-    batch: Batch
-    microbatch: int = 0
-    weight: float = 1.0
-    expected: int = 0
-    action: Action | None = None
-    leaf: Tensor | None = None
-    features: Tensor | None = None
-    inlets: dict[int, Tensor] = field(default_factory=dict)  # module -> its input, where it is some module's context
-    graphs: dict[tuple[int, int], _Graph] = field(default_factory=dict)
-    errors: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
-    losses: dict[int, Tensor] = field(default_factory=dict)
-    kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # inputs of segments that will run again
-    batches: list[Batch] = field(default_factory=list)
-    stepped: list[int] = field(default_factory=list)
 
 
 class Engine:
@@ -135,11 +58,12 @@ class Engine:
         self.device = device
         self.autocast = autocast
         self.seed = seed
-        self._optimizers = {Op.S: segment_optimizers, Op.H: objective_optimizers}
+        self.segment_optimizers = segment_optimizers
+        self.objective_optimizers = objective_optimizers
         self._generators = Generators(device)
         self._read_wiring()
         self._read_schedule()
-        self._rerun = Rerun(model, wiring) if self._rerun_segments else None
+        self.rerun = Rerun(model, wiring) if self._again else None
 
     def _read_wiring(self) -> None:
         wiring, named = self.wiring, dict(self.model.named_parameters())
@@ -154,7 +78,8 @@ class Engine:
         self._objectives = {objective.segment: objective for objective in wiring.objectives}
         supplied = [source.module for own in wiring.sources for source in own]
         self._last_receiver = {
-            m: max(k for k, own in enumerate(wiring.sources) if any(source.module == m for source in own)) for m in supplied
+            m: max(k for k, own in enumerate(wiring.sources) if any(source.module == m for source in own))
+            for m in supplied
         }
 
     def _encoders_at(self, s: int) -> nn.ModuleList | None:
@@ -177,9 +102,14 @@ class Engine:
                 if action.op is Op.F:
                     reruns.add(action.segment)
         self._microbatches = 1 + max(action.microbatch for action in self.schedule)
-        self._rerun_segments = frozenset(reruns)
+        self._again = frozenset(reruns)
 
-    # --- one step ------------------------------------------------------------------------------------------------------------
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers that the engine steps, those of segments first."""
+        return [*self.segment_optimizers.values(), *self.objective_optimizers.values()]
+
+    # --- one step ---------------------------------------------------------------------------------------------------
 
     def step(
         self,
@@ -202,8 +132,8 @@ class Engine:
         Raises:
             StepFailed: an action failed; says which one, where, and which segments had been stepped already.
         """
-        run = _State(number, backward, stepping, observe, batch)
-        run.batches = _split(batch, self._microbatches)
+        run = State(number, backward, stepping, observe, batch)
+        run.batches = split(batch, self._microbatches)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self._generators.kept())
@@ -215,10 +145,10 @@ class Engine:
                 self._drop_gradients()
                 if isinstance(error, BadInput):
                     raise
-                raise StepFailed(self._story(run, error)) from error
+                raise StepFailed(story(run, self.wiring, self.schedule, error)) from error
         return Losses.of(run.losses)
 
-    def _microbatch(self, run: _State, microbatch: int, part: Batch, weight: float) -> None:
+    def _microbatch(self, run: State, microbatch: int, part: Batch, weight: float) -> None:
         run.microbatch, run.batch, run.weight, run.expected = microbatch, part, weight, 0
         with self._autocast():
             entered = self._enter(run, 0, part.inputs)
@@ -229,7 +159,7 @@ class Engine:
             self._leave(run, len(self._ends), output)
 
     @contextmanager
-    def _hooked(self, run: _State) -> Iterator[None]:
+    def _hooked(self, run: State) -> Iterator[None]:
         handles = [end.register_forward_hook(self._hook(run, s)) for s, end in enumerate(self._ends)]
         try:
             yield
@@ -237,10 +167,10 @@ class Engine:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, run: _State, s: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def _hook(self, run: State, s: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            if self._rerun is not None and self._rerun.running is not None:
-                return self._rerun.arrive(s, output)
+            if self.rerun is not None and self.rerun.running is not None:
+                return self.rerun.arrive(s, output)
             if run.expected != s:
                 raise RuntimeError(f"the module {self._end_name(s)!r} ran before {self._end_name(run.expected)!r}")
             run.expected = s + 1
@@ -251,14 +181,14 @@ class Engine:
 
         return hook
 
-    # --- F -------------------------------------------------------------------------------------------------------------------
+    # --- F ----------------------------------------------------------------------------------------------------------
 
-    def _enter(self, run: _State, s: int, handed: Tensor) -> Tensor:
+    def _enter(self, run: State, s: int, handed: Tensor) -> Tensor:
         """Begin F of segment s: its leaf, its random state, and the contexts that it receives."""
         run.action = Action(Op.F, s, None, run.microbatch)
         if run.observe:
             run.observe(run.action)
-        again = s in self._rerun_segments
+        again = s in self._again
         torch.set_grad_enabled(bool(self.wiring.flows[s]) and not again)
         self._generators.seed(self.seed, run.number, "F", s, run.microbatch)
         if again:
@@ -268,7 +198,7 @@ class Engine:
         self._supply(run, s, entered)
         return entered
 
-    def _opened(self, run: _State, s: int, handed: Tensor) -> Tensor:
+    def _opened(self, run: State, s: int, handed: Tensor) -> Tensor:
         """What segment s runs on: a copy where its layers write into their input, and its contexts added."""
         before = self.wiring.segments[s].layers[0] - 1
         if before >= 0 and self.wiring.layers.overwritten[before]:
@@ -278,25 +208,25 @@ class Engine:
             handed = handed + encoder(run.inlets[source.module])
         return handed
 
-    def _supply(self, run: _State, s: int, entered: Tensor) -> None:
+    def _supply(self, run: State, s: int, entered: Tensor) -> None:
         """Keep a module's input if a later module receives it as context, drop those that nobody will read again."""
         segment = self.wiring.segments[s]
         if segment.inlet:
             if segment.module in self._last_receiver:
                 run.inlets[segment.module] = entered.detach()
-            if not self._rerun_segments:
+            if not self._again:
                 for m in [m for m in run.inlets if self._last_receiver[m] <= segment.module]:
                     del run.inlets[m]
 
-    def _leave(self, run: _State, s: int, output: Tensor) -> None:
+    def _leave(self, run: State, s: int, output: Tensor) -> None:
         """End F of segment s, and run what the schedule lists before the next F."""
         if not isinstance(output, Tensor):
             raise TypeError(f"{self._end_name(s)!r} returned a {type(output).__name__}, a layer must return one tensor")
-        if s not in self._rerun_segments:
+        if s not in self._again:
             self._keep_graph(run, s, output)
         run.features = output.detach() if s in self._objectives else None
-        if self._rerun is not None:
-            self._rerun.remember(s, output)
+        if self.rerun is not None:
+            self.rerun.remember(s, output)
         del output
         torch.set_grad_enabled(True)
         for action in self._after[run.microbatch, s]:
@@ -306,30 +236,30 @@ class Engine:
             _RUN[action.op](self, run, action)
         run.features = None
 
-    def _keep_graph(self, run: _State, s: int, output: Tensor) -> None:
+    def _keep_graph(self, run: State, s: int, output: Tensor) -> None:
         flows = self.wiring.flows[s]
         if flows:
             box: list[Tensor] = []
-            handle: Tensor = _Deliver.apply(output, box)  # type: ignore[no-untyped-call]
-            run.graphs[s, run.microbatch] = _Graph(handle, box, run.leaf, len(flows))
+            handle: Tensor = Deliver.apply(output, box)
+            run.graphs[s, run.microbatch] = Graph(handle, box, run.leaf, len(flows))
         run.leaf = None
 
-    def _forward_again(self, run: _State, action: Action) -> None:
+    def _forward_again(self, run: State, action: Action) -> None:
         s, m = action.segment, action.microbatch
-        assert self._rerun is not None
+        assert self.rerun is not None
         handed = run.kept.pop((s, m)).detach()
         self._generators.seed(self.seed, run.number, "F", s, m)
         run.leaf = handed.requires_grad_() if self._onward[s] else None
         inputs = run.batches[m].inputs
         with self._autocast():
-            output = self._rerun(s, inputs, lambda: self._opened(run, s, handed))
+            output = self.rerun(s, inputs, lambda: self._opened(run, s, handed))
         microbatch, run.microbatch = run.microbatch, m
         self._keep_graph(run, s, output)
         run.microbatch = microbatch
 
-    # --- L, B, H, S ----------------------------------------------------------------------------------------------------------
+    # --- L, B, H, S -------------------------------------------------------------------------------------------------
 
-    def _loss(self, run: _State, action: Action) -> None:
+    def _loss(self, run: State, action: Action) -> None:
         objective = self._objectives[action.segment]
         features, run.features = run.features, None
         assert features is not None
@@ -349,7 +279,7 @@ class Engine:
         if objective.flow is not None:
             self._deliver(run, action.segment, objective.flow, _taken(features), objective.scale)
 
-    def _backward(self, run: _State, action: Action) -> None:
+    def _backward(self, run: State, action: Action) -> None:
         s, m = action.segment, action.microbatch
         assert action.flow is not None
         flow, graph = self.wiring.flows[s][action.flow], run.graphs[s, m]
@@ -366,7 +296,7 @@ class Engine:
             leaf, graph.leaf = graph.leaf, graph.leaf if graph.backwards_left else None
             self._deliver(run, s - 1, flow.onward, _taken(leaf), flow.scale)
 
-    def _deliver(self, run: _State, s: int, flow: int, error: Tensor, scale: float) -> None:
+    def _deliver(self, run: State, s: int, flow: int, error: Tensor, scale: float) -> None:
         """Add an error to those that wait for a flow."""
         if scale != 1:
             error.mul_(scale)
@@ -377,8 +307,9 @@ class Engine:
         else:
             waiting.add_(error)
 
-    def _step(self, run: _State, action: Action) -> None:
-        optimizer = self._optimizers[action.op].get(action.segment)
+    def _step(self, run: State, action: Action) -> None:
+        table = self.segment_optimizers if action.op is Op.S else self.objective_optimizers
+        optimizer = table.get(action.segment)
         if not run.stepping or optimizer is None:
             return
         optimizer.step()
@@ -388,7 +319,7 @@ class Engine:
         if action.op is Op.S:
             run.stepped.append(action.segment)
 
-    # --- small things --------------------------------------------------------------------------------------------------------
+    # --- small things -----------------------------------------------------------------------------------------------
 
     def _head(self, objective: Objective) -> nn.ModuleDict:
         head = self.wiring.heads[str(objective.loss)]
@@ -409,25 +340,8 @@ class Engine:
         for parameter in (*self.model.parameters(), *heads, *encoders):
             parameter.grad = None
 
-    def _story(self, run: _State, error: Exception) -> str:
-        """What a failed step tells: the action, its layers, the schedule around it, and what had been stepped."""
-        action = run.action
-        if action is None:
-            return f"The step failed before its first action: {error}"
-        layers = self.wiring.layers
-        own = self.wiring.segments[action.segment].layers
-        shape = "x".join(map(str, layers.shapes[own[-1]][1:]))
-        names = layers.names[own[0]] if len(own) == 1 else f"{layers.names[own[0]]} .. {layers.names[own[-1]]}"
-        stepped = ", ".join(map(str, run.stepped)) or "none"
-        return (
-            f"Action {action} failed ({type(error).__name__}: {error}), on {names} (module "
-            f"{self.wiring.segments[action.segment].module}, output {shape} per sample), batch of shape "
-            f"{tuple(run.batch.inputs.shape)}.\nSchedule: {_around(self.schedule, action)}\n"
-            f"Segments stepped already: {stepped}. Gradients were dropped."
-        )
 
-
-_RUN: dict[Op, Callable[[Engine, _State, Action], None]] = {
+_RUN: dict[Op, Callable[[Engine, State, Action], None]] = {
     Op.F: Engine._forward_again,
     Op.L: Engine._loss,
     Op.B: Engine._backward,
@@ -441,18 +355,3 @@ def _taken(leaf: Tensor) -> Tensor:
     error, leaf.grad = leaf.grad, None
     assert error is not None
     return error
-
-
-def _split(batch: Batch, parts: int) -> list[Batch]:
-    if parts == 1:
-        return [batch]
-    if len(batch.inputs) < parts:
-        raise BadInput([f"A batch of {len(batch.inputs)} cannot be split into {parts} micro-batches: use fewer."])
-    return [Batch(x, y) for x, y in zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True)]
-
-
-def _around(schedule: Sequence[Action], action: Action, width: int = 5) -> str:
-    words = [f"{each} <-- here" if each == action else str(each) for each in schedule]
-    at = schedule.index(action)
-    before, after = max(at - width, 0), at + width + 1
-    return " ".join([*(["..."] if before else []), *words[before:after], *(["..."] if after < len(words) else [])])

@@ -20,7 +20,7 @@ class Generators:
     def __init__(self, device: torch.device) -> None:
         self._all = [torch.default_generator]
         if device.type == "cuda":
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             index = torch.cuda.current_device() if device.index is None else device.index
             self._all.append(torch.cuda.default_generators[index])
 

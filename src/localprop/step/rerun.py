@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,12 @@ class Rerun:
         self.model = model
         self.wiring = wiring
         self.running: int | None = None
-        self._unproven: dict[int, Tensor | None] = {s: None for s in range(len(wiring.segments) - 1)}
+        self.unproven: dict[int, Tensor | None] = dict.fromkeys(range(len(wiring.segments) - 1))
 
     def remember(self, s: int, output: Tensor) -> None:
         """Keep the output of the very first run of a segment, to compare with."""
-        if s in self._unproven and self._unproven[s] is None:
-            self._unproven[s] = output.detach()
+        if s in self.unproven and self.unproven[s] is None:
+            self.unproven[s] = output.detach()
 
     def arrive(self, s: int, output: Tensor) -> Tensor:
         """What the hook at the end of segment s does while a segment runs again."""
@@ -72,7 +73,7 @@ class Rerun:
         return output
 
     def _prove(self, s: int, output: Tensor) -> None:
-        first = self._unproven.pop(s, None)
+        first = self.unproven.pop(s, None)
         if first is not None and not torch.allclose(first, output, rtol=1e-3, atol=1e-5):
             raise BadInput(
                 [
@@ -105,7 +106,7 @@ class Rerun:
     @contextmanager
     def _stubbed(self, s: int, batch: int, entered: Tensor) -> Iterator[None]:
         """Every module before the segment returns a constant that takes no memory, the one at the cut the input."""
-        stubs: list[tuple[nn.Module, object]] = []
+        stubs: list[tuple[nn.Module, Callable[..., Any] | None]] = []
         before = self.wiring.segments[s].layers[0]
         sample = self.wiring.layers.input_shape[0]
         for piece in self._pieces(0, before):

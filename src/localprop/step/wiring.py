@@ -146,7 +146,9 @@ def wire(
         segments=segments,
         flows=flows,
         objectives=tuple(
-            Objective(_end_segment(segments, k), k, *entrances[k], trained=any(True for _ in heads[str(k)].parameters()))
+            Objective(
+                _end_segment(segments, k), k, *entrances[k], trained=any(True for _ in heads[str(k)].parameters())
+            )
             for k in table.losses
         ),
         sources=sources,
@@ -193,7 +195,7 @@ def _learns(segments: tuple[Segment, ...], encoders: nn.ModuleDict) -> list[bool
     return [bool(s.parameters) or (s.inlet and str(s.module) in encoders) for s in segments]
 
 
-# --- flows -------------------------------------------------------------------------------------------------------------------
+# --- flows ----------------------------------------------------------------------------------------------------------
 
 
 class _Step(NamedTuple):
@@ -254,7 +256,7 @@ def _path(
     return path, carried[0] if carried else 1.0
 
 
-# --- what is built -----------------------------------------------------------------------------------------------------------
+# --- what is built --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -278,7 +280,9 @@ def _heads(rule: Rule, partition: Partition, table: CreditTable, task: LossBuild
             aux = _OwnOutput() if last else rule.aux(site)
             loss = (task if last else rule.loss)(site)
         if not isinstance(loss, LocalLoss):
-            raise BadInput([f"The loss builder returned a {type(loss).__name__}, but must return a localprop.LocalLoss."])
+            raise BadInput(
+                [f"The loss builder returned a {type(loss).__name__}, but must return a localprop.LocalLoss."]
+            )
         heads[str(module)] = nn.ModuleDict({"aux": aux, "loss": loss})
     return heads
 
@@ -295,9 +299,10 @@ def _encoders(rule: Rule, partition: Partition, sources: tuple[tuple[Source, ...
     inputs = [layers.input_shape, *(layers.shapes[module.start - 1] for module in partition.modules[1:])]
     encoders = nn.ModuleDict()
     for module, own in enumerate(sources):
-        if own:
-            encoders[str(module)] = nn.ModuleList()
+        built = nn.ModuleList()
         for source in own:
             with _built_at(seed, "encoder", module, source.module, source.raw):
-                encoders[str(module)].append(rule.context.encoder(source, inputs[source.module], inputs[module]))
+                built.append(rule.context.encoder(source, inputs[source.module], inputs[module]))
+        if own:
+            encoders[str(module)] = built
     return encoders

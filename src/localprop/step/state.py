@@ -1,0 +1,124 @@
+"""What lives during one step: the losses, the graphs of segments whose backward is to come, and the errors that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localprop.errors import BadInput
+from localprop.rule.losses import Batch
+from localprop.step.schedule import Action, Schedule
+from localprop.step.wiring import Wiring
+
+Backward = Callable[[Tensor], object]
+Observer = Callable[[Action], object]
+
+
+class Losses(tuple[Tensor, ...]):
+    """The local losses of one step, 0-dimensional tensors on the model's device, in the order of the forward.
+
+    Attributes:
+        modules: the module at whose end each of them sits.
+    """
+
+    modules: tuple[int, ...]
+
+    @classmethod
+    def of(cls, losses: Mapping[int, Tensor]) -> Losses:
+        """From a mapping of module to loss."""
+        ordered = cls(losses[k] for k in sorted(losses))
+        ordered.modules = tuple(sorted(losses))
+        return ordered
+
+    @property
+    def task(self) -> Tensor:
+        """The last module's: the loss of the network's own output."""
+        return self[-1]
+
+
+class Deliver(torch.autograd.Function):
+    """The handle of a segment's graph: its backward takes the error out of a box.
+
+    `autograd.backward(output, error)` would keep the error alive until the whole backward has ended, since Python's frames
+    refer to it; taken out of a box it dies at its first use. Nor does the handle keep the output's storage alive.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, box: list[Tensor]) -> Tensor:
+        ctx.box = box
+        return output.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.box.pop(), None
+
+
+@dataclass
+class Graph:
+    """What is kept of a segment's forward until its last backward."""
+
+    handle: Tensor
+    box: list[Tensor]
+    leaf: Tensor | None
+    backwards_left: int
+
+
+@dataclass
+class State:
+    """What lives during one step, of one micro-batch where a segment stands alone."""
+
+    number: int
+    backward: Backward
+    stepping: bool
+    observe: Observer | None
+    batch: Batch
+    microbatch: int = 0
+    weight: float = 1.0
+    expected: int = 0
+    action: Action | None = None
+    leaf: Tensor | None = None
+    features: Tensor | None = None
+    inlets: dict[int, Tensor] = field(default_factory=dict)  # module -> its input, where it is some module's context
+    graphs: dict[tuple[int, int], Graph] = field(default_factory=dict)
+    errors: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    losses: dict[int, Tensor] = field(default_factory=dict)
+    kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # inputs of segments that will run again
+    batches: list[Batch] = field(default_factory=list)
+    stepped: list[int] = field(default_factory=list)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    if parts == 1:
+        return [batch]
+    if len(batch.inputs) < parts:
+        raise BadInput([f"A batch of {len(batch.inputs)} cannot be split into {parts} micro-batches: use fewer."])
+    return [
+        Batch(x, y) for x, y in zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True)
+    ]
+
+
+def story(run: State, wiring: Wiring, schedule: Schedule, error: Exception) -> str:
+    """What a failed step tells: the action, its layers, the schedule around it, and what had been stepped."""
+    action = run.action
+    if action is None:
+        return f"The step failed before its first action: {error}"
+    layers, segment = wiring.layers, wiring.segments[action.segment]
+    first, last = layers.names[segment.layers[0]], layers.names[segment.layers[-1]]
+    shape = "x".join(map(str, layers.shapes[segment.layers[-1]][1:]))
+    return (
+        f"Action {action} failed ({type(error).__name__}: {error}), on {first if first == last else f'{first} .. {last}'} "
+        f"(module {segment.module}, output {shape} per sample), batch of shape {tuple(run.batch.inputs.shape)}.\n"
+        f"Schedule: {_around(schedule, action)}\n"
+        f"Segments stepped already: {', '.join(map(str, run.stepped)) or 'none'}. Gradients were dropped."
+    )
+
+
+def _around(schedule: Schedule, action: Action, width: int = 5) -> str:
+    words = [f"{each} <-- here" if each == action else str(each) for each in schedule]
+    at = schedule.index(action)
+    before, after = max(at - width, 0), at + width + 1
+    return " ".join([*(["..."] if before else []), *words[before:after], *(["..."] if after < len(words) else [])])
