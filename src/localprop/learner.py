@@ -17,6 +17,9 @@ from localprop.network.partition import Partition
 from localprop.rule.losses import Batch, CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
 from localprop.step.engine import Engine
+from localprop.step.explain import explain
+from localprop.step.flops import flops_of
+from localprop.step.memory import MemoryReading, predict
 from localprop.step.schedule import Op, Schedule
 from localprop.step.state import Backward, Losses, Observer
 from localprop.step.wiring import Wiring, wire
@@ -74,6 +77,7 @@ class Learner:
         self.rule = rule
         self.seed = seed
         self.steps = 0
+        self._sample = _like_sample(_tensors(sample))
         self.partition = partition or Partition.uniform(layers_of(model, tuple(_tensors(sample))), modules or 1)
         self.wiring = self._wired(task)
         self.heads = self.wiring.heads
@@ -218,6 +222,34 @@ class Learner:
         ):  # elsewhere a look at the values would wait for the device
             yield from _label_problems(targets, layers.output_shape[-1])
 
+    # --- costs --------------------------------------------------------------------------------------------------------
+
+    def memory(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor] | None = None) -> MemoryReading:
+        """The predicted memory of a step, in bytes; nothing is run.
+
+        Args:
+            batch: of which only shapes count; by default one like the sample.
+        """
+        return predict(self.engine, self._outside(), self._like(batch))
+
+    def flops(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor] | None = None) -> int:
+        """The floating-point operations of a step: convolutions and matrix products, forward and backward.
+
+        Args:
+            batch: of which only shapes count; by default one like the sample.
+        """
+        return flops_of(self.engine, self._outside(), self._like(batch))
+
+    def explain(self) -> str:
+        """The credit table, the schedule, and what each module holds and needs."""
+        return explain(self.wiring, self.schedule, self.memory())
+
+    def _outside(self) -> list[Optimizer]:
+        return [] if self._shared is None else [self._shared]
+
+    def _like(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor] | None) -> Batch:
+        return self._checked(self._sample if batch is None else batch)
+
     # --- what others need -------------------------------------------------------------------------------------------
 
     @property
@@ -275,6 +307,13 @@ def _checked(made: Any, parameters: list[nn.Parameter]) -> Optimizer:
             ]
         )
     return made
+
+
+def _like_sample(sample: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch of zeros in the shape of the sample, which itself is not kept."""
+    inputs, *rest = sample
+    targets = rest[0] if rest else torch.empty(len(inputs), dtype=torch.long)
+    return torch.zeros_like(inputs, device="cpu"), torch.zeros_like(targets, device="cpu")
 
 
 def _tensors(batch: object) -> list[Tensor]:

@@ -33,6 +33,7 @@ class Layers:
         names: the module at whose return each layer ends.
         shapes: the shape of what that module returns.
         parameters: the names of the parameters that each layer uses; a shared one appears in several layers.
+        sizes: for each layer, the number of elements of each of these.
         overwritten: whether the model later writes into the layer's output in place.
         pieces: the modules that run within each layer, outermost ones only.
         input_shape: the shape of the sample.
@@ -44,6 +45,7 @@ class Layers:
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     parameters: tuple[tuple[str, ...], ...]
+    sizes: tuple[tuple[int, ...], ...]
     overwritten: tuple[bool, ...]
     pieces: tuple[tuple[Piece, ...], ...]
     input_shape: torch.Size
@@ -53,6 +55,10 @@ class Layers:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def sizes_of(self, layer: int) -> Iterator[tuple[str, int]]:
+        """The names and numbers of elements of a layer's parameters."""
+        return zip(self.parameters[layer], self.sizes[layer], strict=True)
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.names)
@@ -247,6 +253,7 @@ def _layers(model: nn.Module, twin: nn.Module, inputs: Tensor, ends: list[Call],
         names=names,
         shapes=_shapes(second, names),
         parameters=parameters,
+        sizes=tuple(tuple(twin.get_parameter(name).numel() for name in own) for own in parameters),
         overwritten=tuple(end.overwritten for end in ends) or (False,),
         pieces=_pieces(second, set(names[:-1]), len(names)),
         input_shape=inputs.shape,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from localprop.errors import BadInput, check
 from localprop.network.layers import Layers
@@ -55,7 +55,9 @@ class Partition:
         count = len(layers)
         if not 1 <= modules <= count:
             raise BadInput([_too_many(layers, modules)])
-        return cls(layers, tuple(count * k // modules for k in range(1, modules)))
+        small, larger = divmod(count, modules)
+        sizes = [small] * (modules - larger) + [small + 1] * larger
+        return cls(layers, tuple(accumulate(sizes))[:-1])
 
     @classmethod
     def at(cls, layers: Layers, last: Sequence[str | int]) -> Partition:

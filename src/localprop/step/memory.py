@@ -7,15 +7,13 @@ peak.) The prediction is the engine itself run on fake tensors, which have shape
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from localprop.rule.losses import Batch
 from localprop.step.engine import Engine
 from localprop.step.schedule import Action
+from localprop.step.twin import Twin
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -96,22 +95,12 @@ class MemoryReading:
     module_bytes: dict[int, int] = field(default_factory=dict)
 
 
-def held_by(model: nn.Module, optimizers: Iterable[Optimizer], batch: Batch, *others: nn.Module) -> list[Tensor]:
-    """The tensors that live between steps."""
-    modules = [tensor for module in (model, *others) for tensor in (*module.parameters(), *module.buffers())]
-    return [*modules, *(t for optimizer in optimizers for t in _state_tensors(optimizer)), *batch]
-
-
-def _state_tensors(optimizer: Optimizer) -> list[Tensor]:
-    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-
-
 def peak_of(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> MemoryReading:
     """Measure one call of `step`: by live storages, on a CUDA device by PyTorch's allocator.
 
     Args:
         step: a training step that has run before, so that optimizer state exists.
-        held: tensors that live between steps (:func:`held_by`).
+        held: tensors that live between steps (:func:`localprop.step.twin.held_by`).
         device: where they are.
     """
     if device.type == "cuda":
@@ -135,74 +124,17 @@ def predict(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -> Me
         optimizers: those that the caller steps himself after the engine's step.
         batch: only shapes and dtypes are used.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=False)
-    fakes, optimizers = _Fakes(mode), list(optimizers)
-    twin, shared = _twin(engine, optimizers, fakes)
-    batch = Batch(fakes.of(batch.inputs), fakes.of(batch.targets))
-    with mode:
-        _whole_step(twin, shared, batch)
-        stepped = [*shared, *twin.optimizers]
-        live = LiveBytes(held_by(twin.model, stepped, batch, twin.wiring.heads, twin.wiring.encoders))
+    twin = Twin(engine, optimizers, batch)
+    with twin.mode:
+        twin.step()  # makes the optimizer state
+        live = LiveBytes(twin.held())
         resting, modules, running = live.current, dict[int, int](), [0]
 
         def observe(action: Action) -> None:
             modules[running[0]] = max(modules.get(running[0], 0), live.mark())
-            running[0] = twin.wiring.segments[action.segment].module
+            running[0] = engine.wiring.segments[action.segment].module
 
         with live:
-            _whole_step(twin, shared, batch, observe)
-            observe(twin.schedule[-1])
+            twin.step(observe)
+            observe(engine.schedule[-1])
     return MemoryReading(max(modules.values()), resting, modules)
-
-
-def _whole_step(
-    engine: Engine, shared: list[Optimizer], batch: Batch, observe: Callable[[Action], object] | None = None
-) -> None:
-    engine.step(batch, observe=observe)
-    for optimizer in shared:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
-class _Fakes:
-    """Fake tensors for real ones, each made once, so that ties and views of one parameter stay together."""
-
-    def __init__(self, mode: FakeTensorMode) -> None:
-        self.mode = mode
-        self.memo: dict[int, Any] = {}
-
-    def of(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self.memo:
-            fake: Tensor = self.mode.from_tensor(tensor.detach(), static_shapes=True)
-            if isinstance(tensor, nn.Parameter):
-                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-            self.memo[id(tensor)] = fake
-        made: Tensor = self.memo[id(tensor)]
-        return made
-
-
-def _twin(engine: Engine, shared: list[Optimizer], fakes: _Fakes) -> tuple[Engine, list[Optimizer]]:
-    """A copy of the engine and all that it works on, on fake tensors."""
-    modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
-    optimizers = [*engine.optimizers, *shared]
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            fakes.of(tensor)
-    for optimizer in optimizers:
-        for tensor in (*_state_tensors(optimizer), *(p for group in optimizer.param_groups for p in group["params"])):
-            fakes.of(tensor)
-    (model, heads, encoders), by_segment, by_objective, outside = copy.deepcopy(
-        (modules, engine.segment_optimizers, engine.objective_optimizers, shared), fakes.memo
-    )
-    twin = Engine(
-        model,
-        replace(engine.wiring, heads=heads, encoders=encoders),
-        engine.schedule,
-        by_segment,
-        by_objective,
-        device=engine.device,
-        autocast=engine.autocast,
-    )
-    if twin.rerun is not None:
-        twin.rerun.unproven.clear()  # fake tensors have no values to compare
-    return twin, outside
