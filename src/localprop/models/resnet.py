@@ -98,8 +98,11 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to logits (N, num_classes)."""
-        features = self.blocks(self.relu(self.bn(self.conv(x))))
-        logits: Tensor = self.fc(self.pool(features).flatten(1))
+        x = self.relu(self.bn(self.conv(x)))
+        # A loop, since a call of `self.blocks` would hold its argument, a whole feature map, until the last block is done.
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.fc(self.pool(x).flatten(1))
         return logits
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log2
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,10 @@ class Pool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Average all but the first and the channel dimension."""
         spatial = tuple(d for d in range(1, features.ndim) if d != channel_dimension(features.shape))
-        return features.mean(spatial) if spatial else features
+        if not spatial:
+            return features
+        # Sum and divide: the gradient of a sum is a view, that of mean() a whole map more at the peak of a step.
+        return features.sum(spatial) / math.prod(features.shape[d] for d in spatial)
 
 
 def channel_dimension(shape: torch.Size) -> int:
@@ -108,7 +111,7 @@ class Head:
         for i in range(self.convs if is_map(site.features) else 0):
             wide = self._width(site) if i == 0 else width
             stride = 2 if i == 0 and self._width(site) > channels(site.features) * self.widen else 1
-            body += [nn.Conv2d(width, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+            body += [nn.Conv2d(width, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
             width = wide
         body.append(Pool())
         for _ in range(self.linears - 1):
@@ -170,7 +173,7 @@ class SampledLayers:
             following = site.layers.shapes[position]
             if not is_map(following):
                 break
-            owed += log2(shape[2] / following[2])
+            owed += math.log2(shape[2] / following[2])
             stride = 2 if owed >= 1 else 1
             owed -= stride - 1
             blocks.append(BasicBlock(channels(shape), channels(following), stride))

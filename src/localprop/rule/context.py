@@ -68,7 +68,7 @@ class ConvEncoder:
         size = 3 if source.raw else 1
         convs: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
-            convs += [nn.Conv2d(narrow, wide, size, padding=size // 2), nn.BatchNorm2d(wide), nn.ReLU()]
+            convs += [nn.Conv2d(narrow, wide, size, padding=size // 2), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
         encoder = nn.Sequential(*convs, _ToSize((to_shape[2], to_shape[3])))
         init_convs(encoder)
         return encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from localprop.errors import check
@@ -74,6 +75,13 @@ class CreditTable:
     def losses(self) -> tuple[int, ...]:
         """The losses that train something, in order."""
         return tuple(k for k, row in enumerate(self.rows) if any(row))
+
+    @property
+    def effective_modules(self) -> int:
+        """How many modules learn apart from each other; neighbours whose layers all have the same credit count as one."""
+        starts = [end + 1 - size for end, size in zip(self.ends, self.sizes, strict=True)]
+        credit = [{self.column(layer) for layer in range(a, end + 1)} for a, end in zip(starts, self.ends, strict=True)]
+        return 1 + sum(before != own for before, own in pairwise(credit))
 
     def column(self, layer: int) -> tuple[Entry | None, ...]:
         """What each loss does to a layer."""
