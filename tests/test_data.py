@@ -64,9 +64,7 @@ def test_npz_becomes_a_dataset(tmp_path: Path) -> None:
 
 def test_npz_of_grey_floats_and_byte_strings(tmp_path: Path) -> None:
     grey = RNG.random((40, 6, 5))
-    path = saved(
-        tmp_path, train_images=grey, test_images=grey[:8], classes=np.array([b"a", b"b", b"c", b"d"])
-    )
+    path = saved(tmp_path, train_images=grey, test_images=grey[:8], classes=np.array([b"a", b"b", b"c", b"d"]))
     data = load(path, augment="crop,flip", limit=8)
     assert data.shape == (1, 6, 5)
     assert data.train.images.dtype == torch.float32

@@ -61,15 +61,11 @@ def test_a_block_by_hand() -> None:
     block = models.BasicBlock(1, 1).eval()
     nn.init.dirac_(block.conv1.weight)
     nn.init.dirac_(block.conv2.weight, groups=1)
-    block.conv2.weight.data.mul_(
-        -3
-    )  # relu(x - 3 relu(x)): x where it is negative is cut off, -2x where positive
+    block.conv2.weight.data.mul_(-3)  # relu(x - 3 relu(x)): x where it is negative is cut off, -2x where positive
     x = torch.tensor([[[[1.0, -1.0], [2.0, 0.0]]]])
     assert torch.equal(block(x.clone()), torch.zeros_like(x))
     block.conv2.weight.data.mul_(-1)  # relu(x + 3 relu(x)) = 4 x where positive
-    torch.testing.assert_close(
-        block(x.clone()), torch.tensor([[[[4.0, 0.0], [8.0, 0.0]]]]), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(block(x.clone()), torch.tensor([[[[4.0, 0.0], [8.0, 0.0]]]]), rtol=1e-4, atol=0)
 
 
 def test_convolutions_are_drawn_with_fan_out() -> None:
@@ -83,9 +79,7 @@ def test_convolutions_are_drawn_with_fan_out() -> None:
     assert torch.equal(head[1].weight, weight)
 
 
-@pytest.mark.parametrize(
-    ("depth", "advice"), [(2, "take 8 or 14"), (18, "take 14 or 20"), (50 + 1, "50 or 56")]
-)
+@pytest.mark.parametrize(("depth", "advice"), [(2, "take 8 or 14"), (18, "take 14 or 20"), (50 + 1, "50 or 56")])
 def test_depths_that_do_not_exist(depth: int, advice: str) -> None:
     with pytest.raises(BadInput, match=advice):
         models.cifar_resnet(depth)

@@ -1,17 +1,39 @@
 """localprop: supervised local learning for PyTorch."""
 
-from localprop import data, models
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from localprop.errors import BadInput, RunFailed, StepFailed
-from localprop.learner import Learner
-from localprop.methods import auglocal, backlink, contsup, end_to_end, greedy, interlocking
-from localprop.network import Layers, Partition, layers_of
-from localprop.rule.auxiliary import Head, Pool, SampledLayers, Site
-from localprop.rule.context import ContextSupply, ConvEncoder
-from localprop.rule.credit import BackwardLinks, CreditTable, EndToEnd, Interlocked, Own
-from localprop.rule.losses import Batch, CrossEntropy, LocalLoss
-from localprop.rule.rule import Rule
-from localprop.step.schedule import Schedule
-from localprop.step.wiring import wire
+
+if TYPE_CHECKING:
+    from localprop import data, models
+    from localprop.learner import Learner
+    from localprop.methods import auglocal, backlink, contsup, end_to_end, greedy, interlocking
+    from localprop.network import Layers, Partition, layers_of
+    from localprop.rule.auxiliary import Head, Pool, SampledLayers, Site
+    from localprop.rule.context import ContextSupply, ConvEncoder
+    from localprop.rule.credit import BackwardLinks, CreditTable, EndToEnd, Interlocked, Own
+    from localprop.rule.losses import Batch, CrossEntropy, LocalLoss
+    from localprop.rule.rule import Rule
+    from localprop.step.schedule import Schedule
+    from localprop.step.wiring import wire
+
+# Where each public name lives: it is imported when it is first used, so that `localprop --help` does without torch.
+_HOMES = {
+    "localprop.learner": ("Learner",),
+    "localprop.methods": ("auglocal", "backlink", "contsup", "end_to_end", "greedy", "interlocking"),
+    "localprop.network": ("Layers", "Partition", "layers_of"),
+    "localprop.rule.auxiliary": ("Head", "Pool", "SampledLayers", "Site"),
+    "localprop.rule.context": ("ContextSupply", "ConvEncoder"),
+    "localprop.rule.credit": ("BackwardLinks", "CreditTable", "EndToEnd", "Interlocked", "Own"),
+    "localprop.rule.losses": ("Batch", "CrossEntropy", "LocalLoss"),
+    "localprop.rule.rule": ("Rule",),
+    "localprop.step.schedule": ("Schedule",),
+    "localprop.step.wiring": ("wire",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 
@@ -49,3 +71,16 @@ __all__ = [
     "models",
     "wire",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("data", "models"):
+        return import_module(f"localprop.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'localprop' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -190,16 +190,18 @@ def _listed(
 
 
 def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList))
+    """A Sequential or ModuleList, unless it holds one bare conv or Linear: such a one (conv, norm, ReLU) is a unit."""
+    weighty = [child for child in module.children() if _owns_matrix(child)]
+    one_unit = len(weighty) == 1 and not list(weighty[0].children())
+    return isinstance(module, (nn.Sequential, nn.ModuleList)) and not one_unit
 
 
 def _members(module: nn.Module, single: dict[str, nn.Module], *, siblings: bool) -> set[str]:
     """Which of a module's clean children are in a list: all of a Sequential or ModuleList, or conv1, conv2, ... of a
-    hand-written net, with what stands between them. One bare Linear alone (a classifier) makes no list."""
-    kinds = Counter(type(child) for child in single.values() if _owns_matrix(child))
+    hand-written net, with what stands between them."""
     if _is_list(module):
-        bare = [child for child in single.values() if _owns_matrix(child) and not list(child.children())]
-        return set() if len(bare) == kinds.total() == 1 else set(single)
+        return set(single)
+    kinds = Counter(type(child) for child in single.values() if _owns_matrix(child))
     several = {kind for kind, count in kinds.items() if siblings and count > 1}
     return {n for n, child in single.items() if type(child) in several or (several and not _owns_matrix(child))}
 

@@ -181,13 +181,18 @@ class Engine:
 
         return hook
 
+    @staticmethod
+    def _begin(run: State, action: Action) -> None:
+        run.action = action
+        run.begun += 1
+        if run.observe:
+            run.observe(action)
+
     # --- F ----------------------------------------------------------------------------------------------------------
 
     def _enter(self, run: State, s: int, handed: Tensor) -> Tensor:
         """Begin F of segment s: its leaf, its random state, and the contexts that it receives."""
-        run.action = Action(Op.F, s, None, run.microbatch)
-        if run.observe:
-            run.observe(run.action)
+        self._begin(run, Action(Op.F, s, None, run.microbatch))
         again = s in self._again
         torch.set_grad_enabled(bool(self.wiring.flows[s]) and not again)
         self._generators.seed(self.seed, run.number, "F", s, run.microbatch)
@@ -203,9 +208,10 @@ class Engine:
         before = self.wiring.segments[s].layers[0] - 1
         if before >= 0 and self.wiring.layers.overwritten[before]:
             handed = handed.clone()
-        sources = self.wiring.sources[self.wiring.segments[s].module]
-        for source, encoder in zip(sources, self._encoders[s] or (), strict=False):
-            handed = handed + encoder(run.inlets[source.module])
+        encoders = self._encoders[s]
+        if encoders is not None:
+            for source, encoder in zip(self.wiring.sources[self.wiring.segments[s].module], encoders, strict=True):
+                handed = handed + encoder(run.inlets[source.module])
         return handed
 
     def _supply(self, run: State, s: int, entered: Tensor) -> None:
@@ -230,9 +236,7 @@ class Engine:
         del output
         torch.set_grad_enabled(True)
         for action in self._after[run.microbatch, s]:
-            run.action = action
-            if run.observe:
-                run.observe(action)
+            self._begin(run, action)
             _RUN[action.op](self, run, action)
         run.features = None
 

@@ -80,6 +80,7 @@ class State:
     weight: float = 1.0
     expected: int = 0
     action: Action | None = None
+    begun: int = 0  # actions so far, the current one included
     leaf: Tensor | None = None
     features: Tensor | None = None
     inlets: dict[int, Tensor] = field(default_factory=dict)  # module -> its input, where it is some module's context
@@ -112,13 +113,12 @@ def story(run: State, wiring: Wiring, schedule: Schedule, error: Exception) -> s
     return (
         f"Action {action} failed ({type(error).__name__}: {error}), on {first if first == last else f'{first} .. {last}'} "
         f"(module {segment.module}, output {shape} per sample), batch of shape {tuple(run.batch.inputs.shape)}.\n"
-        f"Schedule: {_around(schedule, action)}\n"
+        f"Schedule: {_around(schedule, run.begun - 1)}\n"
         f"Segments stepped already: {', '.join(map(str, run.stepped)) or 'none'}. Gradients were dropped."
     )
 
 
-def _around(schedule: Schedule, action: Action, width: int = 5) -> str:
-    words = [f"{each} <-- here" if each == action else str(each) for each in schedule]
-    at = schedule.index(action)
+def _around(schedule: Schedule, at: int, width: int = 5) -> str:
+    words = [f"{action} <-- here" if i == at else str(action) for i, action in enumerate(schedule)]
     before, after = max(at - width, 0), at + width + 1
     return " ".join([*(["..."] if before else []), *words[before:after], *(["..."] if after < len(words) else [])])

@@ -1,0 +1,320 @@
+"""The command line. Data goes to stdout, everything else to stderr; nothing heavy is imported before a command runs.
+
+Exit codes: 0 success, 1 a run that failed, 2 bad input, 130 Ctrl-C. Each command is a pair of functions: `_add_<command>`
+declares it, `_run_<command>` runs it and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, asdict, fields
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any
+
+from localprop.errors import BadInput, RunFailed, StepFailed
+from localprop.training.config import Config, accepted_types
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the words after `localprop`; those of the process if None.
+
+    Returns:
+        The exit code.
+
+    Example:
+        >>> main(["show", "--model", "resnet8", "--method", "greedy"])
+        0
+    """
+    try:
+        args = _parser().parse_args(argv)
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as end:  # argparse's own: 0 after --help, 2 after bad words
+        return end.code if isinstance(end.code, int) else 2
+    except BadInput as error:
+        _complain("localprop cannot use this input:", error.problems)
+        return 2
+    except (RunFailed, StepFailed) as error:
+        _complain("The run failed:", [str(error)])
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="localprop", description="Train PyTorch networks by supervised local learning.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_compare(subparsers)
+    _add_train(subparsers)
+    _add_show(subparsers)
+    _add_bench(subparsers)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import localprop
+
+        print(f"localprop {localprop.__version__}")
+        parser.exit()
+
+
+# --- compare --------------------------------------------------------------------------------------------------------
+
+_COMPARED = (
+    "end_to_end()",
+    "end_to_end() with recompute",
+    "greedy(aux=Head(convs=0, linears=1))",
+    "greedy()",
+    "contsup()",
+    "auglocal()",
+    "backlink()",
+    "interlocking(wise=2)",
+    "interlocking(wise=3)",
+    "BackLink + ContSup + AugLocal's heads: "
+    "Rule(credit=BackwardLinks(), aux=SampledLayers(), context=ContextSupply(input=True, previous=1))",
+)
+# Chosen once, so that end-to-end has converged on the digits; a value that is given replaces it.
+_COMPARED_WITH = {"model": "resnet20", "epochs": 15, "lr": 0.1, "batch_size": 64}
+
+
+def _add_compare(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "compare", "train methods side by side: accuracy, memory, time and parameters of each"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=_COMPARED, metavar="METHOD",
+        help="expressions such as 'backlink(layers=2)', 'end_to_end() with recompute' or 'LABEL: Rule(...)'; "
+        "gaps refer to the first (default: every method)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=_reader((int,)), default=3, metavar="N", help="runs of each method (default: 3)"
+    )
+    _add_rounds(parser)
+    parser.add_argument("--out", metavar="DIR", help="directory for compare.json, every figure of every run")
+    parser.add_argument("--overwrite", action="store_true", help="replace the result in --out")
+    add_config(parser, skip=("method", "recompute"))
+    parser.set_defaults(run=_run_compare)
+
+
+def _run_compare(args: argparse.Namespace) -> int:
+    from localprop import cli_compare
+
+    config = Config(**{**_COMPARED_WITH, **given(args)})
+    figures = cli_compare.run_compare(
+        config, args.methods, seeds=args.seeds, rounds=args.rounds, out=args.out, overwrite=args.overwrite
+    )
+    _print_figures(args, figures)
+    return 0
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def _add_train(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "train", "train a network and measure it on test data")
+    parser.add_argument("--out", metavar="DIR", help="directory for config, metrics, checkpoint and summary")
+    used = parser.add_mutually_exclusive_group()
+    used.add_argument("--resume", action="store_true", help="go on with the run in --out, with its config")
+    used.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    add_config(parser)
+    parser.set_defaults(run=_run_train)
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from localprop import cli_train
+
+    try:
+        summary = cli_train.run(given(args), out=args.out, resume=args.resume, overwrite=args.overwrite)
+    except KeyboardInterrupt:
+        if args.out:
+            print(f"Go on with: localprop train --out {shlex.quote(args.out)} --resume", file=sys.stderr)
+        raise
+    if args.json:
+        print_json(summary)
+    else:
+        print(f"test accuracy {summary['test_accuracy']:.4f}")
+    return 0
+
+
+# --- show -----------------------------------------------------------------------------------------------------------
+
+
+def _add_show(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "show", "print layers, credit table, schedule and costs, without training")
+    add_config(parser)
+    parser.set_defaults(run=_run_show)
+
+
+def _run_show(args: argparse.Namespace) -> int:
+    from localprop.training.config import prepared
+
+    config = Config(**given(args))
+    _, learner = prepared(config)
+    explanation = learner.explain()
+    if args.json:
+        print_json({"config": asdict(config), "explanation": explanation})
+    else:
+        print(explanation)
+    return 0
+
+
+# --- bench ----------------------------------------------------------------------------------------------------------
+
+_MEASURED = {
+    "memory": (
+        *_COMPARED[:2],
+        "greedy()",
+        "backlink(layers=1)",
+        "backlink(layers=3)",
+        "contsup()",
+        "interlocking(wise=2)",
+    ),
+    "speed": ("end_to_end()", "greedy(aux=Head(convs=0, linears=1))"),
+}
+_SETTINGS = {"memory": ("resnet110", 0.0), "speed": ("resnet32", 0.9)}
+
+
+def _add_bench(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "bench", "measure the engine: memory against its prediction, or time against a plain loop"
+    )
+    parser.add_argument("what", choices=sorted(_MEASURED), help="what to measure")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="expressions, as for compare")
+    parser.add_argument("--model", metavar="TEXT", help="default: resnet110 for memory, resnet32 for speed")
+    parser.add_argument("--modules", type=int, default=16, metavar="N", help="local modules (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images per batch (default: 128)")
+    parser.add_argument("--input", type=_shape, default=(3, 32, 32), metavar="C,H,W", help="default: 3,32,32")
+    parser.add_argument("--momentum", type=float, metavar="X", help="of SGD; default: 0 for memory, 0.9 for speed")
+    parser.add_argument("--device", default="auto", metavar="TEXT", help="default: the accelerator if there is one")
+    _add_rounds(parser)
+    parser.set_defaults(run=_run_bench)
+
+
+def _run_bench(args: argparse.Namespace) -> int:
+    from localprop import cli_compare
+    from localprop.report.bench import Setting
+
+    model, momentum = _SETTINGS[args.what]
+    setting = Setting(
+        model=args.model or model,
+        modules=args.modules,
+        batch_size=args.batch_size,
+        input_shape=args.input,
+        momentum=momentum if args.momentum is None else args.momentum,
+        device=args.device,
+    )
+    figures = cli_compare.run_bench(args.what, setting, args.methods or _MEASURED[args.what], args.rounds)
+    _print_figures(args, figures)
+    return 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(","))
+
+
+# --- what commands share --------------------------------------------------------------------------------------------
+
+
+def _add_rounds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rounds", type=_reader((int,)), default=15, metavar="N", help="interleaved rounds of the timing (default: 15)"
+    )
+
+
+def _print_figures(args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    table = figures.pop("table")
+    if args.json:
+        print_json(figures)
+    else:
+        print(table)
+
+
+def _command(subparsers: Subparsers, name: str, purpose: str) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser, skip: Iterable[str] = ()) -> None:
+    """A flag for each field of :class:`Config` but those to skip; what is not given is absent from the arguments.
+
+    Values stay as they can be read, so that :meth:`Config.problems` lists all that are wrong, not argparse the first.
+    """
+    group = parser.add_argument_group("the run")
+    helps = _field_helps()
+    for field in fields(Config):
+        if field.name in skip:
+            continue
+        flag, kinds = "--" + field.name.replace("_", "-"), accepted_types()[field.name]
+        default = "" if field.default in (None, MISSING) else f" (default: {field.default})"
+        options: dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "help": (helps[field.name] + default).replace("%", "%%"),
+        }
+        if kinds == (bool,):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        else:
+            group.add_argument(flag, type=_reader(kinds), metavar=_metavar(kinds), **options)
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of :class:`Config` that were given as flags."""
+    return {field.name: getattr(args, field.name) for field in fields(Config) if hasattr(args, field.name)}
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON on stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _reader(kinds: tuple[type, ...]) -> Any:
+    def read(text: str) -> object:
+        for kind in (kind for kind in (int, float) if kind in kinds):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        return text
+
+    return read
+
+
+def _metavar(kinds: tuple[type, ...]) -> str:
+    return "N" if int in kinds else "X" if float in kinds else "TEXT"
+
+
+def _field_helps() -> dict[str, str]:
+    """The attributes' descriptions in the docstring of :class:`Config`, which are the flags' help."""
+    section = cleandoc(Config.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    helps = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE))
+    return {field.name: " ".join(helps.get(field.name, "").split()).rstrip(".") for field in fields(Config)}
+
+
+def _complain(title: str, problems: Iterable[str]) -> None:
+    bullets = [f"- {problem}".replace("\n", "\n  ") for problem in problems]
+    print("\n".join([title, *bullets]), file=sys.stderr)

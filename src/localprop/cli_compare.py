@@ -1,0 +1,132 @@
+"""The commands `compare` and `bench`: from flags to tables, with progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from localprop.errors import BadInput, check
+from localprop.report.bench import Setting, memory, speed
+from localprop.report.compare import Comparison, Progress, compare
+from localprop.report.contender import Contender
+from localprop.report.tables import bench_memory_table, bench_speed_table, comparison_table
+from localprop.training.config import Config, load_data
+from localprop.training.rundir import environment, json_text, write_text
+
+_RESULTS = "compare.json"
+_NOTE = (
+    "The digits are easy: all methods come close to each other here, and a few test images decide the order. "
+    "Use --data FILE.npz --model ... --epochs ... for the same table on your own data."
+)
+
+
+def contenders_of(texts: Sequence[str]) -> list[Contender]:
+    """The methods of a comparison.
+
+    Raises:
+        BadInput: none, or two with one label.
+    """
+    contenders = [Contender.parse(text) for text in texts if text.strip()]
+    labels = [contender.label for contender in contenders]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    check(f"Two methods are called {label!r}: give one a label, as in 'mine: {label}'." for label in twice)
+    if not contenders:
+        raise BadInput("No method to compare: name one after --methods, such as 'greedy()'.")
+    return contenders
+
+
+def run_compare(
+    config: Config, methods: Sequence[str], *, seeds: int, rounds: int, out: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """Compare methods; print nothing, return the figures and the table's text under `table`.
+
+    Raises:
+        BadInput: of the values, the data, a method or the directory.
+        RunFailed: a loss that is not finite.
+    """
+    problems = [*_count_problems(seeds=(seeds, 1), rounds=(rounds, 2)), *config.problems()]
+    file = None if out is None else Path(out) / _RESULTS
+    if file and file.exists() and not overwrite:
+        problems.append(f"{file} exists already: choose another --out, or add --overwrite.")
+    check(problems)
+    dataset, contenders = load_data(config), contenders_of(methods)
+    with _progress(len(contenders) * seeds * config.epochs) as progress:
+        comparison = compare(config, dataset, contenders, seeds=seeds, rounds=rounds, progress=progress)
+    figures = {**comparison.as_json(), "environment": environment()}
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json_text(figures))
+    return {**figures, "table": _table(comparison)}
+
+
+def _count_problems(**counts: tuple[object, int]) -> list[str]:
+    return [
+        f"{name}={count!r} must be a whole number of {least} or more."
+        for name, (count, least) in counts.items()
+        if not isinstance(count, int) or count < least
+    ]
+
+
+def _table(comparison: Comparison) -> str:
+    note = [_NOTE] if comparison.config.data == "digits" else []
+    return "\n".join([comparison_table(comparison), *note])
+
+
+def run_bench(what: str, setting: Setting, methods: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Run one of the benchmarks; returns its figures and the table's text under `table`.
+
+    Raises:
+        BadInput: of a value or a method.
+    """
+    check(_count_problems(rounds=(rounds, 2)))
+    contenders = contenders_of(methods)
+    if what == "memory":
+        base, rows = memory(setting, contenders, _say)
+        figures: dict[str, Any] = {"baseline": {"peak_bytes": base}, "rows": [asdict(row) for row in rows]}
+        table = bench_memory_table(setting, base, rows)
+    else:
+        seconds, timed = speed(setting, contenders, rounds, _say)
+        figures = {"baseline": {"step_seconds": seconds}, "rows": [asdict(row) for row in timed]}
+        table = bench_speed_table(setting, seconds, timed, rounds)
+    return {**figures, "setting": asdict(setting), "environment": environment(), "table": table}
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Progress]:
+    """A live bar on a terminal, a line for every new run elsewhere."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what, epochs: bar.update(task, description=what, advance=epochs)
+
+
+def _lines() -> Callable[[str, int], None]:
+    last = [""]
+
+    def progress(what: str, epochs: int) -> None:
+        if what != last[0]:
+            last[0] = what
+            print(what, file=sys.stderr, flush=True)
+
+    return progress

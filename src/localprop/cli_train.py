@@ -1,0 +1,141 @@
+"""The command `train`: a run from flags to summary, with progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from localprop.data import Dataset
+from localprop.errors import BadInput, check
+from localprop.learner import Learner
+from localprop.training.config import Config, noting, prepared
+from localprop.training.rundir import RunDir
+from localprop.training.trainer import EpochReport, OnEpoch, OnStep, test_accuracy, train
+
+MAY_DIFFER = ("device", "root", "download")  # where a run goes on, not what it computes
+
+
+def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """Train, keep each epoch in the run directory if there is one, and measure the test accuracy at the end.
+
+    Args:
+        given: fields of :class:`Config`.
+        out: the run directory, or None.
+        resume: go on with the run in `out`.
+        overwrite: replace the run in `out`.
+
+    Returns:
+        The summary: config, rule, accuracies, every epoch, parameters and seconds.
+
+    Raises:
+        BadInput: of the values, the directory, or a resumed run that was started with other values.
+        RunFailed: a loss that is not finite, a disk that is full.
+        StepFailed: a step that stopped half-way.
+
+    Example:
+        >>> summary = run({"model": "mlp", "epochs": 2}, out=None, resume=False, overwrite=False)
+    """
+    if (resume or overwrite) and out is None:
+        raise BadInput(f"{'--resume' if resume else '--overwrite'} needs the directory of a run: add --out DIR.")
+    folder = None if out is None else RunDir(out)
+    config = _stored(folder, given) if folder and resume else Config(**given)
+    problems: list[str] = []
+    with noting(problems):
+        if folder and not resume:
+            folder.refuse_used(overwrite=overwrite)
+    with noting(problems):
+        dataset, learner = prepared(config)
+    check(problems)
+    config = _resolved(config, learner)
+    done = folder.resume(learner) if folder and resume else 0
+    if folder and not resume:
+        folder.start(config)
+    reports = _trained(learner, dataset, config, folder, done)
+    summary = _summary(learner, dataset, config, reports)
+    if folder:
+        folder.finish(summary)
+    return summary
+
+
+def _stored(folder: RunDir, given: Mapping[str, Any]) -> Config:
+    """The config of a run to go on with, which flags may repeat but not change."""
+    config = folder.config()
+    check(
+        f"{name}={value!r}, but the run in {folder.path} has {getattr(config, name)!r}: leave it out, or start a new run."
+        for name, value in given.items()
+        if name not in MAY_DIFFER and value != getattr(config, name)
+    )
+    return replace(config, **given)
+
+
+def _resolved(config: Config, learner: Learner) -> Config:
+    modules, device = len(learner.partition.modules), str(learner.device)
+    return replace(config, modules=modules, warmup_epochs=config.warmup, device=device)
+
+
+def _trained(learner: Learner, dataset: Dataset, config: Config, folder: RunDir | None, done: int) -> list[EpochReport]:
+    def keep(report: EpochReport) -> None:
+        if folder:
+            folder.keep(report, learner)
+        tell(report)
+
+    before = folder.reports[:] if folder else []
+    with _progress(config, done) as (tell, on_step):
+        return before + train(learner, dataset, config, start_epoch=done, on_epoch=keep, on_step=on_step)
+
+
+def _summary(learner: Learner, dataset: Dataset, config: Config, reports: list[EpochReport]) -> dict[str, Any]:
+    parts = {"model": learner.model, "heads": learner.heads, "encoders": learner.encoders}
+    return {
+        "config": asdict(config),
+        "rule": repr(learner.rule),
+        "layers": len(learner.partition.layers),
+        "parameters": {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()},
+        "test_accuracy": test_accuracy(learner, dataset, config),
+        "validation_accuracy": reports[-1].validation_accuracy,
+        "seconds": sum(report.seconds for report in reports),
+        "peak_memory_bytes": max((report.peak_memory_bytes or 0 for report in reports), default=0) or None,
+        "epochs": [asdict(report) for report in reports],
+    }
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(config: Config, done: int) -> Iterator[tuple[OnEpoch, OnStep | None]]:
+    """What to call after an epoch and after a step: a live bar on a terminal, a line per epoch elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda report: print(line_of(report, config), file=sys.stderr, flush=True), None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("training", total=config.epochs, completed=done)
+
+        def on_step(epoch: int, step: int, steps: int) -> None:
+            bar.update(task, completed=epoch - 1 + step / steps, description=f"epoch {epoch}/{config.epochs}")
+
+        yield lambda report: bar.console.print(line_of(report, config), highlight=False, markup=False), on_step
+
+
+def line_of(report: EpochReport, config: Config) -> str:
+    """One epoch in one line.
+
+    Example:
+        >>> line_of(EpochReport(1, 0.1, (0, 1), (1.5, 1.2), 0.9, 2.0), Config())
+        'epoch  1/20  lr 0.1     losses 1.500 .. 1.200  validation 0.9000  2.0 s'
+    """
+    width = len(str(config.epochs))
+    ends = dict.fromkeys([f"{report.losses[0]:.3f}", f"{report.losses[-1]:.3f}"])
+    words = [f"epoch {report.epoch:{width}d}/{config.epochs}", f"lr {report.lr:<7.4g}", f"losses {' .. '.join(ends)}"]
+    if report.validation_accuracy is not None:
+        words.append(f"validation {report.validation_accuracy:.4f}")
+    words.append(f"{report.seconds:.1f} s")
+    if report.peak_memory_bytes is not None:
+        words.append(f"peak {report.peak_memory_bytes / 2**20:.1f} MiB")
+    return "  ".join(words)

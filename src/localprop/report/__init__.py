@@ -1,0 +1,1 @@
+"""Comparisons and benchmarks: what methods cost and gain, measured side by side."""

@@ -1,0 +1,202 @@
+"""Epochs: learning rates by hand, losses, accuracy, and what happens when a loss is no number."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import localprop as lp
+from localprop.data import Dataset
+from localprop.errors import RunFailed
+from localprop.learner import Learner
+from localprop.training import trainer
+from localprop.training.config import Config, build, load_data, prepared
+from localprop.training.trainer import EpochReport, evaluate, lr_at, train
+
+SMALL = Config(model="resnet8", modules=2, epochs=4, limit=200)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much where several tests run at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# learning rates
+
+GOLDEN = {1: 0.01, 2: 0.08897, 5: 0.32523, 10: 0.71408, 11: 0.79071, 80: 0.4, 159: 8e-5, 160: 0.0}
+
+
+@pytest.mark.parametrize(("epoch", "lr"), GOLDEN.items())
+def test_golden_learning_rates(epoch: int, lr: float) -> None:
+    assert lr_at(Config(epochs=160, lr=0.8), epoch) == pytest.approx(lr, rel=1e-4 if lr > 1e-3 else 0.05, abs=1e-12)
+
+
+def test_warmup_of_another_length() -> None:
+    config = Config(epochs=40, lr=0.8, warmup_epochs=4)
+    cosine = [0.4 * (1 + math.cos(math.pi * epoch / 40)) for epoch in range(41)]
+    assert [lr_at(config, epoch) for epoch in (1, 3, 4, 5)] == pytest.approx(
+        [0.01, cosine[3] * 2 / 4 + 0.01 * 2 / 4, cosine[4] * 3 / 4 + 0.01 / 4, cosine[5]]
+    )
+
+
+def test_a_small_learning_rate_is_never_exceeded() -> None:
+    config = Config(epochs=100, lr=0.001)
+    assert max(lr_at(config, epoch) for epoch in range(1, 101)) <= 0.001
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(2, 0), (9, 0), (20, 2), (100, 10), (160, 10)])
+def test_default_warmup(epochs: int, warmup: int) -> None:
+    assert Config(epochs=epochs).warmup == warmup
+
+
+def test_a_constant_schedule_is_constant() -> None:
+    assert {lr_at(Config(epochs=30, lr_schedule="constant"), epoch) for epoch in range(1, 31)} == {0.1}
+
+
+# training
+
+
+def test_the_loss_goes_down_and_every_optimizer_follows_the_schedule() -> None:
+    dataset, learner = prepared(SMALL)
+    rates: list[set[float]] = []
+    seen: list[EpochReport] = []
+    steps: list[tuple[int, int, int]] = []
+
+    def on_epoch(report: EpochReport) -> None:
+        seen.append(report)
+        rates.append({group["lr"] for optimizer in learner.optimizers for group in optimizer.param_groups})
+
+    reports = train(learner, dataset, SMALL, on_epoch=on_epoch, on_step=lambda *place: steps.append(place))
+    assert seen == reports
+    assert [report.epoch for report in reports] == [1, 2, 3, 4]
+    assert rates == [{lr_at(SMALL, epoch)} for epoch in range(1, 5)]
+    assert reports[0].modules == (0, 1)
+    assert all(last < first for first, last in zip(reports[0].losses, reports[-1].losses, strict=True))
+    assert reports[-1].validation_accuracy is not None
+    assert reports[-1].validation_accuracy > 0.5
+    assert steps == [(epoch, step, 4) for epoch in range(1, 5) for step in range(1, 5)]
+
+
+def test_mean_losses_weigh_images_not_batches() -> None:
+    config = replace(SMALL, model="mlp:8", modules=1, method="end_to_end", limit=65, epochs=2)
+    dataset, learner = prepared(config)
+    noted: list[tuple[float, int]] = []
+    step = learner.step
+
+    def noting(batch: tuple[Tensor, Tensor]) -> lp.step.state.Losses:  # type: ignore[name-defined]
+        losses = step(batch)
+        noted.append((losses.task.item(), len(batch[0])))
+        return losses
+
+    learner.step = noting  # type: ignore[method-assign, assignment]
+    first = train(learner, dataset, config)[0]
+    assert [images for _, images in noted] == [64, 1] * 2
+    assert first.losses == pytest.approx((sum(loss * images for loss, images in noted[:2]) / 65,))
+
+
+def test_runs_are_reproducible_and_leave_random_state_alone() -> None:
+    dataset = load_data(SMALL)
+    before = torch.get_rng_state()
+    one, two = (build(SMALL, dataset) for _ in range(2))
+    losses = [[report.losses for report in train(learner, dataset, SMALL)] for learner in (one, two)]
+    assert losses[0] == losses[1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_validation_split_there_is_no_validation_accuracy() -> None:
+    dataset = load_data(SMALL)
+    empty = replace(dataset, validation=dataset.validation.select(torch.arange(0)))
+    assert train(build(SMALL, dataset), empty, SMALL)[-1].validation_accuracy is None
+
+
+def test_losses_are_read_at_intervals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    look = trainer._Meter.look
+    monkeypatch.setattr(trainer._Meter, "look", lambda meter: (looks.append(meter._steps), look(meter))[1])
+    monkeypatch.setattr(trainer, "LOOK_EVERY", 3)
+    config = replace(SMALL, epochs=2, batch_size=20)  # 10 steps
+    dataset, learner = prepared(config)
+    train(learner, dataset, config)
+    assert looks == [0, 3, 6, 9] * 2
+
+
+# a loss that is no number
+
+
+def poisoned(at: int, value: float) -> tuple[Learner, Dataset, Config]:
+    """A learner whose last weights become `value` before the step `at`, from 1."""
+    config = replace(SMALL, batch_size=20, epochs=2, method="greedy")
+    dataset, learner = prepared(config)
+    step = learner.step
+
+    def stepping(batch: tuple[Tensor, Tensor]) -> object:
+        if learner.steps == at - 1:
+            with torch.no_grad():
+                [*learner.model.parameters()][-1].fill_(value)
+        return step(batch)
+
+    learner.step = stepping  # type: ignore[method-assign, assignment]
+    return learner, dataset, config
+
+
+@pytest.mark.parametrize(("at", "place"), [(1, "epoch 1, step 1,"), (7, "epoch 1, step 7,"), (12, "epoch 2, step 2,")])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(at: int, place: str, value: float) -> None:
+    learner, dataset, config = poisoned(at, value)
+    with pytest.raises(RunFailed) as caught:
+        train(learner, dataset, config)
+    story = str(caught.value)
+    for word in (place, "module 1", "nan", "lower lr (now 0.1; 0.01", "warm"):
+        assert word in story
+    assert "precision" not in story
+
+
+# accuracy
+
+
+def test_evaluate_counts_and_restores_modes() -> None:
+    network = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(3), nn.Identity())
+    network[2].eval()
+    network.train()
+    network[1].eval()
+    images = torch.eye(3)
+    statistics = network[1].running_mean.clone()
+    batches = [(images, torch.tensor([0, 1, 0])), (images[:1], torch.tensor([0]))]
+    assert evaluate(network, batches) == 0.75
+    assert [module.training for module in network.modules()] == [True, True, False, True]
+    assert torch.equal(network[1].running_mean, statistics)
+    assert evaluate(network, []) == 0
+
+
+def test_evaluate_restores_modes_after_a_failure() -> None:
+    network = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError):
+        evaluate(network, [(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64))])
+    assert network.training
+
+
+def test_evaluate_keeps_no_graph() -> None:
+    class Watch(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            assert not torch.is_grad_enabled()
+            return inputs
+
+    evaluate(Watch(), [(torch.eye(2), torch.tensor([0, 1]))])
+
+
+def test_test_accuracy_is_that_of_the_test_split() -> None:
+    dataset, learner = prepared(SMALL)
+    labels = dataset.test.labels
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(network[1].weight)
+    with torch.no_grad():
+        network[1].bias.copy_(torch.eye(10)[3])
+    learner.network = network
+    assert trainer.test_accuracy(learner, dataset, SMALL) == pytest.approx((labels == 3).double().mean().item())
