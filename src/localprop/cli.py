@@ -92,12 +92,11 @@ _COMPARED = (
     "auglocal()",
     "backlink()",
     "interlocking(wise=2)",
-    "interlocking(wise=3)",
     "BackLink + ContSup + AugLocal's heads: "
     "Rule(credit=BackwardLinks(), aux=SampledLayers(), context=ContextSupply(input=True, previous=1))",
 )
 # Chosen once, so that end-to-end has converged on the digits; a value that is given replaces it.
-_COMPARED_WITH = {"model": "resnet20", "epochs": 15, "lr": 0.1, "batch_size": 64}
+_COMPARED_WITH = {"model": "resnet14", "epochs": 12, "batch_size": 64}
 
 
 def _add_compare(subparsers: Subparsers) -> None:

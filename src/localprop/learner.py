@@ -84,7 +84,7 @@ class Learner:
         self.encoders = self.wiring.encoders
         self.network: nn.Module = self._deployed()
         self.schedule = Schedule.of(self.wiring, microbatches, self._recomputed() if recompute else frozenset())
-        self._trainable = [parameter.requires_grad for parameter in model.parameters()]
+        self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._by_segment: dict[int, Optimizer] = {}
         self._by_objective: dict[int, Optimizer] = {}
@@ -202,7 +202,7 @@ class Learner:
         return Batch(inputs, targets)
 
     def _batch_problems(self, tensors: list[Tensor]) -> Iterator[str]:
-        if [parameter.requires_grad for parameter in self.model.parameters()] != self._trainable:
+        if any(parameter.requires_grad is not trainable for parameter, trainable in self._trainable):
             yield "requires_grad of some parameters has changed since the Learner was made: make a new Learner."
         if len(tensors) != 2:
             yield f"A batch must be (inputs, targets), but this one has {len(tensors)} part(s)."
