@@ -36,7 +36,7 @@ def load_npz(
         BadInput: if the file is missing or no `.npz`, with every problem that its arrays have.
 
     Example:
-        >>> data = load_npz("cifar10.npz", augment=Augment(pad=4, reflect=True, flip=True))
+        >>> data = load_npz("cifar10.npz", augment=Augment(pad=4, reflect=True, flip=True))  # doctest: +SKIP
     """
     path = Path(path)
     arrays = _read(path)

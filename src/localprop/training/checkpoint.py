@@ -115,6 +115,7 @@ def load(path: str | Path, learner: Learner) -> int:
         BadInput: no such file, no checkpoint, a damaged one, or one of another learner; nothing is changed then.
 
     Example:
+        >>> save("last.pt", learner, epoch=3)
         >>> load("last.pt", learner)
         3
     """

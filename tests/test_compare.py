@@ -1,0 +1,195 @@
+"""`localprop compare` and `localprop bench`, on small networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localprop.cli import main
+from localprop.errors import BadInput
+from localprop.report.contender import Contender
+from localprop.report.costs import interleaved
+from localprop.report.tables import markdown
+
+SMALL = ["--model", "resnet8", "--epochs", "2", "--seeds", "2", "--rounds", "2", "--limit", "128", "--device", "cpu"]
+KEYS = {
+    "method", "modules", "accuracy_mean", "accuracy_std", "peak_bytes", "peak_ratio", "step_ratio", "flops_ratio",
+    "head_parameters", "context_parameters",
+}  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(list(words))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    methods = ["end_to_end()", "end_to_end() with recompute", "greedy()", "mine: contsup(previous=2)"]
+    out_dir = str(tmp_path / "result")
+    code, out, _ = run(capsys, "compare", *SMALL, "--json", "--out", out_dir, "--methods", *methods)
+    figures = json.loads(out)
+    assert code == 0
+    assert json.loads((tmp_path / "result" / "compare.json").read_text()) == figures
+    base, again, greedy, context = figures["rows"]
+    assert set(base) >= KEYS
+    assert [row["method"] for row in figures["rows"]] == [
+        "end_to_end()",
+        "end_to_end() with recompute",
+        "greedy()",
+        "mine",
+    ]
+    assert [row["modules"] for row in figures["rows"]] == [1, 1, 4, 4]
+    assert base["peak_ratio"] == pytest.approx(1, abs=0.05)
+    assert base["flops_ratio"] == pytest.approx(1)
+    assert again["accuracies"] == base["accuracies"]  # recompute changes nothing but the cost
+    assert again["flops_ratio"] > 1.1
+    assert greedy["head_parameters"] > 0 == greedy["context_parameters"] < context["context_parameters"]
+    assert len(greedy["accuracies"]) == 2
+    assert figures["baseline"]["peak_bytes"] > 0
+
+
+def test_the_same_seed_gives_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", *SMALL, "--seeds", "1", "--json", "--methods", "backlink()"]
+    results = [json.loads(run(capsys, *words)[1])["rows"][0] for _ in range(2)]
+    assert results[0]["accuracies"] == results[1]["accuracies"]
+    assert results[0]["peak_bytes"] == results[1]["peak_bytes"]
+
+
+def test_the_table_says_that_digits_are_easy(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "compare", *SMALL, "--seeds", "1", "--methods", "greedy()")
+    assert code == 0
+    assert out.startswith("| method")
+    assert "The digits are easy" in out
+    assert "greedy(), seed 1 of 1" in err
+
+
+def test_on_the_users_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file, random = tmp_path / "mine.npz", np.random.default_rng(0)
+    labels = np.arange(40) % 4
+    images = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez(
+        file,
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+        classes=np.array(list("abcd")),
+    )
+    words = [
+        "--data",
+        str(file),
+        "--model",
+        "resnet8",
+        "--epochs",
+        "2",
+        "--seeds",
+        "1",
+        "--rounds",
+        "2",
+        "--batch-size",
+        "9",
+    ]
+    code, out, _ = run(capsys, "compare", *words, "--methods", "greedy()", "backlink()")
+    assert code == 0
+    assert "digits are easy" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--methods", "greedi()"], "greedy"),
+        (["--methods", "greedy()", "greedy()"], "called 'greedy()'"),
+        (["--methods", "auglocal(depth=9)"], "use more modules"),
+        (["--modules", "99"], "choose between 1 and 4"),
+        (["--seeds", "0", "--rounds", "1"], "rounds=1"),
+        (["--seeds", "x"], "seeds='x'"),
+        (["--model", "resnet9"], "resnet"),
+        (["--data", "nowhere.npz"], "nowhere.npz"),
+        (["--data", "imagenet22k"], "imagenet22k"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_bad_input_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], told: str) -> None:
+    out_dir = tmp_path / "result"
+    code, out, err = run(capsys, "compare", *SMALL, "--out", str(out_dir), *words)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err + out
+    assert not out_dir.exists()
+
+
+def test_a_result_is_not_overwritten_unasked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text("precious")
+    code, _, err = run(capsys, "compare", *SMALL, "--out", str(tmp_path), "--methods", "greedy()")
+    assert (code, (tmp_path / "compare.json").read_text()) == (2, "precious")
+    assert "--overwrite" in err
+
+
+def test_a_failed_run_exits_with_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["compare", *SMALL, "--lr", "1e30", "--out", str(tmp_path / "r"), "--methods", "greedy()"]
+    code, _, err = run(capsys, *words)
+    assert code == 1
+    assert "loss" in err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("what", ["memory", "speed"])
+def test_benchmarks(capsys: pytest.CaptureFixture[str], what: str) -> None:
+    words = [
+        "bench",
+        what,
+        "--model",
+        "resnet8",
+        "--modules",
+        "4",
+        "--batch-size",
+        "8",
+        "--rounds",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert "plain PyTorch loop" in out
+    code, out, _ = run(capsys, *words, "--json", "--methods", "greedy()")
+    assert json.loads(out)["rows"][0]["method"] == "greedy()"
+
+
+@pytest.mark.parametrize(
+    "words", [["--input", "3,0,8"], ["--input", "big"], ["--modules", "0"], ["--model", "resnet9"]]
+)
+def test_benchmarks_refuse(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    code, _, err = run(capsys, "bench", "memory", *words)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_contenders() -> None:
+    assert Contender.parse("greedy()") == Contender("greedy()", "greedy()", recompute=False)
+    assert Contender.parse("end_to_end() with recompute").recompute
+    assert Contender.parse("a b: Rule()").label == "a b"
+
+
+def test_interleaved_timings_are_ratios_of_a_round() -> None:
+    import torch
+
+    timings = interleaved({"a": lambda: None, "b": lambda: sum(range(20_000))}, "a", 5, torch.device("cpu"))
+    assert timings["a"].ratio == 1
+    assert timings["b"].ratio > 1
+    assert timings["b"].low <= timings["b"].ratio <= timings["b"].high
+
+
+def test_markdown() -> None:
+    assert markdown(["m", "n"], [["a", "10"]]) == "| m |  n |\n|:--|---:|\n| a | 10 |"
+
+
+def test_nothing_to_compare() -> None:
+    from localprop.cli_compare import contenders_of
+
+    with pytest.raises(BadInput, match="No method"):
+        contenders_of([" "])

@@ -1,0 +1,72 @@
+"""What the documents promise: README's Python and commands, and every example in a docstring."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+import localprop
+from localprop.cli import _parser
+from localprop.data import load
+from localprop.training.config import Config, prepared
+from localprop.training.trainer import EpochReport
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(localprop.__file__).parent
+MODULES = sorted(
+    ".".join(["localprop", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__main__.py"
+)
+
+
+def what_examples_may_use() -> dict[str, object]:
+    """Imports and objects that an example may leave out."""
+    config = Config(model="mlp", epochs=2)
+    dataset, learner = prepared(config)
+    return {
+        "torch": torch, "nn": torch.nn, "np": numpy, "lp": localprop, "Config": Config, "prepared": prepared, "load": load,
+        "config": config, "dataset": dataset, "learner": learner, "report": EpochReport(1, 0.1, (0,), (1.0,), 0.5, 1.0),
+        "images": dataset.train.images, "labels": dataset.train.labels, "test": dataset.test,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    usable = {key: value for key, value in what_examples_may_use().items() if not hasattr(module, key)}
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, _ = doctest.testmod(module, optionflags=flags, extraglobs=usable)
+    assert failed == 0
+
+
+def test_python_in_the_readme() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert len(names["losses"]) == 16  # type: ignore[arg-type]
+
+
+def commands() -> list[str]:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    return [line.strip().split("  #")[0].strip() for line in lines if line.startswith("    localprop ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_the_readme_parse(command: str) -> None:
+    assert _parser().parse_args(shlex.split(command)[1:]).run
+
+
+def test_the_readme_names_no_target_that_make_lacks() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"^    make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert named == ["demo", "test"]
+    assert set(named) <= set(targets)

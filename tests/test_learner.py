@@ -1,0 +1,202 @@
+"""The learner's surface: what it refuses, with what was seen and what would fix it, and loops that others own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import localprop as lp
+
+Params = list[nn.Parameter]
+
+
+def sgd(params: Params) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+def sample(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, 3, 8, 8, generator=generator), torch.arange(size) % 10
+
+
+def make(model: nn.Module | None = None, rule: lp.Rule | None = None, **changed: Any) -> lp.Learner:
+    options: dict[str, Any] = {"modules": 4, "optimizer": sgd, "sample": sample(), **changed}
+    return lp.Learner(model or lp.models.resnet8(), rule or lp.greedy(), **options)
+
+
+class Doubled(nn.Module):
+    """A layer that returns two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.linear(x), x
+
+
+class OfTuples(nn.Module):
+    """A network of such layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Doubled(), Doubled()])
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: make(modules=9), "choose between 1 and 4"),
+        (lambda: make(modules=None), "Give either modules=K"),
+        (lambda: make("resnet8"), "must be a torch.nn.Module"),
+        (lambda: make(precision="fp8"), "fp32, bf16"),
+        (lambda: make(optimizer="sgd"), "function of parameters"),
+        (lambda: make(optimizer=lambda params: None), "returned a NoneType"),
+        (lambda: make(optimizer=lambda params: sgd(params[:1])), "owns 1 of"),
+        (lambda: make(microbatches=0), "microbatches=0"),
+        (lambda: make(sample=(torch.zeros(8, 5, 8, 8), torch.zeros(8))), "could not run on a sample of shape (8, 5, 8, 8)"),
+        (lambda: make(sample="a batch"), "tuple of tensors"),
+        (lambda: make(OfTuples(), sample=(torch.zeros(2, 4), torch.zeros(2))), "returns a tuple"),
+        (lambda: make(rule=lp.auglocal(depth=5)), "use more modules"),
+        (lambda: make(rule=lp.backlink(layers=-1)), "0 or more layers"),
+        (lambda: make(rule=lp.backlink(weight=0)), "positive and finite"),
+        (lambda: make(rule=lp.interlocking(wise=0)), "1 or more modules"),
+        (lambda: make(nn.Sequential(nn.Linear(192, 4), nn.Linear(4, 4)), rule=lp.contsup(), modules=2,
+                      sample=(torch.zeros(2, 192), torch.zeros(2))), "leave context out"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused(build: Callable[[], object], told: str) -> None:
+    with pytest.raises(lp.BadInput) as refused:
+        build()
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        ((torch.zeros(8, 3, 9, 9), torch.zeros(8, dtype=torch.long)), "(N, 3, 8, 8)"),
+        ((torch.zeros(8, 3, 8, 8).double(), torch.zeros(8, dtype=torch.long)), "torch.float64"),
+        ((torch.zeros(8, 3, 8, 8), torch.full((8,), 10)), "0..9"),
+        ((torch.zeros(8, 3, 8, 8), torch.full((8,), -1)), "from -1"),
+        ((torch.zeros(8, 3, 8, 8), torch.zeros(7, dtype=torch.long)), "one per input"),
+        ((torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long)), "empty"),
+        ((torch.zeros(8, 3, 8, 8),), "(inputs, targets)"),
+        ({"images": torch.zeros(8)}, "tuple of tensors"),
+    ],
+)
+def test_bad_batches_are_refused_and_change_nothing(batch: Any, told: str) -> None:
+    learner = make()
+    before = [parameter.clone() for parameter in learner.parameters()]
+    with pytest.raises(lp.BadInput) as refused:
+        learner.step(batch)
+    assert told in str(refused.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters(), strict=True))
+    assert learner.steps == 0
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(lp.BadInput) as refused:
+        make(modules=None, precision="fp8", optimizer=3)
+    assert len(refused.value.problems) == 3
+
+
+def test_parameters_thawed_later_are_noticed() -> None:
+    learner = make()
+    next(learner.model.parameters()).requires_grad_(False)
+    with pytest.raises(lp.BadInput, match="make a new Learner"):
+        learner.step(sample())
+
+
+def test_a_failed_step_tells_where() -> None:
+    class Fragile(nn.Linear):
+        broken = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.broken:
+                raise ValueError("the cable came out")
+            return super().forward(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Fragile(4, 4), nn.Linear(4, 2))
+    batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
+    learner = make(model, modules=3, sample=batch)
+    Fragile.broken = True
+    with pytest.raises(lp.StepFailed) as failed:
+        learner.step(batch)
+    story = str(failed.value)
+    for part in ("Action 1F failed", "the cable came out", "module 1", "1F <-- here", "stepped already: 0"):
+        assert part in story
+    Fragile.broken = False
+    learner.step(batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_in_other_dtypes(dtype: torch.dtype) -> None:
+    inputs, targets = sample()
+    learner = make(lp.models.resnet8().to(dtype), lp.contsup(), sample=(inputs.to(dtype), targets))
+    losses = learner.step((inputs.to(dtype), targets))
+    assert all(parameter.dtype == dtype for parameter in learner.parameters())
+    assert torch.isfinite(losses.task)
+
+
+@pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize(
+    "rule", [lp.end_to_end(), lp.backlink(), lp.interlocking(2), lp.contsup()], ids=lambda r: r.reference
+)
+def test_bf16_autocast_is_near_fp32(rule: lp.Rule, options: dict[str, Any]) -> None:
+    states = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        learner = make(rule=rule, precision=precision, **options)
+        losses = learner.step(sample())
+        states.append((losses.task, learner.model.fc.weight.detach().clone()))
+        assert all(parameter.dtype == torch.float32 for parameter in learner.parameters())
+    assert states[1][0] == pytest.approx(states[0][0].item(), rel=0.05)
+    assert torch.allclose(states[0][1], states[1][1], atol=0.02)
+    assert not torch.equal(states[0][1], states[1][1])
+
+
+@pytest.mark.parametrize(
+    "name", ["timm:resnet18", "torchvision:resnet18", "timm:vit_tiny_patch16_224", "torchvision:vit_b_32"]
+)
+@pytest.mark.parametrize("rule", [lp.greedy(), lp.backlink()], ids=lambda rule: rule.reference)
+def test_unchanged_models_train(name: str, rule: lp.Rule) -> None:
+    model = lp.models.create_model(name, 4, (3, 32, 32))
+    generator = torch.Generator().manual_seed(0)
+    batch = (torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8) % 4)
+    names = list(model.state_dict())
+    adam = lambda params: torch.optim.Adam(params, lr=1e-3)  # noqa: E731
+    learner = lp.Learner(model, rule, modules=4, optimizer=adam, sample=batch)
+    first = learner.step(batch)
+    for _ in range(4):
+        last = learner.step(batch)
+    assert last.task < first.task
+    assert list(model.state_dict()) == names
+
+
+def test_explain_shows_table_schedule_and_bytes() -> None:
+    text = make(rule=lp.backlink()).explain()
+    for part in ("loss1 T|T|.|.", "0F 0L 0H 1F", "blocks.2", "peak MiB", "Predicted peak"):
+        assert part in text
+
+
+def test_losses_know_their_modules() -> None:
+    losses = make(rule=lp.interlocking(2)).step(sample())
+    assert losses.modules == (1, 2, 3)
+    assert losses.task is losses[-1]
+
+
+def test_learning_rate_schedulers_see_every_optimizer() -> None:
+    learner = make(rule=lp.backlink())
+    assert len(learner.optimizers) == 4 + 3
+    owned = {id(p) for optimizer in learner.optimizers for group in optimizer.param_groups for p in group["params"]}
+    assert owned == {id(p) for p in learner.parameters()}
