@@ -111,7 +111,8 @@ def _forward_failed(model: nn.Module, inputs: Tensor, error: Exception) -> str:
     return (
         f"{type(model).__name__} could not run on a sample of shape {tuple(inputs.shape)} and dtype {inputs.dtype} "
         f"({type(error).__name__}: {reason[0] if reason else 'no message'}): pass a sample batch of the shape that "
-        "the model is trained on, of two samples or more; the forward must also run on the `meta` device (no .item(), no values of tensors)."
+        "the model is trained on, of two samples or more. The forward must also run on the `meta` device "
+        "(no .item(), no values of tensors)."
     )
 
 
