@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from localprop.arguments import (
+    PRECISIONS,
+    adopt,
+    argument_problems,
+    commas,
+    tensors_of,
+    whole_optimizer,
+    zeros_like_sample,
+)
 from localprop.errors import BadInput, check
 from localprop.network.contextual import ContextNetwork, Inlet
 from localprop.network.layers import layers_of
 from localprop.network.partition import Partition
-from localprop.rule.losses import Batch, CrossEntropy, LossBuilder
+from localprop.rule.losses import Batch, CrossEntropy, LocalLoss, LossBuilder
 from localprop.rule.rule import Rule
 from localprop.step.engine import Engine
 from localprop.step.explain import explain
@@ -25,7 +33,6 @@ from localprop.step.state import Backward, Losses, Observer
 from localprop.step.wiring import Wiring, wire
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
-_PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 class Learner:
@@ -72,23 +79,24 @@ class Learner:
         precision: str = "fp32",
         seed: int = 0,
     ) -> None:
-        check(_problems(model, modules, partition, precision, optimizer))
+        check(argument_problems(model, rule, modules, partition, precision, optimizer, microbatches, task))
         self.model = model
         self.rule = rule
         self.seed = seed
         self.steps = 0
-        self._sample = _like_sample(_tensors(sample))
-        self.partition = partition or Partition.uniform(layers_of(model, tuple(_tensors(sample))), modules or 1)
+        self.partition = self._cut(tensors_of(sample), modules, partition)
+        self._sample = zeros_like_sample(tensors_of(sample))
         self.wiring = self._wired(task)
+        check(self._batch_problems(list(self._sample)))
         self.heads = self.wiring.heads
         self.encoders = self.wiring.encoders
         self.network: nn.Module = self._deployed()
         self.schedule = Schedule.of(self.wiring, microbatches, self._recomputed() if recompute else frozenset())
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
-        self._by_segment: dict[int, Optimizer] = {}
-        self._by_objective: dict[int, Optimizer] = {}
-        self._make_optimizers(optimizer)
+        by_segment, by_objective = self._owned()
+        self._by_segment = _one_each(optimizer, by_segment)
+        self._by_objective = _one_each(optimizer, by_objective)
         self.engine = Engine(
             model,
             self.wiring,
@@ -96,18 +104,37 @@ class Learner:
             self._by_segment,
             self._by_objective,
             device=self.device,
-            autocast=_PRECISIONS[precision],
+            autocast=PRECISIONS[precision],
             seed=seed,
         )
+        if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
+            adopt(self._shared, model, chain(*by_segment.values(), *by_objective.values()))
 
     # --- building ---------------------------------------------------------------------------------------------------
+
+    def _cut(self, sample: list[Tensor], modules: int | None, partition: Partition | None) -> Partition:
+        if partition is None:
+            assert modules is not None
+            return Partition.uniform(layers_of(self.model, tuple(sample)), modules)
+        known = {name for name, _ in self.model.named_parameters()}
+        strange = sorted({name for own in partition.layers.parameters for name in own} - known)
+        check(
+            [
+                f"The partition is of another model: this one has no parameter {strange[0]!r}. Call layers_of on this model."
+            ]
+            if strange
+            else []
+        )
+        return partition
 
     def _wired(self, task: LossBuilder) -> Wiring:
         frozen = frozenset(name for name, parameter in self.model.named_parameters() if not parameter.requires_grad)
         wiring = wire(self.rule, self.partition, task=task, frozen=frozen, seed=self.seed)
-        like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
-        for built in (wiring.heads, wiring.encoders):
-            built.to(device=like.device, dtype=like.dtype)
+        layers, modules = self.partition.layers, self.partition.modules
+        for k, head in wiring.heads.items():
+            head.to(device=self.device, dtype=layers.dtypes[modules[int(k)][-1]])
+        for k, encoders in wiring.encoders.items():
+            encoders.to(device=self.device, dtype=layers.dtypes[modules[int(k)].start - 1])
         if not any(flows for flows in wiring.flows):
             raise BadInput(["Every parameter of the model is frozen: there is nothing to train."])
         return wiring
@@ -115,10 +142,13 @@ class Learner:
     def _deployed(self) -> nn.Module:
         if not len(self.encoders):
             return self.model
-        starts = [module.start for module in self.partition.modules]
+        layers, starts = self.partition.layers, [module.start for module in self.partition.modules]
         inlets = [
             Inlet(
-                m, self.partition.layers.names[starts[m] - 1], tuple(source.module for source in self.wiring.sources[m])
+                m,
+                layers.names[starts[m] - 1],
+                tuple(s.module for s in self.wiring.sources[m]),
+                layers.overwritten[starts[m] - 1],
             )
             for m in range(1, len(starts))
         ]
@@ -128,39 +158,21 @@ class Learner:
         """All segments that learn but the last, whose backward follows its forward at once."""
         return frozenset(s for s, flows in enumerate(self.wiring.flows[:-1]) if flows)
 
-    def _make_optimizers(self, optimizer: OptimizerFactory | Optimizer) -> None:
+    def _owned(self) -> tuple[dict[int, list[nn.Parameter]], dict[int, list[nn.Parameter]]]:
+        """The parameters that each segment's and each objective's step updates."""
         named = dict(self.model.named_parameters())
-        segments, objectives = dict[int, list[nn.Parameter]](), dict[int, list[nn.Parameter]]()
+        by_segment, by_objective = dict[int, list[nn.Parameter]](), dict[int, list[nn.Parameter]]()
         for s, segment in enumerate(self.wiring.segments):
-            encoders = (
-                self.encoders[str(segment.module)] if segment.inlet and str(segment.module) in self.encoders else None
+            encoders = self.wiring.encoders_at(s)
+            by_segment[s] = [named[name] for name in segment.parameters] + list(
+                encoders.parameters() if encoders else ()
             )
-            segments[s] = [named[name] for name in segment.parameters] + list(encoders.parameters() if encoders else ())
         for objective in self.wiring.objectives:
-            objectives[objective.segment] = list(self.heads[str(objective.loss)].parameters())
-        if isinstance(optimizer, Optimizer):
-            self._adopt(optimizer, chain(*segments.values(), *objectives.values()))
-            return
-        for table, owned in ((self._by_segment, segments), (self._by_objective, objectives)):
-            for place, parameters in owned.items():
-                if parameters:
-                    table[place] = _checked(optimizer(parameters), parameters)
-
-    def _adopt(self, optimizer: Optimizer, trained: Iterable[nn.Parameter]) -> None:
-        """Give an existing optimizer what was born later: heads and encoders, as one more group."""
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        own = {id(p) for p in self.model.parameters()}
-        missing = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in known]
-        check(
-            [
-                f"The optimizer lacks parameters of the model ({', '.join(missing[:5])}): build it from model.parameters()."
-            ]
-            if missing
-            else []
+            by_objective[objective.segment] = list(self.heads[str(objective.loss)].parameters())
+        return (
+            {s: own for s, own in by_segment.items() if own},
+            {s: own for s, own in by_objective.items() if own},
         )
-        born_later = [p for p in trained if id(p) not in own]
-        if born_later:
-            optimizer.add_param_group({"params": born_later})
 
     # --- stepping ---------------------------------------------------------------------------------------------------
 
@@ -187,6 +199,8 @@ class Learner:
     ) -> Losses:
         """Like :meth:`step`, but leaves all gradients in `.grad` and steps nothing, for loops that others own.
 
+        Gradients add to those that are there; a failure drops all of them.
+
         Args:
             batch: (inputs, targets).
             backward: the host's backward (`accelerator.backward`, `fabric.backward`); called on each local loss.
@@ -196,31 +210,41 @@ class Learner:
         return losses
 
     def _checked(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Batch:
-        tensors = _tensors(batch)
+        tensors = tensors_of(batch)
+        if any(parameter.requires_grad is not trainable for parameter, trainable in self._trainable):
+            raise BadInput(
+                ["requires_grad of some parameters has changed since the Learner was made: make a new Learner."]
+            )
         check(self._batch_problems(tensors))
         inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         return Batch(inputs, targets)
 
     def _batch_problems(self, tensors: list[Tensor]) -> Iterator[str]:
-        if any(parameter.requires_grad is not trainable for parameter, trainable in self._trainable):
-            yield "requires_grad of some parameters has changed since the Learner was made: make a new Learner."
         if len(tensors) != 2:
             yield f"A batch must be (inputs, targets), but this one has {len(tensors)} part(s)."
             return
         inputs, targets = tensors
-        layers = self.partition.layers
-        if inputs.shape[1:] != layers.input_shape[1:] or inputs.ndim == 0:
-            yield f"Inputs have shape {tuple(inputs.shape)}, but the sample was (N, {_comma(layers.input_shape[1:])})."
+        like, like_targets = self._sample
+        if inputs.ndim == 0 or inputs.shape[1:] != like.shape[1:]:
+            yield f"Inputs have shape {tuple(inputs.shape)}, but the sample was (N, {commas(like.shape[1:])})."
         elif len(inputs) == 0:
             yield "The batch is empty."
-        if inputs.dtype != layers.input_dtype:
-            yield f"Inputs are {inputs.dtype}, but the sample was {layers.input_dtype}: convert one of them."
-        if inputs.ndim and (targets.ndim == 0 or len(targets) != len(inputs)):
-            yield f"{len(inputs)} inputs, but targets of shape {tuple(targets.shape)}: there must be one per input."
+        if inputs.dtype != like.dtype:
+            yield f"Inputs are {inputs.dtype}, but the sample was {like.dtype}: convert one of them."
+        if targets.dtype != like_targets.dtype:
+            yield f"Targets are {targets.dtype}, but the sample's were {like_targets.dtype}: convert one of them."
+        if targets.shape != (*inputs.shape[:1], *like_targets.shape[1:]):
+            wanted = ", ".join(["N", *map(str, like_targets.shape[1:])])
+            yield f"{len(inputs)} inputs, but targets of shape {tuple(targets.shape)}: they must be ({wanted}), one per input."
         elif (
             targets.device.type == "cpu" and targets.numel()
         ):  # elsewhere a look at the values would wait for the device
-            yield from _label_problems(targets, layers.output_shape[-1])
+            yield from self._task_loss().problems(targets, self.partition.layers.output_shape)
+
+    def _task_loss(self) -> LocalLoss:
+        loss = self.wiring.heads[str(len(self.partition.modules) - 1)]["loss"]  # type: ignore[index]
+        assert isinstance(loss, LocalLoss)
+        return loss
 
     # --- costs --------------------------------------------------------------------------------------------------------
 
@@ -277,62 +301,8 @@ class Learner:
         return (parameter for _, parameter in self.named_parameters())
 
 
-def _problems(
-    model: object, modules: int | None, partition: Partition | None, precision: str, optimizer: object
-) -> Iterator[str]:
-    if not isinstance(model, nn.Module):
-        yield f"The model is a {type(model).__name__}, but must be a torch.nn.Module."
-    if (modules is None) == (partition is None):
-        yield "Give either modules=K (cut uniformly) or partition=Partition.at(...)."
-    if precision not in _PRECISIONS:
-        yield f"precision={precision!r} must be one of {', '.join(_PRECISIONS)}."
-    if not isinstance(optimizer, Optimizer) and not callable(optimizer):
-        yield f"optimizer is a {type(optimizer).__name__}, but must be a function of parameters, or a torch optimizer."
-
-
-def _checked(made: Any, parameters: list[nn.Parameter]) -> Optimizer:
-    """What the factory made, if it is an optimizer of all the parameters that it was given."""
-    hint = "write optimizer=lambda params: torch.optim.SGD(params, lr=0.1)."
-    if not isinstance(made, Optimizer):
-        raise BadInput(
-            [f"The optimizer factory returned a {type(made).__name__}, but must return an optimizer: {hint}"]
-        )
-    owned = {id(p) for group in made.param_groups for p in group["params"]}
-    wanted = {id(p) for p in parameters}
-    if owned != wanted:
-        raise BadInput(
-            [
-                f"The optimizer factory was given {len(wanted)} parameters, but its optimizer owns {len(owned & wanted)} of "
-                f"them and {len(owned - wanted)} others: it must own just those it is given; {hint}"
-            ]
-        )
-    return made
-
-
-def _like_sample(sample: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A batch of zeros in the shape of the sample, which itself is not kept."""
-    inputs, *rest = sample
-    targets = rest[0] if rest else torch.empty(len(inputs), dtype=torch.long)
-    return torch.zeros_like(inputs, device="cpu"), torch.zeros_like(targets, device="cpu")
-
-
-def _tensors(batch: object) -> list[Tensor]:
-    parts = [batch] if isinstance(batch, Tensor) else list(batch) if isinstance(batch, (tuple, list)) else []
-    odd = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
-    if odd or not parts:
-        raise BadInput(
-            [f"A batch must be a tuple of tensors (inputs, targets), not {', '.join(odd) or type(batch).__name__}."]
-        )
-    return [part for part in parts if isinstance(part, Tensor)]
-
-
-def _label_problems(targets: Tensor, classes: int) -> Iterator[str]:
-    if targets.is_floating_point():
-        return
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= classes:
-        yield f"Labels run from {low} to {high}, but the model has {classes} outputs: labels must lie in 0..{classes - 1}."
-
-
-def _comma(sizes: Iterable[int]) -> str:
-    return ", ".join(map(str, sizes))
+def _one_each(optimizer: OptimizerFactory | Optimizer, owned: dict[int, list[nn.Parameter]]) -> dict[int, Optimizer]:
+    """An optimizer for each of the owners, made by the factory; none if one exists that serves them all."""
+    if isinstance(optimizer, Optimizer):
+        return {}
+    return {place: whole_optimizer(optimizer(parameters), parameters) for place, parameters in owned.items()}

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 
 class Inlet(NamedTuple):
-    """Where context enters: at the return of the module `name`, from the inputs of the local modules `sources`."""
+    """Where context enters: at the return of the module `name`, from the inputs of the local modules `sources`.
+
+    If what follows writes into its input, later modules read a copy made before.
+    """
 
     module: int
     name: str
     sources: tuple[int, ...]
+    overwritten: bool
 
 
 class ContextNetwork(nn.Module):
@@ -65,7 +69,7 @@ class ContextNetwork(nn.Module):
             assert isinstance(encoders, nn.ModuleList)
             for source, encoder in zip(inlet.sources, encoders, strict=True):
                 output = output + encoder(seen[source])
-            seen[inlet.module] = output
+            seen[inlet.module] = output.clone() if inlet.overwritten else output
             return output
 
         return hook

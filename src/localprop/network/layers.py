@@ -15,11 +15,12 @@ from localprop.network.probe import Call, Trace, Vertex, bottlenecks, leaves, me
 
 
 class Piece(NamedTuple):
-    """A module that begins and ends within one layer, and the tensor that it returns."""
+    """A module that begins and ends within one layer, and the tensor that it returns, which may be written into later."""
 
     name: str
     shape: torch.Size
     dtype: torch.dtype
+    overwritten: bool
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Layers:
     Attributes:
         names: the module at whose return each layer ends.
         shapes: the shape of what that module returns.
+        dtypes: its dtype.
         parameters: the names of the parameters that each layer uses; a shared one appears in several layers.
         sizes: for each layer, the number of elements of each of these.
         overwritten: whether the model later writes into the layer's output in place.
@@ -39,11 +41,13 @@ class Layers:
         input_shape: the shape of the sample.
         input_dtype: the dtype of the sample.
         output_shape: the shape of the model's output.
+        frozen: the names of parameters that require no gradient.
         unclean: for every other module, why it is not the end of a layer.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
     parameters: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
     overwritten: tuple[bool, ...]
@@ -51,6 +55,7 @@ class Layers:
     input_shape: torch.Size
     input_dtype: torch.dtype
     output_shape: torch.Size
+    frozen: frozenset[str]
     unclean: Mapping[str, str] = field(repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -253,21 +258,23 @@ def _layers(model: nn.Module, twin: nn.Module, inputs: Tensor, ends: list[Call],
     check(_unused(model, parameters))
     return Layers(
         names=names,
-        shapes=_shapes(second, names),
+        shapes=tuple(output.shape for output in _returned(second, names)),
+        dtypes=tuple(output.dtype for output in _returned(second, names)),
         parameters=parameters,
         sizes=tuple(tuple(twin.get_parameter(name).numel() for name in own) for own in parameters),
         overwritten=tuple(end.overwritten for end in ends) or (False,),
-        pieces=_pieces(second, set(names[:-1]), len(names)),
+        pieces=_pieces(second, cutting.overwritten, len(names)),
         input_shape=inputs.shape,
         input_dtype=inputs.dtype,
         output_shape=second.output.shape,
+        frozen=frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
         unclean={name: why for name, why in unclean.items() if name not in names},
     )
 
 
-def _shapes(second: Trace, names: tuple[str, ...]) -> tuple[torch.Size, ...]:
-    returned = {call.name: call.output.shape for call in second.calls if isinstance(call.output, Tensor)}
-    return tuple(returned.get(name, second.output.shape) for name in names)
+def _returned(second: Trace, names: tuple[str, ...]) -> list[Tensor]:
+    returned = {call.name: call.output for call in second.calls if isinstance(call.output, Tensor)}
+    return [returned.get(name, second.output) for name in names]
 
 
 def _leaks(names: tuple[str, ...], used: list[list[Tensor]], inlets: list[Tensor]) -> Iterator[str]:
@@ -292,7 +299,7 @@ def _unused(model: nn.Module, parameters: tuple[tuple[str, ...], ...]) -> Iterat
         )
 
 
-def _pieces(second: Trace, ends: set[str], count: int) -> tuple[tuple[Piece, ...], ...]:
+def _pieces(second: Trace, ends: dict[str, bool], count: int) -> tuple[tuple[Piece, ...], ...]:
     """The outermost modules that begin and end within one layer and run once: what can be stubbed to skip the layer."""
     times = Counter(call.name for call in second.calls)
     spans = _spans(second, ends)
@@ -301,11 +308,12 @@ def _pieces(second: Trace, ends: set[str], count: int) -> tuple[tuple[Piece, ...
         begun, ended = spans[call]
         outermost = call.parent is None or len(set(spans[call.parent])) > 1
         if begun == ended and outermost and times[call.name] == 1 and isinstance(call.output, Tensor):
-            pieces[ended].append(Piece(call.name, call.output.shape, call.output.dtype))
+            overwritten = call.overwritten or ends.get(call.name, False)
+            pieces[ended].append(Piece(call.name, call.output.shape, call.output.dtype, overwritten))
     return tuple(tuple(own) for own in pieces)
 
 
-def _spans(second: Trace, ends: set[str]) -> dict[Call, tuple[int, int]]:
+def _spans(second: Trace, ends: dict[str, bool]) -> dict[Call, tuple[int, int]]:
     """For each call, the layer in which it began and the one in which it returned."""
     cuts = [_made_at(call) for call in second.calls if call.name in ends]
     spans, passed = {}, 0

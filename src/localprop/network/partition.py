@@ -80,7 +80,7 @@ class Partition:
             return
         users: dict[str, set[int]] = {}
         for layer, own in enumerate(self.layers.parameters):
-            for name in own:
+            for name in set(own) - self.layers.frozen:  # what nothing trains may be shared
                 users.setdefault(name, set()).add(self.module_of(layer))
         for name, modules in users.items():
             if len(modules) > 1:
@@ -93,7 +93,7 @@ class Partition:
 def _too_many(layers: Layers, modules: int) -> str:
     what = f"modules={modules}, but the model has {len(layers)} layer(s) ({', '.join(layers.names[:6])}"
     what += ", ...)" if len(layers) > 6 else ")"
-    odd = [f"{name}: {why}" for name, why in layers.unclean.items() if "returns a" in why or "called" in why]
+    odd = [f"{name}: {why}" for name, why in layers.unclean.items() if "returns a" in why]
     hint = f" These could not be layers: {'; '.join(odd[:4])}." if odd and modules > len(layers) else ""
     return f"{what}: choose between 1 and {len(layers)}.{hint}"
 

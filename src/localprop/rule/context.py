@@ -56,6 +56,9 @@ class ConvEncoder:
 
     hidden: int = 12
 
+    def __post_init__(self) -> None:
+        check([f"ConvEncoder(hidden={self.hidden}): hidden must be 1 or more."] if self.hidden < 1 else [])
+
     def __call__(self, source: Source, from_shape: torch.Size, to_shape: torch.Size) -> nn.Module:
         if not (is_map(from_shape) and is_map(to_shape)):
             raise BadInput(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,6 +28,10 @@ class LocalLoss(nn.Module):
         """The loss of the features (N, ...), seen through the auxiliary network."""
         raise NotImplementedError
 
+    def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        """What is wrong with targets, which are on the CPU, for a network whose outputs have this shape."""
+        return ()
+
 
 LossBuilder = Callable[[Site], LocalLoss]
 
@@ -39,6 +44,17 @@ class _CrossEntropyLoss(LocalLoss):
     def forward(self, features: Tensor, aux: nn.Module, batch: Batch) -> Tensor:
         logits = aux(features)
         return functional.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+
+    def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        """Targets must be classes, int64; or probabilities of each."""
+        if targets.is_floating_point() and targets.ndim > 1:
+            return
+        if targets.dtype != torch.int64:
+            yield f"Targets are {targets.dtype}, but cross-entropy takes classes as torch.int64: use targets.long()."
+            return
+        low, high, classes = int(targets.min()), int(targets.max()), outputs[1]
+        if low < 0 or high >= classes:
+            yield f"Labels run from {low} to {high}, but the model has {classes} outputs: they must lie in 0..{classes - 1}."
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import nn
+
+from localprop.errors import check
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.context import ContextSupply
 from localprop.rule.credit import Credit, Own
@@ -31,3 +34,11 @@ class Rule:
     loss: LossBuilder = field(default=CrossEntropy())
     context: ContextSupply = field(default=ContextSupply())
     reference: str = ""
+
+    def __post_init__(self) -> None:
+        parts = {"credit": self.credit, "aux": self.aux, "loss": self.loss}
+        check(
+            f"Rule({name}={part!r}): must be a builder such as {usual}, a function and no module."
+            for (name, part), usual in zip(parts.items(), ("Own()", "Head()", "CrossEntropy()"), strict=True)
+            if not callable(part) or isinstance(part, nn.Module)
+        )

@@ -63,17 +63,20 @@ class Engine:
         self._generators = Generators(device)
         self._read_wiring()
         self._read_schedule()
-        self.rerun = Rerun(model, wiring) if self._again else None
+        self.rerun = Rerun(model, wiring, self._again) if self._again else None
 
     def _read_wiring(self) -> None:
         wiring, named = self.wiring, dict(self.model.named_parameters())
         self._ends = [self.model.get_submodule(wiring.end_name(s)) for s in range(len(wiring.segments) - 1)]
-        self._encoders = {s: self._encoders_at(s) for s in range(len(wiring.segments))}
+        self._encoders = {s: wiring.encoders_at(s) for s in range(len(wiring.segments))}
         self._parameters: list[list[Tensor]] = []
         for s, segment in enumerate(wiring.segments):
             encoders = self._encoders[s]
             trained = [named[name] for name in segment.parameters] + (list(encoders.parameters()) if encoders else [])
             self._parameters.append([parameter for parameter in trained if parameter.requires_grad])
+        self._overwrites = [
+            s > 0 and wiring.layers.overwritten[segment.layers[0] - 1] for s, segment in enumerate(wiring.segments)
+        ]
         self._onward = [any(flow.onward is not None for flow in flows) for flows in wiring.flows]
         self._objectives = {objective.segment: objective for objective in wiring.objectives}
         supplied = [source.module for own in wiring.sources for source in own]
@@ -81,13 +84,6 @@ class Engine:
             m: max(k for k, own in enumerate(wiring.sources) if any(source.module == m for source in own))
             for m in supplied
         }
-
-    def _encoders_at(self, s: int) -> nn.ModuleList | None:
-        segment = self.wiring.segments[s]
-        key = str(segment.module)
-        found = self.wiring.encoders[key] if segment.inlet and key in self.wiring.encoders else None
-        assert found is None or isinstance(found, nn.ModuleList)
-        return found
 
     def _read_schedule(self) -> None:
         """Split the schedule at the network's own forwards: what to do when each of them is done."""
@@ -141,9 +137,11 @@ class Engine:
             try:
                 for microbatch, part in enumerate(run.batches):
                     self._microbatch(run, microbatch, part, len(part.inputs) / len(batch.inputs))
-            except Exception as error:
+            except BaseException as error:  # Ctrl-C too: the next step would add to what was left
                 self._drop_gradients()
-                if isinstance(error, BadInput):
+                if self.rerun is not None:
+                    self.rerun.forget()
+                if isinstance(error, BadInput) or not isinstance(error, Exception):
                     raise
                 raise StepFailed(story(run, self.wiring, self.schedule, error)) from error
         return Losses.of(run.losses)
@@ -204,14 +202,12 @@ class Engine:
         return entered
 
     def _opened(self, run: State, s: int, handed: Tensor) -> Tensor:
-        """What segment s runs on: a copy where its layers write into their input, and its contexts added."""
-        before = self.wiring.segments[s].layers[0] - 1
-        if before >= 0 and self.wiring.layers.overwritten[before]:
-            handed = handed.clone()
+        """What segment s runs on: its input with its contexts added, or a copy where its layers write into their input."""
         encoders = self._encoders[s]
-        if encoders is not None:
-            for source, encoder in zip(self.wiring.sources[self.wiring.segments[s].module], encoders, strict=True):
-                handed = handed + encoder(run.inlets[source.module])
+        if encoders is None:
+            return handed.clone() if self._overwrites[s] else handed
+        for source, encoder in zip(self.wiring.sources[self.wiring.segments[s].module], encoders, strict=True):
+            handed = handed + encoder(run.inlets[source.module])
         return handed
 
     def _supply(self, run: State, s: int, entered: Tensor) -> None:
@@ -219,7 +215,8 @@ class Engine:
         segment = self.wiring.segments[s]
         if segment.inlet:
             if segment.module in self._last_receiver:
-                run.inlets[segment.module] = entered.detach()
+                kept = entered.detach()
+                run.inlets[segment.module] = kept.clone() if self._overwrites[s] else kept
             if not self._again:
                 for m in [m for m in run.inlets if self._last_receiver[m] <= segment.module]:
                     del run.inlets[m]
@@ -252,11 +249,14 @@ class Engine:
         s, m = action.segment, action.microbatch
         assert self.rerun is not None
         handed = run.kept.pop((s, m)).detach()
-        self._generators.seed(self.seed, run.number, "F", s, m)
         run.leaf = handed.requires_grad_() if self._onward[s] else None
-        inputs = run.batches[m].inputs
+
+        def enter() -> Tensor:
+            self._generators.seed(self.seed, run.number, "F", s, m)
+            return self._opened(run, s, handed)
+
         with self._autocast():
-            output = self.rerun(s, inputs, lambda: self._opened(run, s, handed))
+            output = self.rerun(s, run.batches[m].inputs, enter)
         microbatch, run.microbatch = run.microbatch, m
         self._keep_graph(run, s, output)
         run.microbatch = microbatch
@@ -275,7 +275,7 @@ class Engine:
             loss: Tensor = head["loss"](features, head["aux"], run.batch)
             loss = loss if run.weight == 1 else loss * run.weight
         if loss.requires_grad:
-            with self._autocast(enabled=False):
+            with self._outside_autocast():
                 run.backward(loss)
         loss = loss.detach()
         total = run.losses.get(objective.loss)
@@ -294,7 +294,7 @@ class Engine:
         if flow.onward is not None and graph.leaf is not None:
             inputs.append(graph.leaf)
         graph.box.append(run.errors.pop((s, action.flow, m)))
-        with self._autocast(enabled=False):
+        with self._outside_autocast():
             torch.autograd.backward(graph.handle, retain_graph=graph.backwards_left > 0, inputs=inputs)
         if flow.onward is not None and graph.leaf is not None:
             leaf, graph.leaf = graph.leaf, graph.leaf if graph.backwards_left else None
@@ -330,11 +330,16 @@ class Engine:
         assert isinstance(head, nn.ModuleDict)
         return head
 
-    def _autocast(self, *, enabled: bool = True) -> AbstractContextManager[object]:
+    def _autocast(self) -> AbstractContextManager[object]:
         # Without a cache: one would keep casts of all weights alive, and share their graph between micro-batches.
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(self.device.type, self.autocast, enabled=enabled, cache_enabled=False)
+        return torch.autocast(self.device.type, self.autocast, cache_enabled=False)
+
+    def _outside_autocast(self) -> AbstractContextManager[object]:
+        """Backwards run outside, be it our autocast or a host's; they follow the dtypes of their forwards."""
+        kind = self.device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
     def _end_name(self, s: int) -> str:
         return self.wiring.end_name(s)

@@ -108,9 +108,12 @@ class Wiring:
         """The segments of a module."""
         return [s for s, segment in enumerate(self.segments) if segment.module == module]
 
-    def objective_at(self, segment: int) -> Objective:
-        """The objective at a segment's end; KeyError if there is none."""
-        return {objective.segment: objective for objective in self.objectives}[segment]
+    def encoders_at(self, segment: int) -> nn.ModuleList | None:
+        """The encoders at a segment's inlet, if there are any."""
+        key = str(self.segments[segment].module)
+        found = self.encoders[key] if self.segments[segment].inlet and key in self.encoders else None
+        assert found is None or isinstance(found, nn.ModuleList)
+        return found
 
     def end_name(self, segment: int) -> str:
         """The module of the network at whose return a segment ends."""
@@ -138,7 +141,7 @@ def wire(
     spans = _spans(partition, table)
     segments = tuple(_segment(partition, span, frozen) for span in spans)
     _refuse_shared(segments)
-    flows, entrances = _flows(table, segments, _learns(segments, encoders), encoders)
+    flows, entrances = _flows(table, segments, _learns(segments, encoders))
     heads = _heads(rule, partition, table, task, seed)
     return Wiring(
         table=table,
@@ -206,7 +209,7 @@ class _Step(NamedTuple):
 
 
 def _flows(
-    table: CreditTable, segments: tuple[Segment, ...], learns: list[bool], encoders: nn.ModuleDict
+    table: CreditTable, segments: tuple[Segment, ...], learns: list[bool]
 ) -> tuple[tuple[tuple[Flow, ...], ...], dict[int, tuple[int | None, float]]]:
     """The flows of each segment, and for each loss the flow and scale with which its error enters."""
     columns = [table.column(segment.layers[0]) for segment in segments]
@@ -279,6 +282,8 @@ def _heads(rule: Rule, partition: Partition, table: CreditTable, task: LossBuild
             last = module == len(table.rows) - 1
             aux = _OwnOutput() if last else rule.aux(site)
             loss = (task if last else rule.loss)(site)
+        if not isinstance(aux, nn.Module):
+            raise BadInput([f"The aux builder returned a {type(aux).__name__}, but must return a torch.nn.Module."])
         if not isinstance(loss, LocalLoss):
             raise BadInput(
                 [f"The loss builder returned a {type(loss).__name__}, but must return a localprop.LocalLoss."]

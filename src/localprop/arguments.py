@@ -1,0 +1,125 @@
+"""What a learner is given: checked before anything is built, every problem at once."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from localprop.errors import BadInput, check
+from localprop.network.partition import Partition
+from localprop.rule.rule import Rule
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+_LOG = logging.getLogger("localprop")
+
+
+def argument_problems(
+    model: object,
+    rule: object,
+    modules: object,
+    partition: object,
+    precision: str,
+    optimizer: object,
+    microbatches: object,
+    task: object,
+) -> Iterator[str]:
+    """What is wrong with a learner's arguments by their types alone."""
+    if not isinstance(model, nn.Module):
+        yield f"The model is a {type(model).__name__}, but must be a torch.nn.Module."
+    elif not list(model.parameters()):
+        yield "The model has no parameters: there is nothing to train."
+    if not isinstance(rule, Rule):
+        yield f"The rule is a {type(rule).__name__}, but must be a localprop.Rule: call a method, as in localprop.greedy()."
+    if (modules is None) == (partition is None):
+        yield "Give either modules=K (cut uniformly) or partition=Partition.at(...)."
+    if partition is not None and not isinstance(partition, Partition):
+        yield f"partition is a {type(partition).__name__}, but must be a localprop.Partition, as of Partition.at(...)."
+    for name, count in (("modules", 1 if modules is None else modules), ("microbatches", microbatches)):
+        if type(count) is not int:
+            yield f"{name}={count!r} must be a whole number."
+    if precision not in PRECISIONS:
+        yield f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
+    if not isinstance(optimizer, Optimizer) and not callable(optimizer):
+        yield f"optimizer is a {type(optimizer).__name__}, but must be a function of parameters, or a torch optimizer."
+    if not callable(task) or isinstance(task, nn.Module):
+        yield f"task is a {type(task).__name__}, but must build a loss, as localprop.CrossEntropy() does."
+
+
+def adopt(optimizer: Optimizer, model: nn.Module, trained: Iterable[nn.Parameter]) -> None:
+    """Give an existing optimizer what was born later: heads and encoders, as one more group, which replaces an older one."""
+    own = {id(p) for p in model.parameters()}
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    check(
+        [f"The optimizer lacks parameters of the model ({commas(missing[:5])}): build it from model.parameters()."]
+        if missing
+        else []
+    )
+    for group in [group for group in optimizer.param_groups if group.get("born_later")]:
+        optimizer.param_groups.remove(group)
+        for parameter in group["params"]:
+            optimizer.state.pop(parameter, None)
+    born_later = [p for p in trained if id(p) not in own]
+    if born_later:
+        optimizer.add_param_group({"params": born_later, "born_later": True})
+        count = sum(parameter.numel() for parameter in born_later)
+        _LOG.info("the optimizer has gained a group of %d parameters, of heads and encoders", count)
+
+
+def whole_optimizer(made: Any, parameters: list[nn.Parameter]) -> Optimizer:
+    """What the factory made, if it is an optimizer of all the parameters that it was given."""
+    hint = "write optimizer=lambda params: torch.optim.SGD(params, lr=0.1)."
+    if not isinstance(made, Optimizer):
+        raise BadInput(
+            [f"The optimizer factory returned a {type(made).__name__}, but must return an optimizer: {hint}"]
+        )
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise BadInput(
+            [f"{type(made).__name__} runs the model again in its step, which cannot be cut: use another optimizer."]
+        )
+    owned = {id(p) for group in made.param_groups for p in group["params"]}
+    wanted = {id(p) for p in parameters}
+    if owned != wanted:
+        raise BadInput(
+            [
+                f"The optimizer factory was given {len(wanted)} parameters, but its optimizer owns {len(owned & wanted)} of "
+                f"them and {len(owned - wanted)} others: it must own just those it is given; {hint}"
+            ]
+        )
+    return made
+
+
+def zeros_like_sample(sample: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch of zeros in the shape of the sample, which itself is not kept."""
+    inputs, *rest = sample
+    targets = rest[0] if rest else torch.empty(len(inputs), dtype=torch.long)
+    return torch.zeros_like(inputs, device="cpu"), torch.zeros_like(targets, device="cpu")
+
+
+def _is_odd(part: object) -> bool:
+    return not isinstance(part, Tensor) or part.ndim == 0
+
+
+def tensors_of(batch: object) -> list[Tensor]:
+    """The tensors of a batch; BadInput for anything else."""
+    parts = [batch] if isinstance(batch, Tensor) else list(batch) if isinstance(batch, (tuple, list)) else []
+    odd = [type(part).__name__ if not isinstance(part, Tensor) else "scalars" for part in parts if _is_odd(part)]
+    if odd or not parts:
+        raise BadInput(
+            [
+                f"A batch must be a tuple of tensors (inputs, targets), not {', '.join(odd) or f'an empty {type(batch).__name__}'}."
+            ]
+        )
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
+def commas(sizes: Iterable[object]) -> str:
+    """A list in words."""
+    return ", ".join(map(str, sizes))
