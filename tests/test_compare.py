@@ -111,6 +111,9 @@ def test_on_the_users_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         (["--data", "nowhere.npz"], "nowhere.npz"),
         (["--data", "imagenet22k"], "imagenet22k"),
         (["--no-such-flag"], "--no-such-flag"),
+        (["--seed", str(2**63 - 1), "--seeds", "2"], "no room for 2 seeds"),
+        (["--methods", "Rule(context=ContextSupply(input=True, encoder=ConvEncoder(hidden=0)))"], "hidden must be 1"),
+        (["--device", "cpu:7"], "not available"),
     ],
 )
 def test_bad_input_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], told: str) -> None:
@@ -161,7 +164,15 @@ def test_benchmarks(capsys: pytest.CaptureFixture[str], what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--input", "3,0,8"], ["--input", "big"], ["--modules", "0"], ["--model", "resnet9"]]
+    "words",
+    [
+        ["--momentum", "nan"],
+        ["--momentum", "nan"],
+        ["--input", "3,0,8"],
+        ["--input", "big"],
+        ["--modules", "0"],
+        ["--model", "resnet9"],
+    ],
 )
 def test_benchmarks_refuse(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     code, _, err = run(capsys, "bench", "memory", *words)
@@ -193,3 +204,35 @@ def test_nothing_to_compare() -> None:
 
     with pytest.raises(BadInput, match="No method"):
         contenders_of([" "])
+
+
+@pytest.mark.parametrize("below", ["", "inside"])
+def test_a_file_in_the_place_of_the_directory_is_seen_first(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, below: str
+) -> None:
+    """The runs were lost, since the directory was made after them."""
+    file = tmp_path / "afile"
+    file.write_text("mine")
+    code, _, err = run(capsys, "compare", *SMALL, "--out", str(file / below), "--methods", "greedy()")
+    assert (code, file.read_text()) == (2, "mine")
+    assert "no directory" in err
+
+
+def test_a_step_that_does_not_fit_fails_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "bench", "memory", "--batch-size", "99999999999", "--device", "cpu")
+    assert code == 1
+    assert "may fit" in err
+
+
+def test_a_last_batch_of_one_image_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "resnet8", "--epochs", "2", "--limit", "65", "--method", "auglocal(depth=1)", "--device", "cpu"]
+    assert run(capsys, "train", *words)[0] == 0
+
+
+def test_show_as_data(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "show", "--model", "resnet8", "--method", "backlink()", "--device", "cpu", "--json")
+    shown = json.loads(out)
+    assert code == 0
+    assert shown["credit"][1] == "loss1 T|T|.|."
+    assert shown["schedule"].startswith("0F 0L 0H 1F")
+    assert max(shown["module_bytes"]) == shown["peak_bytes"]

@@ -21,6 +21,7 @@ FLOORS = [
     {"rule"},
     {"methods"},
     {"step"},
+    {"arguments"},
     {"learner"},
     {"__init__"},
     {"training"},

@@ -112,11 +112,8 @@ def tensors_of(batch: object) -> list[Tensor]:
     parts = [batch] if isinstance(batch, Tensor) else list(batch) if isinstance(batch, (tuple, list)) else []
     odd = [type(part).__name__ if not isinstance(part, Tensor) else "scalars" for part in parts if _is_odd(part)]
     if odd or not parts:
-        raise BadInput(
-            [
-                f"A batch must be a tuple of tensors (inputs, targets), not {', '.join(odd) or f'an empty {type(batch).__name__}'}."
-            ]
-        )
+        seen = ", ".join(odd) or f"{batch!r:.60}"
+        raise BadInput([f"A batch must be a tuple of tensors (inputs, targets), not {seen}."])
     return [part for part in parts if isinstance(part, Tensor)]
 
 

@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    except MemoryError:
+        _complain("The run failed:", ["The machine has not enough memory for it."])
+        return 1
     except BrokenPipeError:  # the reader of stdout has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -173,11 +176,23 @@ def _run_show(args: argparse.Namespace) -> int:
 
     config = Config(**given(args))
     _, learner = prepared(config)
-    explanation = learner.explain()
-    if args.json:
-        print_json({"config": asdict(config), "explanation": explanation})
-    else:
-        print(explanation)
+    if not args.json:
+        print(learner.explain())
+        return 0
+    memory = learner.memory()
+    print_json(
+        {
+            "config": asdict(config),
+            "rule": repr(learner.rule),
+            "layers": learner.partition.layers.names,
+            "modules": [list(module) for module in learner.partition.modules],
+            "credit": str(learner.wiring.table).splitlines(),
+            "schedule": str(learner.schedule),
+            "peak_bytes": memory.peak_bytes,
+            "resting_bytes": memory.resting_bytes,
+            "module_bytes": [memory.module_bytes[m] for m in sorted(memory.module_bytes)],
+        }
+    )
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from localprop.errors import BadInput, check
+from localprop.errors import BadInput, RunFailed, StepFailed, check
 from localprop.report.bench import Setting, memory, speed
 from localprop.report.compare import Comparison, Progress, compare
 from localprop.report.contender import Contender
@@ -49,18 +50,40 @@ def run_compare(
         RunFailed: a loss that is not finite.
     """
     problems = [*_count_problems(seeds=(seeds, 1), rounds=(rounds, 2)), *config.problems()]
+    if not problems and config.seed + seeds > 2**63:
+        problems.append(f"seed={config.seed} leaves no room for {seeds} seeds: choose a smaller one.")
     file = None if out is None else Path(out) / _RESULTS
-    if file and file.exists() and not overwrite:
-        problems.append(f"{file} exists already: choose another --out, or add --overwrite.")
-    check(problems)
+    check([*problems, *(_place_problems(file, overwrite) if file else [])])
     dataset, contenders = load_data(config), contenders_of(methods)
-    with _progress(len(contenders) * seeds * config.epochs) as progress:
+    with _progress(len(contenders) * seeds * config.epochs) as progress, _told():
         comparison = compare(config, dataset, contenders, seeds=seeds, rounds=rounds, progress=progress)
     figures = {**comparison.as_json(), "environment": environment()}
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json_text(figures))
     return {**figures, "table": _table(comparison)}
+
+
+def _place_problems(file: Path, overwrite: bool) -> list[str]:
+    """Why the result could not be written; asked before the first run, made after the last."""
+    existing = next(parent for parent in (file.parent, *file.parent.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return [f"{existing} is no directory that can be written to: choose another --out."]
+    if file.exists() and not overwrite:
+        return [f"{file} exists already: choose another --out, or add --overwrite."]
+    return []
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What torch refuses on the way (memory, above all) fails the run in one sentence."""
+    try:
+        yield
+    except (StepFailed, RunFailed):
+        raise
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunFailed(f"{reason[0]} (a smaller model or batch may fit)") from error
 
 
 def _count_problems(**counts: tuple[object, int]) -> list[str]:
@@ -84,15 +107,19 @@ def run_bench(what: str, setting: Setting, methods: Sequence[str], rounds: int) 
     """
     check(_count_problems(rounds=(rounds, 2)))
     contenders = contenders_of(methods)
+    with _told():
+        figures, table = _measured(what, setting, contenders, rounds)
+    return {**figures, "setting": asdict(setting), "environment": environment(), "table": table}
+
+
+def _measured(what: str, setting: Setting, contenders: Sequence[Contender], rounds: int) -> tuple[dict[str, Any], str]:
     if what == "memory":
         base, rows = memory(setting, contenders, _say)
         figures: dict[str, Any] = {"baseline": {"peak_bytes": base}, "rows": [asdict(row) for row in rows]}
-        table = bench_memory_table(setting, base, rows)
-    else:
-        seconds, timed = speed(setting, contenders, rounds, _say)
-        figures = {"baseline": {"step_seconds": seconds}, "rows": [asdict(row) for row in timed]}
-        table = bench_speed_table(setting, seconds, timed, rounds)
-    return {**figures, "setting": asdict(setting), "environment": environment(), "table": table}
+        return figures, bench_memory_table(setting, base, rows)
+    seconds, timed = speed(setting, contenders, rounds, _say)
+    figures = {"baseline": {"step_seconds": seconds}, "rows": [asdict(row) for row in timed]}
+    return figures, bench_speed_table(setting, seconds, timed, rounds)
 
 
 def _say(what: str) -> None:

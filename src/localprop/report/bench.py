@@ -46,8 +46,10 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        low = [("modules", self.modules, 1), ("batch_size", self.batch_size, 1), ("momentum", self.momentum, 0)]
-        problems = [f"{name}={value} must be {least} or more." for name, value, least in low if value < least]
+        counts = [("modules", self.modules), ("batch_size", self.batch_size)]
+        problems = [f"{name}={value} must be 1 or more." for name, value in counts if value < 1]
+        if not 0 <= self.momentum < 1:
+            problems.append(f"momentum={self.momentum} must lie in [0, 1).")
         if not self.input_shape or min(self.input_shape) < 1:
             problems.append(f"input_shape={self.input_shape} must be sizes of 1 or more, such as 3,32,32.")
         check(problems)

@@ -37,8 +37,8 @@ def comparison_table(comparison: Comparison) -> str:
     """The table of `localprop compare`, with what its columns mean."""
     config, n = comparison.config, len(comparison.seeds)
     head = ["method", "modules", "accuracy %", "gap", "peak MiB", "peak", "step time", "FLOPs", "heads", "context"]
-    best = comparison.rows[0].accuracy_mean
-    table = markdown(head, [_cells(row, best) for row in comparison.rows])
+    baseline = comparison.rows[0].accuracy_mean
+    table = markdown(head, [_cells(row, baseline) for row in comparison.rows])
     base = comparison.baseline
     return "\n".join(
         [
@@ -53,12 +53,12 @@ def comparison_table(comparison: Comparison) -> str:
     )
 
 
-def _cells(row: Row, best: float) -> list[str]:
+def _cells(row: Row, baseline: float) -> list[str]:
     return [
         row.method,
         str(row.modules),
         f"{row.accuracy_mean:.2f} +- {row.accuracy_std:.2f}",
-        f"{row.accuracy_mean - best:+.2f}",
+        f"{row.accuracy_mean - baseline:+.2f}",
         f"{row.peak_bytes / _MIB:.1f}",
         f"{100 * row.peak_ratio:.0f}%",
         f"{row.step_ratio:.2f} ({row.step_ratio_low:.2f}-{row.step_ratio_high:.2f})",

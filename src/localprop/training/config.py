@@ -188,6 +188,8 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise BadInput(f"device={name!r} is unknown to torch: choose auto; this machine has {there}.") from error
+    if device.type == "cpu" and device.index:
+        raise BadInput(f"device={name!r} is not available: there is one cpu; this machine has {there}.")
     exists = accelerator and device.type == accelerator.type and (device.index or 0) < torch.accelerator.device_count()
     if not exists and device.type != "cpu":
         raise BadInput(f"device={name!r} is not available: choose auto; this machine has {there}.")
@@ -296,7 +298,8 @@ def _new_model(config: Config, dataset: Dataset) -> nn.Module:
 
 
 def _batch_problems(config: Config, images: int) -> list[str]:
-    last = images % config.batch_size or config.batch_size
+    left = images % config.batch_size
+    last = left if left > 1 else config.batch_size
     if config.microbatches <= last:
         return []
     return [

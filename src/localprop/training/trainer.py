@@ -110,6 +110,8 @@ def train(
         augment=True,
         seed=config.seed,
         device=learner.device,
+        # A last batch of one image is left out: BatchNorm cannot normalise by one value per channel.
+        drop_last=len(dataset.train) % config.batch_size == 1 < len(dataset.train),
     )
     reports = []
     for epoch in range(start_epoch + 1, config.epochs + 1):
