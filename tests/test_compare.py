@@ -167,7 +167,6 @@ def test_benchmarks(capsys: pytest.CaptureFixture[str], what: str) -> None:
     "words",
     [
         ["--momentum", "nan"],
-        ["--momentum", "nan"],
         ["--input", "3,0,8"],
         ["--input", "big"],
         ["--modules", "0"],

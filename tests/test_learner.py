@@ -69,7 +69,7 @@ class OfTuples(nn.Module):
         (lambda: make(rule=lp.greedy(aux=nn.Linear(3, 3))), "no module"),
         (lambda: make(rule=lp.greedy(aux=lambda site: None)), "aux builder returned a NoneType"),
         (lambda: make(optimizer=torch.optim.LBFGS), "runs the model again"),
-        (lambda: make(sample=()), "not an empty tuple"),
+        (lambda: make(sample=()), "not ()"),
         (lambda: make(sample=torch.tensor(1.0)), "not scalars"),
         (lambda: make(sample=(torch.zeros(8, 3, 8, 8), torch.zeros(8))), "use targets.long()"),
         (lambda: make("resnet8"), "must be a torch.nn.Module"),
