@@ -20,9 +20,6 @@ from torch.nn import functional
 
 import localprop as lp
 
-# The tensors are tiny: on a busy machine, threads that wait for each other would take most of the time.
-torch.set_num_threads(1)
-
 # --- networks as lists of layers ------------------------------------------------------------------------------------------
 
 ToLayers = Callable[[nn.Module], list[nn.Module]]  # a model's layers; parameters are the model's own

@@ -1,6 +1,6 @@
 """Checkpoints: a resumed run is bit-equal to the undisturbed one, and what cannot be resumed is said."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,6 @@ LINKS = lp.Rule(
     lp.BackwardLinks(layers=1, weight=0.5), aux=lp.Head(0, 1), context=lp.ContextSupply(input=True, previous=1)
 )
 Factory = Callable[[list[nn.Parameter]], Optimizer]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and lose much where several tests run at once."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:

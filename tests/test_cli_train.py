@@ -5,27 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from localprop import cli, cli_train
 from localprop.training import rundir, trainer
 
 QUICK = ["--model", "mlp:16", "--limit", "100", "--epochs", "3"]
 FILES = ["config.json", "env.json", "last.pt", "metrics.jsonl", "summary.json"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and lose much where several tests run at once."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(*words: object, quick: bool = True) -> int:

@@ -1,7 +1,6 @@
 """Epochs: learning rates by hand, losses, accuracy, and what happens when a loss is no number."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,15 +16,6 @@ from localprop.training.config import Config, build, load_data, prepared
 from localprop.training.trainer import EpochReport, evaluate, lr_at, train
 
 SMALL = Config(model="resnet8", modules=2, epochs=4, limit=200)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and lose much where several tests run at once."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # learning rates
@@ -85,7 +75,7 @@ def test_the_loss_goes_down_and_every_optimizer_follows_the_schedule() -> None:
 
 
 def test_mean_losses_weigh_images_not_batches() -> None:
-    config = replace(SMALL, model="mlp:8", modules=1, method="end_to_end", limit=65, epochs=2)
+    config = replace(SMALL, model="mlp:8", modules=1, method="end_to_end", limit=66, epochs=2)
     dataset, learner = prepared(config)
     noted: list[tuple[float, int]] = []
     step = learner.step
@@ -97,8 +87,8 @@ def test_mean_losses_weigh_images_not_batches() -> None:
 
     learner.step = noting  # type: ignore[method-assign, assignment]
     first = train(learner, dataset, config)[0]
-    assert [images for _, images in noted] == [64, 1] * 2
-    assert first.losses == pytest.approx((sum(loss * images for loss, images in noted[:2]) / 65,))
+    assert [images for _, images in noted] == [64, 2] * 2
+    assert first.losses == pytest.approx((sum(loss * images for loss, images in noted[:2]) / 66,))
 
 
 def test_runs_are_reproducible_and_leave_random_state_alone() -> None:

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from localprop.network.partition import Partition
 from localprop.rule.rule import Rule
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+# What optimizers have adopted; no field of theirs, since they would save it as a hyperparameter.
+_ADOPTED: WeakKeyDictionary[Optimizer, set[int]] = WeakKeyDictionary()
 _LOG = logging.getLogger("localprop")
 
 
@@ -61,13 +64,15 @@ def adopt(optimizer: Optimizer, model: nn.Module, trained: Iterable[nn.Parameter
         if missing
         else []
     )
-    for group in [group for group in optimizer.param_groups if group.get("born_later")]:
+    older = _ADOPTED.pop(optimizer, set())
+    for group in [group for group in optimizer.param_groups if older & set(map(id, group["params"]))]:
         optimizer.param_groups.remove(group)
         for parameter in group["params"]:
             optimizer.state.pop(parameter, None)
     born_later = [p for p in trained if id(p) not in own]
     if born_later:
-        optimizer.add_param_group({"params": born_later, "born_later": True})
+        optimizer.add_param_group({"params": born_later})
+        _ADOPTED[optimizer] = set(map(id, born_later))
         count = sum(parameter.numel() for parameter in born_later)
         _LOG.info("the optimizer has gained a group of %d parameters, of heads and encoders", count)
 
