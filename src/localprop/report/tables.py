@@ -75,7 +75,7 @@ def bench_memory_table(setting: Setting, base: int, rows: Sequence[MemoryRow]) -
         [
             row.method,
             f"{row.peak_bytes / _MIB:.1f}",
-            f"{100 * row.saving:.1f}%",
+            f"{round(100 * row.saving, 1) + 0.0:.1f}%",  # + 0.0: no -0.0
             f"{row.predicted_bytes / _MIB:.1f}",
             f"{100 * row.error:+.2f}%",
         ]
