@@ -201,7 +201,7 @@ def simulate(wiring: Wiring, schedule: lp.Schedule) -> list[dict[int, float]]:
             assert s == 0 or Action(Op.F, s - 1, None, m) in done
         if op is Op.L:
             assert Action(Op.F, s, None, m) in done
-            objective = wiring.objective_at(s)
+            objective = next(o for o in wiring.objectives if o.segment == s)
             if objective.flow is not None:
                 deliver(s, objective.flow, m, {objective.loss: 1.0}, objective.scale)
         if op is Op.B:
