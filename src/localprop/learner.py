@@ -95,14 +95,12 @@ class Learner:
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         by_segment, by_objective = self._owned()
-        self._by_segment = _one_each(optimizer, by_segment)
-        self._by_objective = _one_each(optimizer, by_objective)
         self.engine = Engine(
             model,
             self.wiring,
             self.schedule,
-            self._by_segment,
-            self._by_objective,
+            _one_each(optimizer, by_segment),
+            _one_each(optimizer, by_objective),
             device=self.device,
             autocast=PRECISIONS[precision],
             seed=seed,
@@ -287,7 +285,7 @@ class Learner:
         if self._shared is not None:
             return [self._shared]
         steps = [action for action in self.schedule if action.op in (Op.S, Op.H)]
-        tables = {Op.S: self._by_segment, Op.H: self._by_objective}
+        tables = {Op.S: self.engine.segment_optimizers, Op.H: self.engine.objective_optimizers}
         return [tables[a.op][a.segment] for a in sorted(steps, key=lambda a: (a.segment, a.op))]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
