@@ -21,6 +21,7 @@ FLOORS = [
     {"rule"},
     {"methods"},
     {"step"},
+    {"ranks"},
     {"arguments"},
     {"learner"},
     {"__init__"},

@@ -196,7 +196,7 @@ def simulate(wiring: Wiring, schedule: lp.Schedule) -> list[dict[int, float]]:
             waiting[loss] += amount * scale
 
     for action in schedule:
-        op, s, f, m = action
+        op, s, f, m, *_ = action
         if op is Op.F:
             assert s == 0 or Action(Op.F, s - 1, None, m) in done
         if op is Op.L:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from localprop.learner import Learner
     from localprop.methods import auglocal, backlink, contsup, end_to_end, greedy, interlocking
     from localprop.network import Layers, Partition, layers_of
+    from localprop.ranks.pipeline import Ranks
     from localprop.rule.auxiliary import Head, Pool, SampledLayers, Site
     from localprop.rule.context import ContextSupply, ConvEncoder
     from localprop.rule.credit import BackwardLinks, CreditTable, EndToEnd, Interlocked, Own
@@ -25,6 +26,7 @@ _HOMES = {
     "localprop.learner": ("Learner",),
     "localprop.methods": ("auglocal", "backlink", "contsup", "end_to_end", "greedy", "interlocking"),
     "localprop.network": ("Layers", "Partition", "layers_of"),
+    "localprop.ranks.pipeline": ("Ranks",),
     "localprop.rule.auxiliary": ("Head", "Pool", "SampledLayers", "Site"),
     "localprop.rule.context": ("ContextSupply", "ConvEncoder"),
     "localprop.rule.credit": ("BackwardLinks", "CreditTable", "EndToEnd", "Interlocked", "Own"),
@@ -54,6 +56,7 @@ __all__ = [
     "Own",
     "Partition",
     "Pool",
+    "Ranks",
     "Rule",
     "RunFailed",
     "SampledLayers",

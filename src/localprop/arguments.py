@@ -54,6 +54,21 @@ def argument_problems(
         yield f"task is a {type(task).__name__}, but must build a loss, as localprop.CrossEntropy() does."
 
 
+def rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
+    """What cannot be trained on several ranks."""
+    if isinstance(optimizer, Optimizer):
+        yield (
+            "On several ranks each segment is stepped on its own: give a factory, "
+            "optimizer=lambda params: torch.optim.SGD(params, lr=0.1), instead of an optimizer of all parameters."
+        )
+    sharded = [name for name, parameter in model.named_parameters() if hasattr(parameter, "placements")]
+    if sharded:
+        yield (
+            f"Parameter {sharded[0]!r} is sharded already (a DTensor, as fully_shard makes it): stages of a pipeline hold whole "
+            "parameters. Leave the model as it is and use ranks=Ranks(replicas=...) for data parallelism."
+        )
+
+
 def adopt(optimizer: Optimizer, model: nn.Module, trained: Iterable[nn.Parameter]) -> None:
     """Give an existing optimizer what was born later: heads and encoders, as one more group, which replaces an older one."""
     own = {id(p) for p in model.parameters()}

@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(subparsers)
     _add_train(subparsers)
     _add_show(subparsers)
+    _add_plan(subparsers)
     _add_bench(subparsers)
     return parser
 
@@ -193,6 +194,51 @@ def _run_show(args: argparse.Namespace) -> int:
             "module_bytes": [memory.module_bytes[m] for m in sorted(memory.module_bytes)],
         }
     )
+    return 0
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------
+
+
+def _add_plan(subparsers: Subparsers) -> None:
+    parser = _command(
+        subparsers, "plan", "what methods would give on a pipeline of devices, from seconds measured here"
+    )
+    whole = {"type": _reader((int,)), "metavar": "N"}
+    parser.add_argument("--model", default="resnet110", metavar="TEXT", help="as for train (default: resnet110)")
+    parser.add_argument(
+        "--input", type=_shape, default=(3, 32, 32), dest="input_shape", metavar="C,H,W", help="default: 3,32,32"
+    )
+    parser.add_argument("--classes", default=10, **whole, help="outputs of the network (default: 10)")
+    parser.add_argument("--batch", default=128, **whole, help="samples that a pipeline takes in a step (default: 128)")
+    parser.add_argument("--modules", **whole, help="local modules (default: one per rank)")
+    parser.add_argument("--ranks", default=4, **whole, help="devices of a pipeline (default: 4)")
+    parser.add_argument("--replicas", default=1, **whole, help="pipelines, each with its own batch (default: 1)")
+    parser.add_argument("--microbatches", default=4, **whole, help="parts of a pipeline's batch (default: 4)")
+    parser.add_argument(
+        "--link", default="25GB/s", metavar="SPEED", help="such as 25GB/s or 400Gbit/s (default: 25GB/s)"
+    )
+    parser.add_argument("--latency", default="10us", metavar="TIME", help="such as 10us or 0.1ms (default: 10us)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD",
+        help="expressions, as for compare, beside end-to-end by GPipe, 1F1B and zero-bubble (default: every method that fits)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cuts", default="seconds", metavar="BY", help="modules of equal seconds or of equal layers (default: seconds)"
+    )
+    parser.add_argument("--rounds", default=5, **whole, help="of the measurement (default: 5)")
+    parser.add_argument("--device", default="auto", metavar="TEXT", help="default: the accelerator if there is one")
+    parser.add_argument("--out", metavar="FILE", help="Gantt chart of who waits for whom: .html, .png or .svg")
+    parser.set_defaults(run=_run_plan)
+
+
+def _run_plan(args: argparse.Namespace) -> int:
+    from localprop import cli_plan
+    from localprop.report.plan import Setting
+
+    chosen = {field.name: getattr(args, field.name) for field in fields(Setting)}
+    methods = args.methods or _COMPARED[1:]
+    _print_figures(args, cli_plan.run_plan(Setting(**chosen), methods, strict=args.methods is not None, out=args.out))
     return 0
 
 

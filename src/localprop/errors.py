@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class BadInput(ValueError):
@@ -29,7 +30,18 @@ def check(problems: Iterable[str]) -> None:
 
 
 class StepFailed(RuntimeError):
-    """A training step that stopped half-way: which action, on which layers, and what had been stepped already."""
+    """A training step that stopped half-way: which action, on which layers, and what had been stepped already.
+
+    Args:
+        message: all that.
+        action: the action that failed.
+        record: on several ranks, the record of the first failure of all (:mod:`localprop.ranks.faults`).
+    """
+
+    def __init__(self, message: str, action: Any = None, record: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.action = action
+        self.record = record
 
 
 class RunFailed(RuntimeError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -14,20 +17,24 @@ from localprop.arguments import (
     adopt,
     argument_problems,
     commas,
+    rank_problems,
     tensors_of,
     whole_optimizer,
     zeros_like_sample,
 )
-from localprop.errors import BadInput, check
+from localprop.errors import BadInput, StepFailed, check
 from localprop.network.contextual import ContextNetwork, Inlet
 from localprop.network.layers import layers_of
 from localprop.network.partition import Partition
+from localprop.ranks.pipeline import Pipeline, Ranks, fill
+from localprop.ranks.transport import Lost
 from localprop.rule.losses import Batch, CrossEntropy, LocalLoss, LossBuilder
 from localprop.rule.rule import Rule
 from localprop.step.engine import Engine
 from localprop.step.explain import explain
 from localprop.step.flops import flops_of
 from localprop.step.memory import MemoryReading, predict
+from localprop.step.optimizers import Optimizers
 from localprop.step.schedule import Op, Schedule
 from localprop.step.state import Backward, Losses, Observer
 from localprop.step.wiring import Wiring, wire
@@ -51,6 +58,8 @@ class Learner:
         microbatches: parts that a batch is run in; gradients accumulate.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         seed: of heads, encoders and every random draw of a step.
+        ranks: how the processes are used that this one was launched with. Under torchrun each becomes a stage of a pipeline,
+            with the same results to the bit; all of them must make the same calls, with the same batches.
 
     Raises:
         BadInput: whatever cannot be trained, with the reason and the fix.
@@ -78,8 +87,10 @@ class Learner:
         microbatches: int = 1,
         precision: str = "fp32",
         seed: int = 0,
+        ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
         check(argument_problems(model, rule, modules, partition, precision, optimizer, microbatches, task))
+        check(rank_problems(model, optimizer) if ranks.used() else ())
         self.model = model
         self.rule = rule
         self.seed = seed
@@ -90,8 +101,14 @@ class Learner:
         check(self._batch_problems(list(self._sample)))
         self.heads = self.wiring.heads
         self.encoders = self.wiring.encoders
-        self.network: nn.Module = self._deployed()
-        self.schedule = Schedule.of(self.wiring, microbatches, self._recomputed() if recompute else frozenset())
+        self.network: nn.Module = self._deployed(model, self.encoders)
+        recomputed = self._recomputed() if recompute else frozenset()
+        self.pipeline: Pipeline | None = None
+        if ranks.used():
+            self.pipeline = Pipeline(ranks, self.wiring, microbatches, recomputed, self.device)
+            self.pipeline.agree(self.parts(), seed, microbatches)
+            self.pipeline.release(self.parts())
+        self.schedule = self.pipeline.schedule if self.pipeline else Schedule.of(self.wiring, microbatches, recomputed)
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         by_segment, by_objective = self._owned()
@@ -99,11 +116,12 @@ class Learner:
             model,
             self.wiring,
             self.schedule,
-            _one_each(optimizer, by_segment),
-            _one_each(optimizer, by_objective),
+            Optimizers(_one_each(optimizer, by_segment), _one_each(optimizer, by_objective)),
             device=self.device,
             autocast=PRECISIONS[precision],
             seed=seed,
+            stage=self.pipeline.stage if self.pipeline else None,
+            link=self.pipeline.transport if self.pipeline else None,
         )
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
             adopt(self._shared, model, chain(*by_segment.values(), *by_objective.values()))
@@ -137,9 +155,9 @@ class Learner:
             raise BadInput(["Every parameter of the model is frozen: there is nothing to train."])
         return wiring
 
-    def _deployed(self) -> nn.Module:
-        if not len(self.encoders):
-            return self.model
+    def _deployed(self, model: nn.Module, encoders: nn.ModuleDict) -> nn.Module:
+        if not len(encoders):
+            return model
         layers, starts = self.partition.layers, [module.start for module in self.partition.modules]
         inlets = [
             Inlet(
@@ -150,7 +168,7 @@ class Learner:
             )
             for m in range(1, len(starts))
         ]
-        return ContextNetwork(self.model, self.encoders, inlets)
+        return ContextNetwork(model, encoders, inlets)
 
     def _recomputed(self) -> frozenset[int]:
         """All segments that learn but the last, whose backward follows its forward at once."""
@@ -159,14 +177,10 @@ class Learner:
     def _owned(self) -> tuple[dict[int, list[nn.Parameter]], dict[int, list[nn.Parameter]]]:
         """The parameters that each segment's and each objective's step updates."""
         named = dict(self.model.named_parameters())
-        by_segment, by_objective = dict[int, list[nn.Parameter]](), dict[int, list[nn.Parameter]]()
-        for s, segment in enumerate(self.wiring.segments):
-            encoders = self.wiring.encoders_at(s)
-            by_segment[s] = [named[name] for name in segment.parameters] + list(
-                encoders.parameters() if encoders else ()
-            )
-        for objective in self.wiring.objectives:
-            by_objective[objective.segment] = list(self.heads[str(objective.loss)].parameters())
+        here = self.pipeline.stage.segments if self.pipeline else range(len(self.wiring.segments))
+        by_segment = {s: self.wiring.trained(named, s) for s in here}
+        objectives = [objective for objective in self.wiring.objectives if objective.segment in here]
+        by_objective = {o.segment: list(self.heads[str(o.loss)].parameters()) for o in objectives}
         return (
             {s: own for s, own in by_segment.items() if own},
             {s: own for s, own in by_objective.items() if own},
@@ -185,7 +199,8 @@ class Learner:
             BadInput: a batch of another shape or dtype, labels out of range.
             StepFailed: an action failed; what had been stepped before stays stepped.
         """
-        losses = self.engine.step(self._checked(batch), number=self.steps, observe=observe)
+        with self._reported():
+            losses = self.engine.step(self._checked(batch), number=self.steps, observe=observe)
         if self._shared is not None:
             self._shared.step()
             self._shared.zero_grad(set_to_none=True)
@@ -202,10 +217,85 @@ class Learner:
         Args:
             batch: (inputs, targets).
             backward: the host's backward (`accelerator.backward`, `fabric.backward`); called on each local loss.
+
+        Raises:
+            BadInput: on several ranks, where a segment's step may come during the next batch.
         """
+        if self.pipeline:
+            raise BadInput("learner.backward runs in one process: on several ranks call learner.step.")
         losses = self.engine.step(self._checked(batch), number=self.steps, stepping=False, backward=backward)
         self.steps += 1
         return losses
+
+    def flush(self) -> None:
+        """Run what is still to come of the last batch. On several ranks a segment that waits for another rank's error is
+        stepped during the next batch; call this before you look at parameters. In one process there is nothing to do."""
+        with self._reported():
+            self.engine.flush()
+            if self.pipeline:
+                self.pipeline.transport.settle()
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The deployed network's outputs (N, ...) in evaluation mode, on all ranks.
+
+        Args:
+            inputs: (N, ...) as in the sample; moved to the model's device.
+        """
+        self.flush()
+        inputs = inputs.to(self.device)
+        modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+        try:
+            if self.pipeline is None:
+                outputs: Tensor = self.network(inputs)
+                return outputs
+            with self._reported():
+                return self.pipeline.shared(self._predictor().predict(Batch(inputs, inputs[:0]), number=self.steps))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _predictor(self) -> Engine:
+        """An engine that only runs forwards."""
+        assert self.pipeline is not None
+        wiring = replace(self.wiring, flows=((),) * len(self.wiring.segments))
+        stage, link = self.pipeline.stage._replace(replica=0, replicas=1), self.pipeline.transport
+        return Engine(
+            self.model, wiring, self.pipeline.forwards, Optimizers({}, {}), device=self.device, stage=stage, link=link
+        )
+
+    def gather(self) -> nn.Module | None:
+        """The whole trained network: in one process itself; on several ranks a copy on rank 0, and None on the others."""
+        self.flush()
+        if self.pipeline is None:
+            return self.network
+        own = self.pipeline.own(self.parts())
+        state = self.pipeline.merged({key: tensor.cpu() for key, tensor in own.items() if key[0] != "heads"})
+        if state is None:
+            return None
+        model, encoders = deepcopy((self.model, self.encoders))
+        fill({"model": model, "encoders": encoders}, state, self.device)
+        return self._deployed(model, encoders)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """All that is trained: "model", "heads" and "encoders"."""
+        return {"model": self.model, "heads": self.heads, "encoders": self.encoders}
+
+    def total(self, sums: Mapping[int, float]) -> dict[int, float]:
+        """For each module the sum of what all ranks know of it; in one process the sums themselves."""
+        self.flush()
+        return self.pipeline.total(sums) if self.pipeline else dict(sums)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """On several ranks, a failure is reported as the first one of all."""
+        try:
+            yield
+        except (StepFailed, Lost) as error:
+            if self.pipeline is None:
+                raise
+            raise self.pipeline.failed(error) from error
 
     def _checked(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Batch:
         tensors = tensors_of(batch)
@@ -284,15 +374,14 @@ class Learner:
         """All optimizers, in the order of the forward; for learning rate schedulers and inspection."""
         if self._shared is not None:
             return [self._shared]
-        steps = [action for action in self.schedule if action.op in (Op.S, Op.H)]
-        tables = {Op.S: self.engine.segment_optimizers, Op.H: self.engine.objective_optimizers}
-        return [tables[a.op][a.segment] for a in sorted(steps, key=lambda a: (a.segment, a.op))]
+        steps = {(action.segment, action.op): action for action in self.schedule if action.op in (Op.S, Op.H)}
+        found = (self.engine.optimizers.of(steps[place]) for place in sorted(steps))
+        return [optimizer for optimizer in found if optimizer is not None]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All that is trained: the model's parameters by their own names, then `heads.` and `encoders.`."""
-        yield from self.model.named_parameters()
-        yield from self.heads.named_parameters("heads")
-        yield from self.encoders.named_parameters("encoders")
+        for part, module in self.parts().items():
+            yield from module.named_parameters("" if part == "model" else part)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All that is trained: of the model, the heads and the encoders."""

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet44": resnet.resnet44,
     "resnet56": resnet.resnet56,
     "resnet110": resnet.resnet110,
+    "resnet128": partial(resnet.cifar_resnet, 128),  # 64 layers
 }
 
 
@@ -29,7 +31,7 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
     """Build an untrained model by name, for inputs of a given shape.
 
     Args:
-        name: "resnet8" to "resnet110" (CIFAR networks), "mlp", "mlp:512,512" (hidden widths), "timm:NAME" or
+        name: "resnet8" to "resnet128" (CIFAR networks), "mlp", "mlp:512,512" (hidden widths), "timm:NAME" or
             "torchvision:NAME".
         num_classes: outputs of the classifier.
         input_shape: shape of one sample, without the batch: (C, H, W) for images.

@@ -65,6 +65,10 @@ class Layers:
         """The names and numbers of elements of a layer's parameters."""
         return zip(self.parameters[layer], self.sizes[layer], strict=True)
 
+    def shape_for(self, shape: torch.Size, count: int) -> torch.Size:
+        """A shape of the sample's forward, for a batch of `count`."""
+        return torch.Size((count, *shape[1:])) if shape[:1] == self.input_shape[:1] else shape
+
     def __str__(self) -> str:
         width = max(len(name) for name in self.names)
         return "\n".join(

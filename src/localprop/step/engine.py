@@ -6,24 +6,35 @@ output (plus context) to go on with::
 
     network   ──► segment 0 ──►┐            ┌──► segment 1 ──►┐              ┌──► ...
     hook                       └ L H B0 S ──┘                 └ L H B0 S  ───┘
+
+On a rank that owns some of the segments, the forward skips the layers before them and stops at the end of the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from localprop.errors import BadInput, StepFailed
 from localprop.rule.losses import Batch
+from localprop.step.contexts import Contexts
+from localprop.step.errors import Error, Errors, Place, scaled, taken
+from localprop.step.gradients import Gradients
+from localprop.step.link import Link, Stage
+from localprop.step.messages import arrive, departing
+from localprop.step.optimizers import Optimizers
+from localprop.step.precision import Precision
+from localprop.step.programme import Programme
 from localprop.step.random import Generators
 from localprop.step.rerun import Rerun
-from localprop.step.schedule import Action, Op, Schedule
-from localprop.step.state import Backward, Deliver, Graph, Losses, Observer, State, split, story
-from localprop.step.wiring import Objective, Wiring
+from localprop.step.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
+from localprop.step.state import Backward, Deliver, Graph, Losses, Observer, State, dense, split, story
+from localprop.step.stretch import Reached, stubbed
+from localprop.step.wiring import Wiring
 
 
 class Engine:
@@ -33,11 +44,12 @@ class Engine:
         model: the primary network; only its forward is called.
         wiring: segments, flows, objectives, with their heads and encoders on the model's device.
         schedule: the actions of a step.
-        segment_optimizers: by segment; one that is missing is stepped by somebody else.
-        objective_optimizers: likewise, by the segment at whose end an objective sits.
+        optimizers: of segments and objectives.
         device: where the model is.
         autocast: dtype of the forwards and losses, or None.
         seed: of all random draws.
+        stage: the part of each step that runs here; by default all of it.
+        link: what carries tensors to and from the other ranks, if there are any.
     """
 
     def __init__(
@@ -45,12 +57,13 @@ class Engine:
         model: nn.Module,
         wiring: Wiring,
         schedule: Schedule,
-        segment_optimizers: Mapping[int, Optimizer],
-        objective_optimizers: Mapping[int, Optimizer],
+        optimizers: Optimizers,
         *,
         device: torch.device,
         autocast: torch.dtype | None = None,
         seed: int = 0,
+        stage: Stage | None = None,
+        link: Link | None = None,
     ) -> None:
         self.model = model
         self.wiring = wiring
@@ -58,52 +71,30 @@ class Engine:
         self.device = device
         self.autocast = autocast
         self.seed = seed
-        self.segment_optimizers = segment_optimizers
-        self.objective_optimizers = objective_optimizers
+        self.stage = stage or Stage(range(len(wiring.segments)))
+        self.link = link
+        self.optimizers = optimizers
         self._generators = Generators(device)
+        self._precision = Precision(device, autocast)
+        self._programme = Programme(schedule)
         self._read_wiring()
-        self._read_schedule()
-        self.rerun = Rerun(model, wiring, self._again) if self._again else None
+        self._pending: State | None = None  # the batch before, if some of its actions are still to come
+        self.rerun = Rerun(model, wiring, self._programme.again) if self._programme.again else None
 
     def _read_wiring(self) -> None:
-        wiring, named = self.wiring, dict(self.model.named_parameters())
-        self._ends = [self.model.get_submodule(wiring.end_name(s)) for s in range(len(wiring.segments) - 1)]
-        self._encoders = {s: wiring.encoders_at(s) for s in range(len(wiring.segments))}
-        self._parameters: list[list[Tensor]] = []
-        for s, segment in enumerate(wiring.segments):
-            encoders = self._encoders[s]
-            trained = [named[name] for name in segment.parameters] + (list(encoders.parameters()) if encoders else [])
-            self._parameters.append([parameter for parameter in trained if parameter.requires_grad])
+        wiring, named, own = self.wiring, dict(self.model.named_parameters()), self.stage.segments
+        last = len(wiring.segments) - 1
+        self._ends = {s: self.model.get_submodule(wiring.end_name(s)) for s in own if s < last}
+        self._contexts = Contexts(wiring, own, self._programme.sent_inlets, stay=bool(self._programme.again))
+        self._parameters: dict[int, list[Tensor]] = {}
+        for s in own:
+            self._parameters[s] = [parameter for parameter in wiring.trained(named, s) if parameter.requires_grad]
+        self._gradients = Gradients(self._parameters, wiring.flows, self._programme.microbatches * self.stage.replicas)
         self._overwrites = [
             s > 0 and wiring.layers.overwritten[segment.layers[0] - 1] for s, segment in enumerate(wiring.segments)
         ]
         self._onward = [any(flow.onward is not None for flow in flows) for flows in wiring.flows]
-        self._objectives = {objective.segment: objective for objective in wiring.objectives}
-        supplied = [source.module for own in wiring.sources for source in own]
-        self._last_receiver = {
-            m: max(k for k, own in enumerate(wiring.sources) if any(source.module == m for source in own))
-            for m in supplied
-        }
-
-    def _read_schedule(self) -> None:
-        """Split the schedule at the network's own forwards: what to do when each of them is done."""
-        self._after: dict[tuple[int, int], list[Action]] = {}
-        reruns = set()
-        for action in self.schedule:
-            place = (action.microbatch, action.segment)
-            if action.op is Op.F and place not in self._after:
-                current = self._after.setdefault(place, [])
-            else:
-                current.append(action)
-                if action.op is Op.F:
-                    reruns.add(action.segment)
-        self._microbatches = 1 + max(action.microbatch for action in self.schedule)
-        self._again = frozenset(reruns)
-
-    @property
-    def optimizers(self) -> list[Optimizer]:
-        """The optimizers that the engine steps, those of segments first."""
-        return [*self.segment_optimizers.values(), *self.objective_optimizers.values()]
+        self._objectives = {o.segment: o for o in wiring.objectives if o.segment in own}
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -128,37 +119,90 @@ class Engine:
         Raises:
             StepFailed: an action failed; says which one, where, and which segments had been stepped already.
         """
-        run = State(number, backward, stepping, observe, batch)
-        run.batches = split(batch, self._microbatches)
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(self._generators.kept())
-            stack.enter_context(self._hooked(run))
+        count = self._programme.microbatches
+        run = State(number, backward, stepping, observe, batch, Errors(self.wiring), first=count * self.stage.replica)
+        run.batches = split(batch, count * self.stage.replicas)[run.first : run.first + count]
+        self._whole(run, training=True)
+        self._pending = run if self._programme.late else None
+        self.optimizers.keep(self._programme.late)
+        return Losses.of(run.losses)
+
+    def predict(self, batch: Batch, *, number: int = 0) -> Tensor | None:
+        """Run an engine whose schedule has only forwards and messages; the output, where the last segment is."""
+        run = State(number, Tensor.backward, False, None, batch, Errors(self.wiring), batches=[batch])
+        self._whole(run, training=False)
+        return run.departing
+
+    def _whole(self, run: State, *, training: bool) -> None:
+        with self._running(run), self._hooked(run):
+            if self.link is not None:
+                self.link.begin(run.number, run.batch, run.batches, self.schedule, training=training)
+            whole = len(run.batch.inputs)
+            self._run(run, self._programme.before)
+            for microbatch, part in enumerate(run.batches):
+                self._microbatch(run, microbatch, part, len(part.inputs) / whole)
+
+    def flush(self) -> None:
+        """Run what is still to come of the last batch: actions that wait for errors of other ranks."""
+        if self._pending is not None:
+            run = self._pending
+            with self._running(run), self._hooked(run):
+                self._run(run, self._programme.late)
+            self._pending = None
+
+    @contextmanager
+    def _running(self, run: State) -> Iterator[None]:
+        with torch.enable_grad(), self._generators.kept():
             try:
-                for microbatch, part in enumerate(run.batches):
-                    self._microbatch(run, microbatch, part, len(part.inputs) / len(batch.inputs))
+                yield
             except BaseException as error:  # Ctrl-C too: the next step would add to what was left
                 self._drop_gradients()
+                self._pending = None
                 if self.rerun is not None:
                     self.rerun.forget()
                 if isinstance(error, BadInput) or not isinstance(error, Exception):
                     raise
-                raise StepFailed(story(run, self.wiring, self.schedule, error)) from error
-        return Losses.of(run.losses)
+                raise StepFailed(story(run, self.wiring, self.schedule, error), run.action) from error
 
     def _microbatch(self, run: State, microbatch: int, part: Batch, weight: float) -> None:
-        run.microbatch, run.batch, run.weight, run.expected = microbatch, part, weight, 0
-        with self._autocast():
-            entered = self._enter(run, 0, part.inputs)
-            output = self.model(entered)
-            del entered
-            if run.expected != len(self._ends):
+        first, last = self.stage.segments[0], self.stage.segments[-1]
+        run.microbatch, run.batch, run.weight, run.expected = microbatch, part, weight, first
+        with self._precision.forward():
+            output = self._forward(run, first, part.inputs)
+            if run.expected != last:
                 raise RuntimeError(f"the forward ended before the module {self._end_name(run.expected)!r} had run")
-            self._leave(run, len(self._ends), output)
+            self._leave(run, last, output)
+        self._contexts.forget(run.inlets)
+
+    def _forward(self, run: State, first: int, inputs: Tensor) -> Tensor:
+        """The output of the last segment that is run here; on the way, hooks end the others."""
+        try:
+            if first == 0:
+                output: Tensor = self.model(self._enter(run, 0, inputs))
+                return output
+            if self._contexts.reads_input():
+                run.inlets[0, run.microbatch] = inputs
+            layer = self.wiring.segments[first].layers[0]
+            enter = partial(self._enter_received, run, first)
+            with stubbed(self.model, self.wiring.layers, layer, inputs, enter):
+                output = self.model(inputs)
+                return output
+        except Reached as reached:
+            return reached.output
+
+    def _enter_received(self, run: State, s: int) -> Tensor:
+        return self._enter(run, s, run.arrived.pop(run.microbatch))
+
+    def _run(self, run: State, actions: Iterable[Action]) -> None:
+        for action in actions:
+            of = self._pending if action.late else run
+            self._begin(run, action)
+            if of is not None:  # in the first step there is no batch before
+                _RUN[action.op](self, of, action)
 
     @contextmanager
     def _hooked(self, run: State) -> Iterator[None]:
-        handles = [end.register_forward_hook(self._hook(run, s)) for s, end in enumerate(self._ends)]
+        handles = [end.register_forward_hook(self._hook(run, s)) for s, end in self._ends.items()]
         try:
             yield
         finally:
@@ -171,9 +215,11 @@ class Engine:
                 return self.rerun.arrive(s, output)
             if run.expected != s:
                 raise RuntimeError(f"the module {self._end_name(s)!r} ran before {self._end_name(run.expected)!r}")
+            if s == self.stage.segments[-1]:
+                raise Reached(output)
             run.expected = s + 1
             self._leave(run, s, output)
-            following = output.detach()
+            following = dense(output.detach())
             del output
             return self._enter(run, s + 1, following)
 
@@ -191,50 +237,37 @@ class Engine:
     def _enter(self, run: State, s: int, handed: Tensor) -> Tensor:
         """Begin F of segment s: its leaf, its random state, and the contexts that it receives."""
         self._begin(run, Action(Op.F, s, None, run.microbatch))
-        again = s in self._again
+        again = s in self._programme.again
         torch.set_grad_enabled(bool(self.wiring.flows[s]) and not again)
-        self._generators.seed(self.seed, run.number, "F", s, run.microbatch)
+        self._generators.seed(self.seed, run.number, "F", s, run.first + run.microbatch)
         if again:
             run.kept[s, run.microbatch] = handed
         run.leaf = handed.requires_grad_() if self._onward[s] and not again else None
-        entered = self._opened(run, s, handed)
-        self._supply(run, s, entered)
+        entered = self._opened(run, s, run.microbatch, handed)
+        self._contexts.keep(s, run.microbatch, entered, run.inlets, overwritten=self._overwrites[s])
         return entered
 
-    def _opened(self, run: State, s: int, handed: Tensor) -> Tensor:
+    def _opened(self, run: State, s: int, m: int, handed: Tensor) -> Tensor:
         """What segment s runs on: its input with its contexts added, or a copy where its layers write into their input."""
-        encoders = self._encoders[s]
-        if encoders is None:
-            return handed.clone() if self._overwrites[s] else handed
-        for source, encoder in zip(self.wiring.sources[self.wiring.segments[s].module], encoders, strict=True):
-            handed = handed + encoder(run.inlets[source.module])
-        return handed
-
-    def _supply(self, run: State, s: int, entered: Tensor) -> None:
-        """Keep a module's input if a later module receives it as context, drop those that nobody will read again."""
-        segment = self.wiring.segments[s]
-        if segment.inlet:
-            if segment.module in self._last_receiver:
-                kept = entered.detach()
-                run.inlets[segment.module] = kept.clone() if self._overwrites[s] else kept
-            if not self._again:
-                for m in [m for m in run.inlets if self._last_receiver[m] <= segment.module]:
-                    del run.inlets[m]
+        added = self._contexts.added(s, m, handed, run.inlets)
+        if added is not None:
+            return added
+        return handed.clone() if self._overwrites[s] else handed
 
     def _leave(self, run: State, s: int, output: Tensor) -> None:
         """End F of segment s, and run what the schedule lists before the next F."""
         if not isinstance(output, Tensor):
             raise TypeError(f"{self._end_name(s)!r} returned a {type(output).__name__}, a layer must return one tensor")
-        if s not in self._again:
+        if s not in self._programme.again:
             self._keep_graph(run, s, output)
         run.features = output.detach() if s in self._objectives else None
+        if s == self.stage.segments[-1] and (s in self._ends or not self.wiring.flows[s]):
+            run.departing = dense(output.detach())
         if self.rerun is not None:
             self.rerun.remember(s, output)
         del output
         torch.set_grad_enabled(True)
-        for action in self._after[run.microbatch, s]:
-            self._begin(run, action)
-            _RUN[action.op](self, run, action)
+        self._run(run, self._programme.after[run.microbatch, s])
         run.features = None
 
     def _keep_graph(self, run: State, s: int, output: Tensor) -> None:
@@ -252,16 +285,16 @@ class Engine:
         run.leaf = handed.requires_grad_() if self._onward[s] else None
 
         def enter() -> Tensor:
-            self._generators.seed(self.seed, run.number, "F", s, m)
-            return self._opened(run, s, handed)
+            self._generators.seed(self.seed, run.number, "F", s, run.first + m)
+            return self._opened(run, s, m, handed)
 
-        with self._autocast():
+        with self._precision.forward():
             output = self.rerun(s, run.batches[m].inputs, enter)
         microbatch, run.microbatch = run.microbatch, m
         self._keep_graph(run, s, output)
         run.microbatch = microbatch
 
-    # --- L, B, H, S -------------------------------------------------------------------------------------------------
+    # --- L, B -------------------------------------------------------------------------------------------------------
 
     def _loss(self, run: State, action: Action) -> None:
         objective = self._objectives[action.segment]
@@ -269,19 +302,20 @@ class Engine:
         assert features is not None
         if objective.flow is not None:
             features.requires_grad_()
-        head = self._head(objective)
-        self._generators.seed(self.seed, run.number, "L", action.segment, action.microbatch)
-        with self._autocast():
+        head = self.wiring.head(objective)
+        self._generators.seed(self.seed, run.number, "L", action.segment, run.first + action.microbatch)
+        with self._precision.forward():
             loss: Tensor = head["loss"](features, head["aux"], run.batch)
             loss = loss if run.weight == 1 else loss * run.weight
         if loss.requires_grad:
-            with self._outside_autocast():
+            with self._precision.backward():
                 run.backward(loss)
         loss = loss.detach()
         total = run.losses.get(objective.loss)
         run.losses[objective.loss] = loss if total is None else total + loss
         if objective.flow is not None:
-            self._deliver(run, action.segment, objective.flow, _taken(features), objective.scale)
+            place = Place(action.segment, objective.flow, action.microbatch)
+            run.errors.add(place, Error(-1, scaled(taken(features), objective.scale)))
 
     def _backward(self, run: State, action: Action) -> None:
         s, m = action.segment, action.microbatch
@@ -293,53 +327,48 @@ class Engine:
         inputs = list(self._parameters[s]) if flow.train else []
         if flow.onward is not None and graph.leaf is not None:
             inputs.append(graph.leaf)
-        graph.box.append(run.errors.pop((s, action.flow, m)))
-        with self._outside_autocast():
+        graph.box.append(run.errors.take(Place(s, action.flow, m)))
+        with self._precision.backward(), self._gradients.of(s, action.flow, run.aside):
             torch.autograd.backward(graph.handle, retain_graph=graph.backwards_left > 0, inputs=inputs)
         if flow.onward is not None and graph.leaf is not None:
             leaf, graph.leaf = graph.leaf, graph.leaf if graph.backwards_left else None
-            self._deliver(run, s - 1, flow.onward, _taken(leaf), flow.scale)
+            error = scaled(taken(leaf), flow.scale)
+            if s == self.stage.segments[0]:
+                run.upward[Place(s, action.flow, m)] = error
+            else:
+                run.errors.add(Place(s - 1, flow.onward, m), Error(action.flow, error))
 
-    def _deliver(self, run: State, s: int, flow: int, error: Tensor, scale: float) -> None:
-        """Add an error to those that wait for a flow."""
-        if scale != 1:
-            error.mul_(scale)
-        place = (s, flow, run.action.microbatch if run.action else 0)
-        waiting = run.errors.get(place)
-        if waiting is None:
-            run.errors[place] = error
-        else:
-            waiting.add_(error)
+    # --- between ranks ----------------------------------------------------------------------------------------------
+
+    def _send(self, run: State, action: Action) -> None:
+        assert self.link is not None
+        tensor = departing(run, action, self.wiring)
+        self.link.send(action, tensor, len(run.batches[action.microbatch].inputs))
+
+    def _receive(self, run: State, action: Action) -> None:
+        assert self.link is not None
+        arrive(run, action, self.wiring, self.link.receive(action))
+
+    # --- H, S -------------------------------------------------------------------------------------------------------
+
+    def _reduce(self, run: State, action: Action) -> None:
+        if action.op is Op.REDUCE_S:
+            self._gradients.add(action.segment, run.aside)
+        assert self.link is not None
+        self.link.reduce(action, self.optimizers.gradients(action))
 
     def _step(self, run: State, action: Action) -> None:
-        table = self.segment_optimizers if action.op is Op.S else self.objective_optimizers
-        optimizer = table.get(action.segment)
-        if not run.stepping or optimizer is None:
+        if action.op is Op.S:
+            self._gradients.add(action.segment, run.aside)
+        if not run.stepping:
             return
-        optimizer.step()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        if self.link is not None:
+            self.link.reduced(action)
+        self.optimizers.step(action)
         if action.op is Op.S:
             run.stepped.append(action.segment)
 
     # --- small things -----------------------------------------------------------------------------------------------
-
-    def _head(self, objective: Objective) -> nn.ModuleDict:
-        head = self.wiring.heads[str(objective.loss)]
-        assert isinstance(head, nn.ModuleDict)
-        return head
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        # Without a cache: one would keep casts of all weights alive, and share their graph between micro-batches.
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.autocast, cache_enabled=False)
-
-    def _outside_autocast(self) -> AbstractContextManager[object]:
-        """Backwards run outside, be it our autocast or a host's; they follow the dtypes of their forwards."""
-        kind = self.device.type
-        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
     def _end_name(self, s: int) -> str:
         return self.wiring.end_name(s)
@@ -356,11 +385,7 @@ _RUN: dict[Op, Callable[[Engine, State, Action], None]] = {
     Op.B: Engine._backward,
     Op.H: Engine._step,
     Op.S: Engine._step,
+    **dict.fromkeys(SENDS, Engine._send),
+    **dict.fromkeys(RECEIVES, Engine._receive),
+    **dict.fromkeys(REDUCES, Engine._reduce),
 }
-
-
-def _taken(leaf: Tensor) -> Tensor:
-    """The gradient of a leaf, which the leaf forgets."""
-    error, leaf.grad = leaf.grad, None
-    assert error is not None
-    return error

@@ -1,26 +1,16 @@
-"""Run one segment of a network again: the model's own forward, with the layers before it stubbed, stopped at its end."""
+"""Run one segment of a network again, before its backward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput
-from localprop.network.layers import Piece
+from localprop.step.stretch import Reached, stubbed
 from localprop.step.wiring import Wiring
-
-
-class _Reached(Exception):
-    """The segment's end was reached; no error, and never seen outside."""
-
-    def __init__(self, output: Tensor) -> None:
-        super().__init__()
-        self.output = output
 
 
 class Rerun:
@@ -41,8 +31,8 @@ class Rerun:
         self.unproven: dict[int, Tensor | None] = dict.fromkeys(again)
 
     def remember(self, s: int, output: Tensor) -> None:
-        """Keep the output of the very first run of a segment, to compare with."""
-        if s in self.unproven:
+        """Keep the output of the very first run of a segment, in the first micro-batch, to compare with."""
+        if s in self.unproven and self.unproven[s] is None:
             self.unproven[s] = output.detach()
 
     def forget(self) -> None:
@@ -52,7 +42,7 @@ class Rerun:
     def arrive(self, s: int, output: Tensor) -> Tensor:
         """What the hook at the end of segment s does while a segment runs again."""
         if s == self.running:
-            raise _Reached(output)
+            raise Reached(output)
         return output
 
     def __call__(self, s: int, inputs: Tensor, enter: Callable[[], Tensor]) -> Tensor:
@@ -68,14 +58,22 @@ class Rerun:
         """
         running, self.running = self.running, s
         try:
-            with self._kept_buffers(s), self._stubbed(s, inputs, enter):
-                self.model(inputs if s else enter())
-        except _Reached as reached:
+            with self._kept_buffers(s):
+                self._run(s, inputs, enter)
+        except Reached as reached:
             output = reached.output
         finally:
             self.running = running
         self._prove(s, output)
         return output
+
+    def _run(self, s: int, inputs: Tensor, enter: Callable[[], Tensor]) -> None:
+        first = self.wiring.segments[s].layers[0]
+        if first == 0:
+            self.model(enter())
+            return
+        with stubbed(self.model, self.wiring.layers, first, inputs, enter):
+            self.model(inputs)
 
     def _prove(self, s: int, output: Tensor) -> None:
         first = self.unproven.pop(s, None)
@@ -88,10 +86,6 @@ class Rerun:
                     "something that does not come through the cut before them. Use recompute=False, or cut elsewhere."
                 ]
             )
-
-    def _pieces(self, first: int, stop: int) -> Iterator[Piece]:
-        for layer in range(first, stop):
-            yield from self.wiring.layers.pieces[layer]
 
     @contextmanager
     def _kept_buffers(self, s: int) -> Iterator[None]:
@@ -110,31 +104,3 @@ class Rerun:
         finally:
             for module, buffers in kept:
                 module._buffers.update(buffers)
-
-    @contextmanager
-    def _stubbed(self, s: int, inputs: Tensor, enter: Callable[[], Tensor]) -> Iterator[None]:
-        """Every module before the segment returns a constant, which takes no memory if it can; the one at the cut enters."""
-        stubs: list[tuple[nn.Module, Callable[..., Any] | None]] = []
-        before = self.wiring.segments[s].layers[0]
-        for piece in self._pieces(0, before):
-            module = self.model.get_submodule(piece.name)
-            stubs.append((module, module.__dict__.get("forward")))
-            at_cut = piece.name == self.wiring.layers.names[before - 1]
-            module.forward = _calling(enter) if at_cut else _calling(partial(self._blank, piece, inputs))
-        try:
-            yield
-        finally:
-            for module, own in stubs:
-                del module.forward
-                if own is not None:  # a forward of the user's that had been set on the instance
-                    module.forward = own
-
-    def _blank(self, piece: Piece, inputs: Tensor) -> Tensor:
-        per_sample = piece.shape[0] == self.wiring.layers.input_shape[0]
-        shape = (len(inputs), *piece.shape[1:]) if per_sample else piece.shape
-        blank = torch.zeros((), dtype=piece.dtype, device=inputs.device).expand(shape)
-        return blank.clone() if piece.overwritten else blank
-
-
-def _calling(make: Callable[[], Tensor]) -> Callable[..., Tensor]:
-    return lambda *args, **kwargs: make()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -20,18 +20,41 @@ class Op(StrEnum):
     B = "B"  # backward of one flow through a segment
     S = "S"  # step of a segment's parameters
 
+    # Between ranks; torch.distributed.pipelining's names. A message is named after what made it, on both sides.
+    SEND_F = "SEND_F"  # a segment's output, down the pipe
+    RECV_F = "RECV_F"
+    SEND_B = "SEND_B"  # the error that the backward of a flow leaves at a segment's input, up the pipe
+    RECV_B = "RECV_B"
+    SEND_C = "SEND_C"  # the input of a module that some later module receives as context
+    RECV_C = "RECV_C"
+    REDUCE_H = "REDUCE_H"  # sum of an objective's gradients over the replicas, begun here and ended by H
+    REDUCE_S = "REDUCE_S"  # likewise of a segment's, ended by S
+
+
+SENDS = {Op.SEND_F: Op.RECV_F, Op.SEND_B: Op.RECV_B, Op.SEND_C: Op.RECV_C}
+RECEIVES = {receive: send for send, receive in SENDS.items()}
+REDUCES = {Op.REDUCE_H: Op.H, Op.REDUCE_S: Op.S}
+
 
 class Action(NamedTuple):
-    """One instruction: `3B1/2` is the backward of flow 1 through segment 3 in micro-batch 2 (micro-batch 0 is not written)."""
+    """One instruction: `3B1/2` is the backward of flow 1 through segment 3 in micro-batch 2 (micro-batch 0 is not written).
+
+    `2SEND_F>1` sends the output of segment 2 to rank 1, which runs `2RECV_F<0`. An apostrophe marks an action of the batch
+    before: `1S'` steps segment 1 by the errors of the batch before, which came late.
+    """
 
     op: Op
     segment: int
     flow: int | None = None
     microbatch: int = 0
+    peer: int | None = None
+    late: bool = False
 
     def __str__(self) -> str:
         flow = "" if self.flow is None else str(self.flow)
-        return f"{self.segment}{self.op}{flow}" + (f"/{self.microbatch}" if self.microbatch else "")
+        peer = "" if self.peer is None else f"{'>' if self.op in SENDS else '<'}{self.peer}"
+        part = f"/{self.microbatch}" if self.microbatch else ""
+        return f"{self.segment}{self.op}{flow}{peer}{part}" + ("'" if self.late else "")
 
     @classmethod
     def parse(cls, text: str) -> Action:
@@ -40,10 +63,21 @@ class Action(NamedTuple):
         Raises:
             BadInput: the text is no action.
         """
-        match = re.fullmatch(r"(\d+)([FLHBS])(\d+)?(?:/(\d+))?", text)
-        if match is None or (match[2] == "B") != (match[3] is not None):
-            raise BadInput([f"{text!r} is no action: one reads like 3F, 3B1 (B alone has a flow) or 3B1/2."])
-        return cls(Op(match[2]), int(match[1]), None if match[3] is None else int(match[3]), int(match[4] or 0))
+        match = re.fullmatch(rf"(\d+)({'|'.join(Op)})(\d+)?(?:([<>])(\d+))?(?:/(\d+))?(')?", text)
+        if match is None or not _is_whole(Op(match[2]), match[3], match[4]):
+            raise BadInput(
+                [f"{text!r} is no action: one reads like 3F, 3B1 (backwards have a flow), 3B1/2, 3SEND_F>1 or 3S'."]
+            )
+        segment, flow, peer, part = (None if match[i] is None else int(match[i]) for i in (1, 3, 5, 6))
+        assert segment is not None
+        return cls(Op(match[2]), segment, flow, part or 0, peer, match[7] is not None)
+
+
+def _is_whole(op: Op, flow: str | None, arrow: str | None) -> bool:
+    """Whether an action of this kind has the flow, and the arrow to or from a peer, that it must have."""
+    needs_flow = op in (Op.B, Op.SEND_B, Op.RECV_B)
+    needs_arrow = ">" if op in SENDS else "<" if op in RECEIVES else None
+    return needs_flow == (flow is not None) and needs_arrow == arrow
 
 
 class Schedule(tuple[Action, ...]):
@@ -78,10 +112,11 @@ class Schedule(tuple[Action, ...]):
             BadInput: fewer than one micro-batch.
         """
         check([f"microbatches={microbatches} must be 1 or more."] if microbatches < 1 else [])
-        return cls(_with_reruns(_in_order(_waits(wiring, microbatches)), recomputed))
+        whole = (range(len(wiring.segments)),)
+        return cls(with_reruns(_in_order(waits_of(wiring, microbatches, whole)), recomputed))
 
 
-_URGENCY = {Op.H: 0, Op.S: 0, Op.B: 1, Op.L: 2, Op.F: 3}
+URGENCY = {Op.REDUCE_H: 0, Op.REDUCE_S: 0, Op.H: 0, Op.S: 0, Op.B: 1, Op.L: 2, Op.F: 3}
 
 
 def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
@@ -93,7 +128,7 @@ def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
     left = {action: len(before) for action, before in waits.items()}
     ready = [action for action, count in left.items() if count == 0]
     while ready:
-        action = min(ready, key=_key)
+        action = min(ready, key=urgency)
         ready.remove(action)
         yield action
         for later in followers[action]:
@@ -102,12 +137,13 @@ def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
                 ready.append(later)
 
 
-def _key(action: Action) -> tuple[int, int, int, int]:
-    return _URGENCY[action.op], action.microbatch, action.segment, -1 if action.flow is None else action.flow
+def urgency(action: Action) -> tuple[int, int, int, int]:
+    """Which of several ready actions runs first: the one with the smallest key."""
+    return URGENCY[action.op], action.microbatch, action.segment, -1 if action.flow is None else action.flow
 
 
-def _with_reruns(actions: Iterator[Action], recomputed: frozenset[int]) -> Iterator[Action]:
-    """A recomputed segment runs forward again right before its first backward."""
+def with_reruns(actions: Iterable[Action], recomputed: frozenset[int]) -> Iterator[Action]:
+    """The actions with each recomputed segment's second forward, right before its first backward."""
     done: set[tuple[int, int]] = set()
     for action in actions:
         place = (action.segment, action.microbatch)
@@ -117,24 +153,31 @@ def _with_reruns(actions: Iterator[Action], recomputed: frozenset[int]) -> Itera
         yield action
 
 
-def _waits(wiring: Wiring, microbatches: int) -> dict[Action, set[Action]]:
-    """For each action, the actions that come before it."""
+def waits_of(wiring: Wiring, microbatches: int, stages: Iterable[range]) -> dict[Action, set[Action]]:
+    """For each action of a step, the actions that come before it.
+
+    Args:
+        wiring: segments, flows and objectives.
+        microbatches: how many.
+        stages: the segments that run on one rank each; there, forwards of one micro-batch follow each other.
+    """
     waits: dict[Action, set[Action]] = {}
-    last = len(wiring.segments) - 1
     for m in range(microbatches):
-        for s in range(last + 1):
-            before = Action(Op.F, s - 1, None, m) if s else Action(Op.F, last, None, m - 1)
-            waits[Action(Op.F, s, None, m)] = {before} if s or m else set()
+        for s in range(len(wiring.segments)):
+            waits[Action(Op.F, s, None, m)] = {Action(Op.F, s - 1, None, m)} if s else set()
         for objective in wiring.objectives:
             waits[Action(Op.L, objective.segment, None, m)] = {Action(Op.F, objective.segment, None, m)}
         for s, flows in enumerate(wiring.flows):
             for f in range(len(flows)):
-                waits[Action(Op.B, s, f, m)] = set(_feeders(wiring, s, f, m))
+                waits[Action(Op.B, s, f, m)] = set(feeders(wiring, s, f, m))
+    for stage in stages:
+        for m in range(1, microbatches):
+            waits[Action(Op.F, stage[0], None, m)].add(Action(Op.F, stage[-1], None, m - 1))
     _add_steps(waits, wiring, microbatches)
     return waits
 
 
-def _feeders(wiring: Wiring, segment: int, flow: int, microbatch: int) -> Iterator[Action]:
+def feeders(wiring: Wiring, segment: int, flow: int, microbatch: int) -> Iterator[Action]:
     """The losses and backwards whose errors a flow sums."""
     for objective in wiring.objectives:
         if objective.segment == segment and objective.flow == flow:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from localprop.errors import BadInput
 from localprop.rule.losses import Batch
+from localprop.step.contexts import Inlets
+from localprop.step.errors import Errors, Place
+from localprop.step.gradients import Aside
 from localprop.step.schedule import Action, Schedule
 from localprop.step.wiring import Wiring
 
@@ -76,6 +79,8 @@ class State:
     stepping: bool
     observe: Observer | None
     batch: Batch
+    errors: Errors
+    first: int = 0  # the number of this replica's first micro-batch among all
     microbatch: int = 0
     weight: float = 1.0
     expected: int = 0
@@ -83,13 +88,24 @@ class State:
     begun: int = 0  # actions so far, the current one included
     leaf: Tensor | None = None
     features: Tensor | None = None
-    inlets: dict[int, Tensor] = field(default_factory=dict)  # module -> its input, where it is some module's context
+    inlets: Inlets = field(default_factory=dict)
+    arrived: dict[int, Tensor] = field(default_factory=dict)  # micro-batch -> what the rank before has sent
+    departing: Tensor | None = None  # what the rank after is to be sent
+    upward: dict[Place, Tensor] = field(default_factory=dict)  # errors for the rank before, by who made them
     graphs: dict[tuple[int, int], Graph] = field(default_factory=dict)
-    errors: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    aside: Aside = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
     kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # inputs of segments that will run again
     batches: list[Batch] = field(default_factory=list)
     stepped: list[int] = field(default_factory=list)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor in one of the layouts that a cut may have, contiguous or channels last: kernels may round by layout."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if tensor.ndim in formats and tensor.is_contiguous(memory_format=formats[tensor.ndim]):
+        return tensor
+    return tensor.contiguous()
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:

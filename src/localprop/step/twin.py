@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from localprop.rule.losses import Batch
 from localprop.step.engine import Engine
+from localprop.step.optimizers import Optimizers
 from localprop.step.schedule import Action
 
 
@@ -44,7 +45,7 @@ class Twin:
         """The tensors that live between steps."""
         engine = self.engine
         modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
-        return held_by(modules, [*self.outside, *engine.optimizers], self.batch)
+        return held_by(modules, [*self.outside, *engine.optimizers.all()], self.batch)
 
 
 def held_by(modules: Iterable[nn.Module], optimizers: Iterable[Optimizer], batch: Batch) -> list[Tensor]:
@@ -77,22 +78,20 @@ class _Fakes:
 def _twin(engine: Engine, shared: list[Optimizer], fakes: _Fakes) -> tuple[Engine, list[Optimizer]]:
     """A copy of the engine and all that it works on, on fake tensors."""
     modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
-    optimizers = [*engine.optimizers, *shared]
+    optimizers = [*engine.optimizers.all(), *shared]
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             fakes.of(tensor)
     for optimizer in optimizers:
         for tensor in (*_state_tensors(optimizer), *(p for group in optimizer.param_groups for p in group["params"])):
             fakes.of(tensor)
-    (model, heads, encoders), by_segment, by_objective, outside = copy.deepcopy(
-        (modules, engine.segment_optimizers, engine.objective_optimizers, shared), fakes.memo
-    )
+    tables = (engine.optimizers.by_segment, engine.optimizers.by_objective)
+    (model, heads, encoders), copied, outside = copy.deepcopy((modules, tables, shared), fakes.memo)
     twin = Engine(
         model,
         replace(engine.wiring, heads=heads, encoders=encoders),
         engine.schedule,
-        by_segment,
-        by_objective,
+        Optimizers(*copied),
         device=engine.device,
         autocast=engine.autocast,
     )

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -114,6 +114,19 @@ class Wiring:
         found = self.encoders[key] if self.segments[segment].inlet and key in self.encoders else None
         assert found is None or isinstance(found, nn.ModuleList)
         return found
+
+    def head(self, objective: Objective) -> nn.ModuleDict:
+        """The auxiliary network and the loss of an objective: "aux" and "loss"."""
+        head = self.heads[str(objective.loss)]
+        assert isinstance(head, nn.ModuleDict)
+        return head
+
+    def trained(self, named: Mapping[str, nn.Parameter], segment: int) -> list[nn.Parameter]:
+        """What a segment's step updates: parameters of the model, given by name, and of the encoders at its inlet."""
+        encoders = self.encoders_at(segment)
+        return [named[name] for name in self.segments[segment].parameters] + list(
+            encoders.parameters() if encoders else ()
+        )
 
     def end_name(self, segment: int) -> str:
         """The module of the network at whose return a segment ends."""

@@ -1,0 +1,65 @@
+"""What a run says when a rank is lost: one record for all ranks, which names the rank, the action and the layer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch.distributed as dist
+
+from localprop.errors import StepFailed
+from localprop.ranks.transport import Lost
+from localprop.step.schedule import Action
+from localprop.step.wiring import Wiring
+
+_KEY = "localprop failure"
+
+
+def record_of(error: Exception, rank: int, wiring: Wiring) -> dict[str, Any]:
+    """What happened, as one rank saw it.
+
+    Returns:
+        "rank": the one that is to blame; "seen_by"; "action"; "layer"; "error".
+    """
+    action = error.action if isinstance(error, StepFailed) else None
+    cause = error.__cause__ if isinstance(error, StepFailed) and error.__cause__ is not None else error
+    return {
+        "rank": cause.peer if isinstance(cause, Lost) else rank,
+        "seen_by": rank,
+        "action": None if action is None else str(action),
+        "layer": None if action is None else layer_of(action, wiring),
+        "error": f"{type(cause).__name__}: {cause}",
+    }
+
+
+def layer_of(action: Action, wiring: Wiring) -> str:
+    """The layers that an action, or the making of its message, runs on."""
+    names = [wiring.layers.names[layer] for layer in wiring.segments[action.segment].layers]
+    return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
+
+
+def claim(record: dict[str, Any]) -> dict[str, Any]:
+    """Put a record before all ranks, unless another one has been first.
+
+    Returns:
+        The record that was first; this rank's own if the others cannot be asked.
+    """
+    text = json.dumps(record)
+    try:
+        first = dist.distributed_c10d._get_default_store().compare_set(_KEY, "", text)
+    except RuntimeError:  # the process that kept the store is gone
+        return record
+    found: dict[str, Any] = json.loads(first)
+    return found
+
+
+def sentence(record: dict[str, Any]) -> str:
+    """A record in words.
+
+    Example:
+        >>> sentence({"rank": 1, "seen_by": 0, "action": "3RECV_B0<1", "layer": "blocks.7", "error": "Lost: no answer"})
+        'Rank 1 failed (seen by rank 0 at action 3RECV_B0<1, on blocks.7): Lost: no answer'
+    """
+    seen = f"seen by rank {record['seen_by']} " if record["seen_by"] != record["rank"] else ""
+    where = f"at action {record['action']}, on {record['layer']}" if record["action"] else "between two steps"
+    return f"Rank {record['rank']} failed ({seen}{where}): {record['error']}"

@@ -1,0 +1,44 @@
+"""How an engine meets the others: which part of a step is its own, and what carries tensors between ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from localprop.rule.losses import Batch
+from localprop.step.schedule import Action, Schedule
+
+
+class Stage(NamedTuple):
+    """The part of a step that one process runs.
+
+    Attributes:
+        segments: its segments, neighbours in the network.
+        replica: which shard of the batch it works on.
+        replicas: how many shards there are.
+    """
+
+    segments: range
+    replica: int = 0
+    replicas: int = 1
+
+
+class Link(Protocol):
+    """What carries tensors between ranks. Messages of one kind between two ranks arrive in the order of their sending."""
+
+    def begin(self, number: int, batch: Batch, parts: Sequence[Batch], programme: Schedule, *, training: bool) -> None:
+        """Begin a step: agree with the rank before on its number and batch."""
+
+    def send(self, action: Action, tensor: Tensor, samples: int) -> None:
+        """Send a tensor that so many samples have made, which nobody may write to any more; returns at once."""
+
+    def receive(self, action: Action) -> Tensor:
+        """The tensor that the peer sent; waits for it."""
+
+    def reduce(self, action: Action, gradients: list[Tensor]) -> None:
+        """Begin to sum gradients over the replicas, in place."""
+
+    def reduced(self, action: Action) -> None:
+        """Wait for the sum that the action has begun."""

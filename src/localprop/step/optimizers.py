@@ -1,0 +1,75 @@
+"""The optimizers of a step: one for each segment and objective, with the learning rates of the batch that they step for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from localprop.step.schedule import REDUCES, Action, Op
+
+
+class Optimizers:
+    """Steps the optimizer of an action; one that is missing is stepped by somebody else.
+
+    Args:
+        by_segment: for S.
+        by_objective: for H, by the segment at whose end an objective sits.
+    """
+
+    def __init__(self, by_segment: Mapping[int, Optimizer], by_objective: Mapping[int, Optimizer]) -> None:
+        self.by_segment = by_segment
+        self.by_objective = by_objective
+        self._rates: dict[Optimizer, list[dict[str, Any]]] = {}
+
+    def all(self) -> list[Optimizer]:
+        """Those of segments first."""
+        return [*self.by_segment.values(), *self.by_objective.values()]
+
+    def of(self, action: Action) -> Optimizer | None:
+        """The optimizer that an action, or the step that it prepares, is for."""
+        op = REDUCES.get(action.op, action.op)
+        return {Op.S: self.by_segment, Op.H: self.by_objective}[op].get(action.segment)
+
+    def gradients(self, action: Action) -> list[Tensor]:
+        """The gradients that an action's step will use."""
+        optimizer = self.of(action)
+        groups = optimizer.param_groups if optimizer else []
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+
+    def step(self, action: Action) -> None:
+        """Step, and drop the gradients. A late action steps with what was kept of its batch."""
+        optimizer = self.of(action)
+        if optimizer is None:
+            return
+        with self._as_kept(optimizer, late=action.late):
+            optimizer.step()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def keep(self, late: Iterable[Action]) -> None:
+        """Keep the hyperparameters of now for late steps."""
+        steps = [optimizer for action in late if action.op in (Op.S, Op.H) and (optimizer := self.of(action))]
+        self._rates = {optimizer: [_hyperparameters(group) for group in optimizer.param_groups] for optimizer in steps}
+
+    @contextmanager
+    def _as_kept(self, optimizer: Optimizer, *, late: bool) -> Iterator[None]:
+        if not late:
+            yield
+            return
+        now = [_hyperparameters(group) for group in optimizer.param_groups]
+        for group, then in zip(optimizer.param_groups, self._rates.pop(optimizer), strict=True):
+            group.update(then)
+        yield
+        for group, back in zip(optimizer.param_groups, now, strict=True):
+            group.update(back)
+
+
+def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"
+    }
