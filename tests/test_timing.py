@@ -15,8 +15,8 @@ from localprop.errors import BadInput
 from localprop.ranks.lowering import in_flight, lower
 from localprop.ranks.placement import Placement
 from localprop.rule.losses import Batch
-from localprop.step.schedule import Action, Op, Schedule
-from localprop.step.timeline import Timeline, simulate, unrolled
+from localprop.step.schedule import Action, Op, Schedule, unrolled
+from localprop.step.timeline import Timeline, simulate
 from localprop.step.timing import Cost, Kind, Ring, Seconds, Wire, measure, message_bytes
 from localprop.step.wiring import Wiring
 

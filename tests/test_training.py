@@ -11,6 +11,7 @@ import localprop as lp
 from localprop.data import Dataset
 from localprop.errors import RunFailed
 from localprop.learner import Learner
+from localprop.network.modes import evaluating
 from localprop.training import trainer
 from localprop.training.config import Config, build, load_data, prepared
 from localprop.training.trainer import EpochReport, evaluate, lr_at, train
@@ -151,7 +152,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(at: int, place: s
 # accuracy
 
 
-def test_evaluate_counts_and_restores_modes() -> None:
+def test_evaluation_counts_and_restores_modes() -> None:
     network = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(3), nn.Identity())
     network[2].eval()
     network.train()
@@ -159,15 +160,16 @@ def test_evaluate_counts_and_restores_modes() -> None:
     images = torch.eye(3)
     statistics = network[1].running_mean.clone()
     batches = [(images, torch.tensor([0, 1, 0])), (images[:1], torch.tensor([0]))]
-    assert evaluate(network, batches) == 0.75
+    with evaluating(network):
+        assert evaluate(network, batches) == 0.75
     assert [module.training for module in network.modules()] == [True, True, False, True]
     assert torch.equal(network[1].running_mean, statistics)
     assert evaluate(network, []) == 0
 
 
-def test_evaluate_restores_modes_after_a_failure() -> None:
+def test_modes_are_restored_after_a_failure() -> None:
     network = nn.Linear(2, 2)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError), evaluating(network):
         evaluate(network, [(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64))])
     assert network.training
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from localprop.errors import BadInput, check
 from localprop.network.partition import Partition
+from localprop.rule.losses import LocalLoss
 from localprop.rule.rule import Rule
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
@@ -67,6 +68,30 @@ def rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
             f"Parameter {sharded[0]!r} is sharded already (a DTensor, as fully_shard makes it): stages of a pipeline hold whole "
             "parameters. Leave the model as it is and use ranks=Ranks(replicas=...) for data parallelism."
         )
+
+
+def batch_problems(
+    tensors: list[Tensor], sample: tuple[Tensor, Tensor], task: LocalLoss, outputs: torch.Size
+) -> Iterator[str]:
+    """What is wrong with a batch, for a network of such outputs that was made for such a sample."""
+    if len(tensors) != 2:
+        yield f"A batch must be (inputs, targets), but this one has {len(tensors)} part(s)."
+        return
+    inputs, targets = tensors
+    like, like_targets = sample
+    if inputs.ndim == 0 or inputs.shape[1:] != like.shape[1:]:
+        yield f"Inputs have shape {tuple(inputs.shape)}, but the sample was (N, {commas(like.shape[1:])})."
+    elif len(inputs) == 0:
+        yield "The batch is empty."
+    if inputs.dtype != like.dtype:
+        yield f"Inputs are {inputs.dtype}, but the sample was {like.dtype}: convert one of them."
+    if targets.dtype != like_targets.dtype:
+        yield f"Targets are {targets.dtype}, but the sample's were {like_targets.dtype}: convert one of them."
+    if targets.shape != (*inputs.shape[:1], *like_targets.shape[1:]):
+        wanted = ", ".join(["N", *map(str, like_targets.shape[1:])])
+        yield f"{len(inputs)} inputs, but targets of shape {tuple(targets.shape)}: they must be ({wanted}), one per input."
+    elif targets.device.type == "cpu" and targets.numel():  # elsewhere a look at the values would wait for the device
+        yield from task.problems(targets, outputs)
 
 
 def adopt(optimizer: Optimizer, model: nn.Module, trained: Iterable[nn.Parameter]) -> None:

@@ -18,6 +18,7 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 from localprop.errors import BadInput, RunFailed, StepFailed
+from localprop.ranks.launch import rank
 from localprop.training.config import Config, accepted_types
 
 if TYPE_CHECKING:
@@ -46,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse's own: 0 after --help, 2 after bad words
         return end.code if isinstance(end.code, int) else 2
     except BadInput as error:
-        _complain("localprop cannot use this input:", error.problems)
+        if rank() == 0 or error.record:  # what all ranks see, one tells
+            _complain("localprop cannot use this input:", error.problems)
         return 2
     except (RunFailed, StepFailed) as error:
-        _complain("The run failed:", [str(error)])
+        record = error.record if isinstance(error, StepFailed) else None
+        if record is None or record["seen_by"] == rank():
+            _complain("The run failed:", [str(error)])
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
@@ -156,6 +160,8 @@ def _run_train(args: argparse.Namespace) -> int:
         if args.out:
             print(f"Go on with: localprop train --out {shlex.quote(args.out)} --resume", file=sys.stderr)
         raise
+    if rank() > 0:
+        return 0
     if args.json:
         print_json(summary)
     else:

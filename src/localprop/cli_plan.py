@@ -15,7 +15,7 @@ from localprop.errors import BadInput, check
 from localprop.network import Layers, Partition
 from localprop.report.contender import Contender
 from localprop.report.gantt import FORMATS, gantt, require_matplotlib
-from localprop.report.plan import END_TO_END, PIPELINES, Memory, Row, Setting, Way, measured, on_paper
+from localprop.report.plan import END_TO_END, PIPELINES, Row, Setting, Way, measured, on_paper
 from localprop.report.tables import markdown
 from localprop.training.config import noting
 from localprop.training.expression import rule_of
@@ -30,7 +30,6 @@ def run_plan(
     *,
     strict: bool = True,
     out: str | None = None,
-    memory: Memory | None = None,
 ) -> dict[str, Any]:
     """Plan; print nothing, return the figures and the table's text under `table`.
 
@@ -39,7 +38,6 @@ def run_plan(
         methods: expressions; end-to-end pipelines are added.
         strict: whether a method that the network does not suit is bad input; else it is left out, and named.
         out: a file for the Gantt chart.
-        memory: predicts the bytes of each rank from a learner, its placement and the ranks' programmes.
 
     Raises:
         BadInput: of the values, a method, the network or the file.
@@ -50,7 +48,7 @@ def run_plan(
     baseline, *others = measured(setting, layers, [END_TO_END, *contenders], _say)
     plain_s = sum(baseline.seconds.per_segment(baseline.learner.wiring, setting.microbatches))
     ways = [(baseline, way) for way in PIPELINES] + [(other, Way()) for other in others]
-    drawn = [on_paper(setting, each, way, plain_s, memory) for each, way in ways]
+    drawn = [on_paper(setting, each, way, plain_s) for each, way in ways]
     rows, assumptions = [row for row, _ in drawn], _assumptions(setting, baseline.learner.device)
     if out is not None:
         gantt({_title(row): timeline for row, timeline in drawn}, out, f"{setting.model}. {' '.join(assumptions)}")
@@ -129,7 +127,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    peak = "-" if row.memory_bytes is None else f"{max(row.memory_bytes) / _MIB:.1f}"
+    peak = "-" if row.memory_bytes is None else f"{max(row.memory_bytes.values()) / _MIB:.1f}"
     return [
         row.method,
         f"{row.samples_per_second:.0f}",
@@ -145,7 +143,7 @@ def _legend(plain_s: float) -> str:
     return (
         f"ratio: of samples/s to end-to-end in one process ({1000 * plain_s:.1f} ms per batch); idle: share of the devices' "
         "time in the steady loop; one batch: if none begins before the one before has ended everywhere; wire: sent by all "
-        "in a step; peak: of the fullest rank."
+        "in a step; peak: of the fullest rank, predicted, with messages."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +10,16 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from localprop.data import Dataset
-from localprop.errors import BadInput, check
+from localprop.errors import BadInput, StepFailed, check
 from localprop.learner import Learner
+from localprop.ranks.launch import attempt, rank, world
 from localprop.training.config import Config, noting, prepared
 from localprop.training.rundir import RunDir
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep, test_accuracy, train
 
-MAY_DIFFER = ("device", "root", "download")  # where a run goes on, not what it computes
+# torchrun ends all ranks when one is lost, maybe before the others have seen who it was: they live on for so long.
+LINGER_S = 3
+MAY_DIFFER = ("device", "root", "download", "timeout_s")  # where a run goes on, not what it computes
 
 
 def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -40,8 +44,12 @@ def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: b
     """
     if (resume or overwrite) and out is None:
         raise BadInput(f"{'--resume' if resume else '--overwrite'} needs the directory of a run: add --out DIR.")
-    folder = None if out is None else RunDir(out)
+    folder = None if out is None else RunDir(out, writes=rank() == 0)
+    if folder and attempt() and folder.exists:  # torchrun has started the ranks again
+        resume, overwrite = True, False
     config = _stored(folder, given) if folder and resume else Config(**given)
+    if world() > 1:
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER_S))
     problems: list[str] = []
     with noting(problems):
         if folder and not resume:
@@ -53,8 +61,13 @@ def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: b
     done = folder.resume(learner) if folder and resume else 0
     if folder and not resume:
         folder.start(config)
-    reports = _trained(learner, dataset, config, folder, done)
-    summary = _summary(learner, dataset, config, reports)
+    try:
+        reports = _trained(learner, dataset, config, folder, done)
+        summary = _summary(learner, dataset, config, reports)
+    except StepFailed as error:
+        if folder and error.record and error.record["seen_by"] == rank():
+            folder.fail(error.record)
+        raise
     if folder:
         folder.finish(summary)
     return summary
@@ -88,12 +101,11 @@ def _trained(learner: Learner, dataset: Dataset, config: Config, folder: RunDir 
 
 
 def _summary(learner: Learner, dataset: Dataset, config: Config, reports: list[EpochReport]) -> dict[str, Any]:
-    parts = {"model": learner.model, "heads": learner.heads, "encoders": learner.encoders}
     return {
         "config": asdict(config),
         "rule": repr(learner.rule),
         "layers": len(learner.partition.layers),
-        "parameters": {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()},
+        "parameters": {part: sum(p.numel() for p in module.parameters()) for part, module in learner.parts().items()},
         "test_accuracy": test_accuracy(learner, dataset, config),
         "validation_accuracy": reports[-1].validation_accuracy,
         "seconds": sum(report.seconds for report in reports),
@@ -108,6 +120,9 @@ def _summary(learner: Learner, dataset: Dataset, config: Config, reports: list[E
 @contextmanager
 def _progress(config: Config, done: int) -> Iterator[tuple[OnEpoch, OnStep | None]]:
     """What to call after an epoch and after a step: a live bar on a terminal, a line per epoch elsewhere."""
+    if rank() > 0:
+        yield lambda report: None, None
+        return
     if not sys.stderr.isatty():
         yield lambda report: print(line_of(report, config), file=sys.stderr, flush=True), None
         return

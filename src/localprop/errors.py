@@ -12,12 +12,16 @@ class BadInput(ValueError):
     Args:
         problems: complete sentences, one per problem.
 
+    Attributes:
+        record: what a rank has told the others, if only it has seen the problem (:mod:`localprop.ranks.faults`).
+
     Example:
         >>> str(BadInput(["modules=20, but the model has 16 layers: choose 16 or fewer."]))
         'modules=20, but the model has 16 layers: choose 16 or fewer.'
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
+        self.record: dict[str, Any] | None = None
         self.problems = tuple([problems] if isinstance(problems, str) else problems)
         super().__init__("\n".join(self.problems))
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,18 @@ from localprop.arguments import (
     PRECISIONS,
     adopt,
     argument_problems,
-    commas,
+    batch_problems,
     rank_problems,
     tensors_of,
     whole_optimizer,
     zeros_like_sample,
 )
-from localprop.errors import BadInput, StepFailed, check
+from localprop.errors import BadInput, check
 from localprop.network.contextual import ContextNetwork, Inlet
 from localprop.network.layers import layers_of
+from localprop.network.modes import evaluating
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Pipeline, Ranks, fill
-from localprop.ranks.transport import Lost
 from localprop.rule.losses import Batch, CrossEntropy, LocalLoss, LossBuilder
 from localprop.rule.rule import Rule
 from localprop.step.engine import Engine
@@ -36,6 +37,7 @@ from localprop.step.flops import flops_of
 from localprop.step.memory import MemoryReading, predict
 from localprop.step.optimizers import Optimizers
 from localprop.step.schedule import Op, Schedule
+from localprop.step.stage import release
 from localprop.step.state import Backward, Losses, Observer
 from localprop.step.wiring import Wiring, wire
 
@@ -107,7 +109,7 @@ class Learner:
         if ranks.used():
             self.pipeline = Pipeline(ranks, self.wiring, microbatches, recomputed, self.device)
             self.pipeline.agree(self.parts(), seed, microbatches)
-            self.pipeline.release(self.parts())
+            release(self.wiring, self.pipeline.stage, model)
         self.schedule = self.pipeline.schedule if self.pipeline else Schedule.of(self.wiring, microbatches, recomputed)
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
@@ -199,7 +201,7 @@ class Learner:
             BadInput: a batch of another shape or dtype, labels out of range.
             StepFailed: an action failed; what had been stepped before stays stepped.
         """
-        with self._reported():
+        with self.reported():
             losses = self.engine.step(self._checked(batch), number=self.steps, observe=observe)
         if self._shared is not None:
             self._shared.step()
@@ -230,7 +232,7 @@ class Learner:
     def flush(self) -> None:
         """Run what is still to come of the last batch. On several ranks a segment that waits for another rank's error is
         stepped during the next batch; call this before you look at parameters. In one process there is nothing to do."""
-        with self._reported():
+        with self.reported():
             self.engine.flush()
             if self.pipeline:
                 self.pipeline.transport.settle()
@@ -244,17 +246,11 @@ class Learner:
         """
         self.flush()
         inputs = inputs.to(self.device)
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
-        try:
+        with evaluating(self.network), self.reported():
             if self.pipeline is None:
                 outputs: Tensor = self.network(inputs)
                 return outputs
-            with self._reported():
-                return self.pipeline.shared(self._predictor().predict(Batch(inputs, inputs[:0]), number=self.steps))
-        finally:
-            for module, mode in modes:
-                module.training = mode
+            return self.pipeline.shared(self._predictor().predict(Batch(inputs, inputs[:0]), number=self.steps))
 
     def _predictor(self) -> Engine:
         """An engine that only runs forwards."""
@@ -270,8 +266,14 @@ class Learner:
         self.flush()
         if self.pipeline is None:
             return self.network
-        own = self.pipeline.own(self.parts())
-        state = self.pipeline.merged({key: tensor.cpu() for key, tensor in own.items() if key[0] != "heads"})
+        trained = {"model": self.model, "encoders": self.encoders}
+        own = {
+            (part, name): value.cpu()
+            for part, module in trained.items()
+            for name, value in self.pipeline.own(part, module).items()
+            if isinstance(value, Tensor)
+        }
+        state = self.merged(own)
         if state is None:
             return None
         model, encoders = deepcopy((self.model, self.encoders))
@@ -282,17 +284,27 @@ class Learner:
         """All that is trained: "model", "heads" and "encoders"."""
         return {"model": self.model, "heads": self.heads, "encoders": self.encoders}
 
+    def merged(self, part: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any] | None:
+        """On rank 0 the union of what all ranks give, None on the others; in one process the part itself."""
+        with self.reported():
+            return self.pipeline.merged(part) if self.pipeline else dict(part)
+
     def total(self, sums: Mapping[int, float]) -> dict[int, float]:
         """For each module the sum of what all ranks know of it; in one process the sums themselves."""
         self.flush()
-        return self.pipeline.total(sums) if self.pipeline else dict(sums)
+        with self.reported():
+            return self.pipeline.total(sums) if self.pipeline else dict(sums)
 
     @contextmanager
-    def _reported(self) -> Iterator[None]:
-        """On several ranks, a failure is reported as the first one of all."""
+    def reported(self) -> Iterator[None]:
+        """On several ranks, a failure inside is reported to all, and raised as the first one of all, a StepFailed."""
         try:
             yield
-        except (StepFailed, Lost) as error:
+        except BadInput as error:
+            if self.pipeline:
+                error.record = self.pipeline.record(error)
+            raise
+        except RuntimeError as error:
             if self.pipeline is None:
                 raise
             raise self.pipeline.failed(error) from error
@@ -308,26 +320,7 @@ class Learner:
         return Batch(inputs, targets)
 
     def _batch_problems(self, tensors: list[Tensor]) -> Iterator[str]:
-        if len(tensors) != 2:
-            yield f"A batch must be (inputs, targets), but this one has {len(tensors)} part(s)."
-            return
-        inputs, targets = tensors
-        like, like_targets = self._sample
-        if inputs.ndim == 0 or inputs.shape[1:] != like.shape[1:]:
-            yield f"Inputs have shape {tuple(inputs.shape)}, but the sample was (N, {commas(like.shape[1:])})."
-        elif len(inputs) == 0:
-            yield "The batch is empty."
-        if inputs.dtype != like.dtype:
-            yield f"Inputs are {inputs.dtype}, but the sample was {like.dtype}: convert one of them."
-        if targets.dtype != like_targets.dtype:
-            yield f"Targets are {targets.dtype}, but the sample's were {like_targets.dtype}: convert one of them."
-        if targets.shape != (*inputs.shape[:1], *like_targets.shape[1:]):
-            wanted = ", ".join(["N", *map(str, like_targets.shape[1:])])
-            yield f"{len(inputs)} inputs, but targets of shape {tuple(targets.shape)}: they must be ({wanted}), one per input."
-        elif (
-            targets.device.type == "cpu" and targets.numel()
-        ):  # elsewhere a look at the values would wait for the device
-            yield from self._task_loss().problems(targets, self.partition.layers.output_shape)
+        return batch_problems(tensors, self._sample, self._task_loss(), self.partition.layers.output_shape)
 
     def _task_loss(self) -> LocalLoss:
         loss = self.wiring.heads[str(len(self.partition.modules) - 1)]["loss"]  # type: ignore[index]

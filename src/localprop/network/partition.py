@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from localprop.errors import BadInput, check
+from localprop.network.balance import balanced_cuts
 from localprop.network.layers import Layers
 
 
@@ -69,6 +70,23 @@ class Partition:
         check(problem for name in last if isinstance(name, str) for problem in _no_layer(layers, name))
         indices = [layers.names.index(name) if isinstance(name, str) else name for name in last]
         return cls(layers, tuple(index + 1 for index in indices))
+
+    @classmethod
+    def balanced(cls, layers: Layers, modules: int, costs: Sequence[float], added: Sequence[float] = ()) -> Partition:
+        """Cut so that the costliest module costs as little as possible.
+
+        Args:
+            layers: the network's.
+            modules: how many.
+            costs: of each layer: seconds as measured, bytes, or whatever is to be balanced.
+            added: what each module costs besides its layers, as its head.
+
+        Raises:
+            BadInput: more modules than layers, or another number of costs than of layers.
+        """
+        wrong = f"{len(costs)} costs for {len(layers)} layers: give one for each."
+        check([wrong] if len(costs) != len(layers) else [])
+        return cls(layers, balanced_cuts(costs, modules, added))
 
     def _problems(self) -> Iterator[str]:
         bounds = (0, *self.cuts, len(self.layers))

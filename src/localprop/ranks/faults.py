@@ -19,7 +19,7 @@ def record_of(error: Exception, rank: int, wiring: Wiring) -> dict[str, Any]:
     """What happened, as one rank saw it.
 
     Returns:
-        "rank": the one that is to blame; "seen_by"; "action"; "layer"; "error".
+        "rank": the one that is to blame, None if nobody knows; "seen_by"; "action"; "layer"; "error".
     """
     action = error.action if isinstance(error, StepFailed) else None
     cause = error.__cause__ if isinstance(error, StepFailed) and error.__cause__ is not None else error
@@ -62,4 +62,5 @@ def sentence(record: dict[str, Any]) -> str:
     """
     seen = f"seen by rank {record['seen_by']} " if record["seen_by"] != record["rank"] else ""
     where = f"at action {record['action']}, on {record['layer']}" if record["action"] else "between two steps"
-    return f"Rank {record['rank']} failed ({seen}{where}): {record['error']}"
+    who = "Some rank" if record["rank"] is None else f"Rank {record['rank']}"
+    return f"{who} failed ({seen}{where}): {record['error']}"

@@ -23,6 +23,7 @@ from localprop.step.schedule import (
     Action,
     Op,
     Schedule,
+    unrolled,
     urgency,
     waits_of,
     with_reruns,
@@ -315,7 +316,7 @@ def in_flight(programmes: tuple[Schedule, ...]) -> int:
 
 def _stuck(programmes: tuple[Schedule, ...], allowed: int) -> list[str]:
     """Run the programmes of all ranks for three steps on messages alone; who could not go on, and where."""
-    lists = [_unrolled(programme, steps=3) for programme in programmes]
+    lists = [list(unrolled(programme, steps=3)) for programme in programmes]
     queues: dict[tuple[int, int, Op], deque[tuple[int, Action]]] = defaultdict(deque)
     places = [0] * len(lists)
     moved = True
@@ -346,9 +347,3 @@ def _goes(
         if there != (step, action._replace(late=False)):
             raise RuntimeError(f"Rank {i} would take {there[1]} of step {there[0]} for {action} of step {step}.")
     return True
-
-
-def _unrolled(programme: Schedule, steps: int) -> list[tuple[int, Action]]:
-    """The actions of some steps with their batches: in the first step nothing is late, at the end what is late is run."""
-    steady = [(t - action.late, action) for t in range(steps) for action in programme if t or not action.late]
-    return steady + [(steps - 1, action) for action in programme if action.late]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from localprop.errors import check
+from localprop.ranks import launch
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def launched() -> int:
     """How many processes this one was launched with, by torchrun or by whoever made torch's default process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
+    return launch.world()
 
 
 def join(timeout_s: float) -> None:
@@ -76,7 +76,7 @@ def join(timeout_s: float) -> None:
         return
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(rendezvous("env://", timeout=timeout))
-    store = PrefixStore(f"localprop attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = PrefixStore(f"localprop attempt {launch.attempt()}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,9 +18,9 @@ from localprop.ranks.lowering import ORDERS, in_flight, lower
 from localprop.ranks.mesh import join, launched, mesh_of
 from localprop.ranks.messages import HEADER, Layout, bytes_of
 from localprop.ranks.placement import Placement, layer_costs
-from localprop.ranks.transport import Transport
-from localprop.step.link import Stage
+from localprop.ranks.transport import Lost, Transport
 from localprop.step.schedule import Op, Schedule
+from localprop.step.stage import Stage
 from localprop.step.wiring import Wiring
 
 Key = tuple[str, str]  # "model", "heads" or "encoders", and a name in its state dict
@@ -155,25 +156,9 @@ class Pipeline:
             self.placement.stage_of(s) for s, segment in enumerate(self.wiring.segments) if used & set(segment.layers)
         }
 
-    def own(self, parts: Mapping[str, nn.Module]) -> dict[Key, Tensor]:
-        """The entries of the parts' state dicts that this stage trains."""
-        return {
-            (part, name): tensor
-            for part, module in parts.items()
-            for name, tensor in module.state_dict().items()
-            if self.owner(part, name) == self.mesh.stage
-        }
-
-    def release(self, parts: Mapping[str, nn.Module]) -> None:
-        """Free the parameters that no layer of this stage uses: from now on they are NaN, without memory of their own.
-
-        `model(x)` gives NaN then, and not plausible nonsense.
-        """
-        for part, module in parts.items():
-            for name, parameter in module.named_parameters():
-                users = self._users(name) if part == "model" else {self.owner(part, name)}
-                if users and self.mesh.stage not in users and parameter.is_floating_point():
-                    parameter.data = parameter.data.new_full((), torch.nan).expand(parameter.shape)
+    def own(self, part: str, module: nn.Module) -> dict[str, Any]:
+        """The entries of a part's state dict that this stage trains."""
+        return {name: value for name, value in module.state_dict().items() if self.owner(part, name) == self.mesh.stage}
 
     # --- agreement --------------------------------------------------------------------------------------------------
 
@@ -194,7 +179,8 @@ class Pipeline:
             "PyTorch": torch.__version__,
         }
         all_of_them: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(all_of_them, mine)
+        with _together():
+            dist.all_gather_object(all_of_them, mine)
         check(_disagreements(all_of_them))
 
     # --- what is scattered ------------------------------------------------------------------------------------------
@@ -202,13 +188,15 @@ class Pipeline:
     def merged(self, part: Mapping[_K, _V]) -> dict[_K, _V] | None:
         """On rank 0 the union of the dictionaries that all stages of replica 0 give; None on other ranks."""
         parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-        dist.gather_object(dict(part) if self.mesh.replica == 0 else {}, parts)
+        with _together():
+            dist.gather_object(dict(part) if self.mesh.replica == 0 else {}, parts)
         return None if parts is None else {name: value for each in parts for name, value in each.items()}
 
     def total(self, sums: Mapping[int, float]) -> dict[int, float]:
         """For each module the sum over all ranks that have one."""
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, dict(sums))
+        with _together():
+            dist.all_gather_object(parts, dict(sums))
         modules = sorted({module for each in parts for module in each})
         return {module: sum(each[module] for each in parts if module in each) for module in modules}
 
@@ -220,20 +208,35 @@ class Pipeline:
             assert output is not None
             output = output.contiguous()
             header = Layout.of(output, samples=-1).encoded()
-        dist.broadcast(header, source)
+        with _together(source):
+            dist.broadcast(header, source)
         if dist.get_rank() != source:
             output = Layout.decoded(header).empty(-1, self.device)
         assert output is not None
-        dist.broadcast(output, source)
+        with _together(source):
+            dist.broadcast(output, source)
         return output
 
     # --- failures ---------------------------------------------------------------------------------------------------
 
     def failed(self, error: Exception) -> StepFailed:
         """The failure to report: the first one of all ranks."""
-        record = record_of(error, dist.get_rank(), self.wiring)
-        first = claim(record)
-        return StepFailed(f"{sentence(first)}\n{error}" if first == record else sentence(first), record=first)
+        first = self.record(error)
+        own = first["seen_by"] == dist.get_rank()
+        return StepFailed(f"{sentence(first)}\n{error}" if own else sentence(first), record=first)
+
+    def record(self, error: Exception) -> dict[str, Any]:
+        """Record a failure for all ranks; the record of the first one of all."""
+        return claim(record_of(error, dist.get_rank(), self.wiring))
+
+
+@contextmanager
+def _together(source: int | None = None) -> Iterator[None]:
+    """What all ranks do at once fails if one of them is lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost(source, error) from error
 
 
 def fill(parts: Mapping[str, nn.Module], state: Mapping[Key, Tensor], device: torch.device) -> None:

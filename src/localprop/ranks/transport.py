@@ -40,17 +40,17 @@ class Kind(NamedTuple):
     op: Op
     segment: int
     flow: int | None
+    peer: int | None  # a context may go to several stages, each of which must be told how it looks
     training: bool
 
 
 class Lost(RuntimeError):
     """A message that did not come, or could not be sent, since another rank has ended or hangs."""
 
-    def __init__(self, peer: int, error: Exception) -> None:
-        super().__init__(
-            f"rank {peer} does not answer: {str(error).strip().splitlines()[0] if str(error) else error!r}"
-        )
-        self.peer = peer
+    def __init__(self, peer: int | None, error: Exception) -> None:
+        who = "some rank" if peer is None else f"rank {peer}"
+        super().__init__(f"{who} does not answer: {(str(error).strip() or repr(error)).splitlines()[0]}")
+        self.peer = peer  # None: nobody knows which
 
 
 class Awaited(NamedTuple):
@@ -193,7 +193,7 @@ class Transport:
             posted.append((tensor, self._irecv(source, flat(tensor), self._groups[channel])))
 
     def _kind(self, action: Action) -> Kind:
-        return Kind(RECEIVES.get(action.op, action.op), action.segment, action.flow, self._training)
+        return Kind(RECEIVES.get(action.op, action.op), action.segment, action.flow, action.peer, self._training)
 
     # --- sums over replicas -----------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -22,9 +21,12 @@ from localprop.ranks.lowering import in_flight, lower
 from localprop.ranks.placement import Placement
 from localprop.report.contender import Contender
 from localprop.rule.losses import Batch
+from localprop.step.memory import predict
 from localprop.step.schedule import Op, Schedule
+from localprop.step.stage import Stage
 from localprop.step.timeline import Timeline, simulate
 from localprop.step.timing import Seconds, Stopwatch, Wire, measure, message_bytes
+from localprop.step.twin import Part
 from localprop.training.config import device_of, noting
 from localprop.training.expression import rule_of
 
@@ -35,7 +37,7 @@ _SPEEDS = {f"{scale}{unit}/s": 1000**power * share
 CUTS = ("seconds", "layers")
 _TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
-Memory = Callable[[Learner, Placement, tuple[Schedule, ...]], Sequence[int]]
+_FEW = 8  # ranks
 
 
 def quantity(name: str, text: str, units: Mapping[str, float], usual: str) -> float:
@@ -248,31 +250,8 @@ def _cut(setting: Setting, layers: Layers, contender: Contender, of_layers: Sequ
     timed = measure(learner.engine, setting.microbatch(), rounds=1).per_module(learner.wiring, setting.microbatches)
     modules = learner.partition.modules
     added = [own - sum(of_layers[layer] for layer in module) for own, module in zip(timed, modules, strict=True)]
-    cuts = even_cuts(of_layers, [max(0.0, own) for own in added])
+    cuts = balanced_cuts(of_layers, setting.count, [max(0.0, own) for own in added])
     return learner if cuts == learner.partition.cuts else setting.learner(contender, layers, cuts)
-
-
-def even_cuts(layers: Sequence[float], added: Sequence[float]) -> tuple[int, ...]:
-    """Where to cut so that the costliest module costs as little as possible.
-
-    Args:
-        layers: what each costs.
-        added: what each module costs besides its layers.
-
-    Example:
-        >>> even_cuts([1.0, 1.0, 1.0, 1.0], added=[2.0, 0.0])  # the first module has a head that costs as much as two layers
-        (1,)
-    """
-    count, sums = len(layers), [0.0, *accumulate(layers)]
-    best = {0: (0.0, tuple[int, ...]())}  # by the number of layers so far: the costliest module, and where modules end
-    for extra in added:
-        before = best
-        best = {}
-        for end in range(min(before) + 1, count + 1):
-            costs = {start: max(before[start][0], sums[end] - sums[start] + extra) for start in before if start < end}
-            start = min(costs, key=costs.__getitem__)
-            best[end] = costs[start], (*before[start][1], end)
-    return best[count][1][:-1]
 
 
 # --- on paper -------------------------------------------------------------------------------------------------------
@@ -303,7 +282,8 @@ class Row:
         idle_shares: of each rank.
         one_batch_seconds: of a batch that begins when the one before has ended everywhere.
         wire_bytes: that all devices send in a step.
-        memory_bytes: of each rank, where it is known.
+        memory_bytes: the peak of each rank, by its number, as the engine predicts it; of the first, the middle and the last
+            one if there are many. None for zero-bubble, which the engine does not run.
         modules: the layers of each module.
     """
 
@@ -316,13 +296,11 @@ class Row:
     idle_shares: tuple[float, ...]
     one_batch_seconds: float
     wire_bytes: float
-    memory_bytes: list[int] | None
+    memory_bytes: dict[int, int] | None
     modules: list[int]
 
 
-def on_paper(
-    setting: Setting, measured: Measured, way: Way, plain_s: float, memory: Memory | None = None
-) -> tuple[Row, Timeline]:
+def on_paper(setting: Setting, measured: Measured, way: Way, plain_s: float) -> tuple[Row, Timeline]:
     """A method's row, and what its ranks do.
 
     Args:
@@ -330,7 +308,6 @@ def on_paper(
         measured: the method.
         way: the order of its micro-batches.
         plain_s: a step of end-to-end in one process.
-        memory: predicts the bytes of each rank from a learner, its placement and the ranks' programmes.
     """
     contender, learner, seconds = measured
     wiring, of_modules = learner.wiring, seconds.per_module(learner.wiring, setting.microbatches)
@@ -358,10 +335,26 @@ def on_paper(
         idle_shares=timeline.idle_shares,
         one_batch_seconds=alone.span_s,
         wire_bytes=timeline.wire_bytes * replicas,
-        memory_bytes=None if memory is None else list(memory(learner, placement, programmes)),
+        memory_bytes=None if way.weight_share else peaks(setting, learner, placement, programmes),
         modules=[len(module) for module in learner.partition.modules],
     )
     return row, timeline
+
+
+def peaks(setting: Setting, learner: Learner, placement: Placement, programmes: tuple[Schedule, ...]) -> dict[int, int]:
+    """The predicted peak bytes of ranks, their messages included; nothing is run.
+
+    Args:
+        setting: the batch of one pipeline.
+        learner: of one process.
+        placement: of its segments.
+        programmes: of all ranks.
+    """
+    count, allowed = len(programmes), in_flight(programmes)
+    ranks = range(count) if count <= _FEW else (0, count // 2, count - 1)
+    batch = Batch(*(tensor.new_empty(setting.batch, *tensor.shape[1:]) for tensor in setting.microbatch()))
+    parts = {rank: Part(Stage(placement.stages[rank]), programmes[rank], allowed) for rank in ranks}
+    return {rank: predict(learner.engine, [], batch, part).peak_bytes for rank, part in parts.items()}
 
 
 def _run_twice(schedule: Schedule) -> frozenset[int]:

@@ -57,7 +57,8 @@ class Contexts:
         """Whether all that read an inlet have done so when module `now` begins; what is sent goes after its own forward."""
         return not self._stay and self._last_receiver.get(source, source + 1) <= now
 
-    def forget(self, inlets: Inlets) -> None:
-        """At the end of a micro-batch, drop what nobody here will read again."""
+    def forget(self, m: int, inlets: Inlets) -> None:
+        """At the end of micro-batch m, drop what nobody here will read again; what has come for the next one stays."""
         if not self._stay:
-            inlets.clear()
+            for place in [place for place in inlets if place[1] == m]:
+                del inlets[place]

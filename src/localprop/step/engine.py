@@ -24,7 +24,7 @@ from localprop.rule.losses import Batch
 from localprop.step.contexts import Contexts
 from localprop.step.errors import Error, Errors, Place, scaled, taken
 from localprop.step.gradients import Gradients
-from localprop.step.link import Link, Stage
+from localprop.step.link import Link
 from localprop.step.messages import arrive, departing
 from localprop.step.optimizers import Optimizers
 from localprop.step.precision import Precision
@@ -32,6 +32,7 @@ from localprop.step.programme import Programme
 from localprop.step.random import Generators
 from localprop.step.rerun import Rerun
 from localprop.step.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
+from localprop.step.stage import Stage
 from localprop.step.state import Backward, Deliver, Graph, Losses, Observer, State, dense, split, story
 from localprop.step.stretch import Reached, stubbed
 from localprop.step.wiring import Wiring
@@ -172,7 +173,7 @@ class Engine:
             if run.expected != last:
                 raise RuntimeError(f"the forward ended before the module {self._end_name(run.expected)!r} had run")
             self._leave(run, last, output)
-        self._contexts.forget(run.inlets)
+        self._contexts.forget(microbatch, run.inlets)
 
     def _forward(self, run: State, first: int, inputs: Tensor) -> Tensor:
         """The output of the last segment that is run here; on the way, hooks end the others."""

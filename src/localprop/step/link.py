@@ -1,28 +1,14 @@
-"""How an engine meets the others: which part of a step is its own, and what carries tensors between ranks."""
+"""What carries tensors between ranks, as an engine sees it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from localprop.rule.losses import Batch
 from localprop.step.schedule import Action, Schedule
-
-
-class Stage(NamedTuple):
-    """The part of a step that one process runs.
-
-    Attributes:
-        segments: its segments, neighbours in the network.
-        replica: which shard of the batch it works on.
-        replicas: how many shards there are.
-    """
-
-    segments: range
-    replica: int = 0
-    replicas: int = 1
 
 
 class Link(Protocol):

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from localprop.rule.losses import Batch
 from localprop.step.engine import Engine
 from localprop.step.schedule import Action
-from localprop.step.twin import Twin
+from localprop.step.twin import Part, Twin
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -116,15 +116,16 @@ def peak_of(step: Callable[[], object], held: Iterable[Tensor], device: torch.de
     return MemoryReading(live.peak, resting)
 
 
-def predict(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -> MemoryReading:
+def predict(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch, part: Part | None = None) -> MemoryReading:
     """What a step of an engine will need, without running it: the same engine on fake tensors, twice.
 
     Args:
         engine: its model, heads and optimizers are copied as fakes, and left alone.
         optimizers: those that the caller steps himself after the engine's step.
         batch: only shapes and dtypes are used.
+        part: the part of a rank, if not all that the engine runs.
     """
-    twin = Twin(engine, optimizers, batch)
+    twin = Twin(engine, optimizers, batch, part)
     with twin.mode:
         twin.step()  # makes the optimizer state
         live = LiveBytes(twin.held())
@@ -135,6 +136,10 @@ def predict(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -> Me
             running[0] = engine.wiring.segments[action.segment].module
 
         with live:
+            if any(action.late for action in twin.engine.schedule):
+                twin.step()  # in the steady loop the batch before is still about
+                resting = live.current
+                live.mark()
             twin.step(observe)
-            observe(engine.schedule[-1])
+            observe(twin.engine.schedule[-1])
     return MemoryReading(max(modules.values()), resting, modules)

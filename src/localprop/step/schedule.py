@@ -153,6 +153,13 @@ def with_reruns(actions: Iterable[Action], recomputed: frozenset[int]) -> Iterat
         yield action
 
 
+def unrolled(programme: Schedule, steps: int) -> Iterator[tuple[int, Action]]:
+    """The actions of some steps, each with its batch: in the first step nothing is late, at the end what is late is run."""
+    for step in range(steps):
+        yield from ((step - action.late, action) for action in programme if step or not action.late)
+    yield from ((steps - 1, action) for action in programme if action.late)
+
+
 def waits_of(wiring: Wiring, microbatches: int, stages: Iterable[range]) -> dict[Action, set[Action]]:
     """For each action of a step, the actions that come before it.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 from localprop.errors import check
-from localprop.step.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
+from localprop.step.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule, unrolled
 from localprop.step.timing import Cost, Wire
 
 
@@ -170,13 +170,6 @@ def simulate(
         {pair: nbytes / steps for pair, nbytes in world.sent.items()},
         tuple(rank.reduced_bytes / steps for rank in ranks),
     )
-
-
-def unrolled(programme: Schedule, steps: int) -> Iterator[tuple[int, Action]]:
-    """The actions of some steps, each with its batch: in the first step nothing is late, at the end what is late is run."""
-    for step in range(steps):
-        yield from ((step - action.late, action) for action in programme if step or not action.late)
-    yield from ((steps - 1, action) for action in programme if action.late)
 
 
 @dataclass

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
@@ -14,7 +16,9 @@ from torch.optim import Optimizer
 from localprop.rule.losses import Batch
 from localprop.step.engine import Engine
 from localprop.step.optimizers import Optimizers
-from localprop.step.schedule import Action
+from localprop.step.schedule import RECEIVES, REDUCES, Action, Op, Schedule
+from localprop.step.stage import Stage, release
+from localprop.step.wiring import Wiring
 
 
 class Twin:
@@ -26,12 +30,13 @@ class Twin:
         engine: what is copied.
         optimizers: those that the caller steps himself after the engine's step.
         batch: only shapes and dtypes are used.
+        part: the part of the step to run, if not the engine's own: that of a rank.
     """
 
-    def __init__(self, engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -> None:
+    def __init__(self, engine: Engine, optimizers: Iterable[Optimizer], batch: Batch, part: Part | None = None) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=False)
         fakes = _Fakes(self.mode)
-        self.engine, self.outside = _twin(engine, list(optimizers), fakes)
+        self.engine, self.outside = _twin(engine, list(optimizers), fakes, part)
         self.batch = Batch(fakes.of(batch.inputs), fakes.of(batch.targets))
 
     def step(self, observe: Callable[[Action], object] | None = None) -> None:
@@ -75,7 +80,64 @@ class _Fakes:
         return made
 
 
-def _twin(engine: Engine, shared: list[Optimizer], fakes: _Fakes) -> tuple[Engine, list[Optimizer]]:
+class Part(NamedTuple):
+    """The part of a rank in a step.
+
+    Attributes:
+        stage: its segments.
+        schedule: its actions.
+        allowed: messages of one channel that may be under way at once.
+    """
+
+    stage: Stage
+    schedule: Schedule
+    allowed: int = 2
+
+
+class _Echo:
+    """A link without anybody at the other end: what it would hold, it holds, and what it would receive has no data."""
+
+    def __init__(self, wiring: Wiring, autocast: torch.dtype | None, device: torch.device, allowed: int) -> None:
+        self.wiring = wiring
+        self.autocast = autocast
+        self.device = device
+        self.allowed = allowed
+        self.awaited: dict[tuple[Op, int | None], deque[tuple[int, int]]] = defaultdict(deque)
+        self.posted: dict[tuple[Op, int | None], deque[Tensor]] = defaultdict(deque)
+        self.sent: dict[tuple[Op, int | None], deque[Tensor]] = defaultdict(lambda: deque(maxlen=allowed))
+        self.sums: dict[tuple[Op, int], Tensor] = {}
+
+    def begin(self, number: int, batch: Batch, parts: Sequence[Batch], programme: Schedule, *, training: bool) -> None:
+        for action in sorted(programme, key=lambda action: action.late):
+            if action.op in RECEIVES:
+                self.awaited[action.op, action.peer].append((action.segment, len(parts[action.microbatch].inputs)))
+                self._post((action.op, action.peer))
+
+    def _post(self, channel: tuple[Op, int | None]) -> None:
+        while self.awaited[channel] and len(self.posted[channel]) < self.allowed:
+            segment, samples = self.awaited[channel].popleft()
+            shape, dtype = self.wiring.message_shape(segment, samples, output=channel[0] is Op.RECV_F)
+            if self.autocast and dtype.is_floating_point:
+                dtype = self.autocast
+            self.posted[channel].append(torch.empty(shape, dtype=dtype, device=self.device))
+
+    def send(self, action: Action, tensor: Tensor, samples: int) -> None:
+        self.sent[action.op, action.peer].append(tensor)
+
+    def receive(self, action: Action) -> Tensor:
+        tensor = self.posted[action.op, action.peer].popleft()
+        self._post((action.op, action.peer))
+        return tensor
+
+    def reduce(self, action: Action, gradients: list[Tensor]) -> None:
+        if gradients:
+            self.sums[REDUCES[action.op], action.segment] = torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    def reduced(self, action: Action) -> None:
+        self.sums.pop((action.op, action.segment), None)
+
+
+def _twin(engine: Engine, shared: list[Optimizer], fakes: _Fakes, part: Part | None) -> tuple[Engine, list[Optimizer]]:
     """A copy of the engine and all that it works on, on fake tensors."""
     modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
     optimizers = [*engine.optimizers.all(), *shared]
@@ -87,13 +149,22 @@ def _twin(engine: Engine, shared: list[Optimizer], fakes: _Fakes) -> tuple[Engin
             fakes.of(tensor)
     tables = (engine.optimizers.by_segment, engine.optimizers.by_objective)
     (model, heads, encoders), copied, outside = copy.deepcopy((modules, tables, shared), fakes.memo)
+    wiring = replace(engine.wiring, heads=heads, encoders=encoders)
+    if part is None and engine.link is not None:
+        part = Part(engine.stage, engine.schedule)
+    if part is not None:
+        release(wiring, part.stage, model)
+        by_segment, by_objective = ({s: o for s, o in table.items() if s in part.stage.segments} for table in copied)
+        copied = by_segment, by_objective
     twin = Engine(
         model,
-        replace(engine.wiring, heads=heads, encoders=encoders),
-        engine.schedule,
+        wiring,
+        part.schedule if part else engine.schedule,
         Optimizers(*copied),
         device=engine.device,
         autocast=engine.autocast,
+        stage=part.stage if part else None,
+        link=_Echo(wiring, engine.autocast, engine.device, part.allowed) if part else None,
     )
     if twin.rerun is not None:
         twin.rerun.unproven.clear()  # fake tensors have no values to compare

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -127,6 +127,15 @@ class Wiring:
         return [named[name] for name in self.segments[segment].parameters] + list(
             encoders.parameters() if encoders else ()
         )
+
+    def used(self, segments: Iterable[int]) -> set[str]:
+        """The names of the model's parameters that segments use, frozen ones too."""
+        return {name for s in segments for layer in self.segments[s].layers for name in self.layers.parameters[layer]}
+
+    def message_shape(self, segment: int, samples: int, *, output: bool) -> tuple[torch.Size, torch.dtype]:
+        """What goes over a segment's end, or over its beginning, for so many samples."""
+        layer = self.segments[segment].layers[-1] if output else self.segments[segment].layers[0] - 1
+        return self.layers.shape_for(self.layers.shapes[layer], samples), self.layers.dtypes[layer]
 
     def end_name(self, segment: int) -> str:
         """The module of the network at whose return a segment ends."""

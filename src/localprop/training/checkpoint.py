@@ -1,7 +1,7 @@
 """Save a learner and go on later: one file, every entry keyed by the name of a parameter.
 
 An optimizer's state is kept as `state.<parameter>.<field>` and `group.<parameter>.<hyperparameter>`, so that it does not
-depend on how parameters are grouped into optimizers, segments or processes.
+depend on how parameters are grouped into optimizers, segments or processes: what several ranks have saved, one can load.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ State = dict[str, Any]
 _Saved = dict[str, dict[str, State]]
 
 
-def state_of(learner: Learner) -> State:
+def state_of(learner: Learner) -> State | None:
     """A copy, on the CPU, of all that a learner's next step depends on.
 
     Returns:
         "model", "heads" and "encoders": their state dicts; "optimizer": by parameter name; "steps": the steps done, which
-        random draws depend on.
+        random draws depend on. On several ranks, which must all call this, rank 0 gets the whole and the others None.
 
     Raises:
         BadInput: an optimizer that owns parameters which are not the learner's.
@@ -43,7 +43,7 @@ def state_of(learner: Learner) -> State:
         >>> sorted(state_of(learner))
         ['encoders', 'heads', 'model', 'optimizer', 'steps']
     """
-    state: State = {part: _copied(_module(learner, part).state_dict()) for part in _PARTS}
+    learner.flush()
     names = _names(learner)
     optimizer: State = {}
     for each in learner.optimizers:
@@ -52,14 +52,19 @@ def state_of(learner: Learner) -> State:
                 name = names[id(parameter)]
                 optimizer |= {f"state.{name}.{key}": value for key, value in each.state.get(parameter, {}).items()}
                 optimizer |= {f"group.{name}.{key}": group[key] for key in group if key not in _NO_HYPERPARAMETERS}
-    return state | {"optimizer": _copied(optimizer), "steps": learner.steps}
+    parts = {part: _own(learner, part) for part in _PARTS} | {"optimizer": optimizer}
+    entries = learner.merged({(part, name): _copy(value) for part, own in parts.items() for name, value in own.items()})
+    if entries is None:
+        return None
+    whole = {part: {name: value for (of, name), value in entries.items() if of == part} for part in parts}
+    return whole | {"steps": learner.steps}
 
 
 def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     """Bring a learner to a state of :func:`state_of`; its next step is bit-equal to that of the learner it came from.
 
-    The learner may group parameters into other optimizers; its parameters, the kind of its optimizers and its seed must be
-    the same.
+    Each rank takes what it trains. The learner may group parameters into other optimizers; its parameters, the kind of its
+    optimizers and its seed must be the same.
 
     Raises:
         BadInput: names that are missing or unexpected, shapes that differ, other optimizers; nothing is changed then.
@@ -71,15 +76,17 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     check(problem for part in _PARTS for problem in _part_problems(part, _module(learner, part), state[part]))
     names, saved = _names(learner), _by_parameter(state["optimizer"])
     check(_optimizer_problems(learner.optimizers, names, saved))
+    learner.flush()
     for part in _PARTS:
-        _module(learner, part).load_state_dict(state[part])
+        own = _own(learner, part)
+        _module(learner, part).load_state_dict({name: state[part][name] for name in own}, strict=False)
     for optimizer in learner.optimizers:
         optimizer.load_state_dict(_packed(optimizer, names, saved))
     learner.steps = state["steps"]
 
 
 def save(path: str | Path, learner: Learner, epoch: int) -> None:
-    """Write a learner's state to a file, which is either complete or as it was before.
+    """Write a learner's state to a file, which is either complete or as it was before. Of several ranks, rank 0 writes.
 
     Args:
         path: the file.
@@ -93,7 +100,10 @@ def save(path: str | Path, learner: Learner, epoch: int) -> None:
         >>> save("last.pt", learner, epoch=3)
     """
     path = Path(path)
-    whole = {"format": FORMAT, "version": VERSION, "epoch": epoch} | state_of(learner)
+    state = state_of(learner)
+    if state is None:
+        return
+    whole = {"format": FORMAT, "version": VERSION, "epoch": epoch} | state
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -149,6 +159,12 @@ def load(path: str | Path, learner: Learner) -> int:
 def _module(learner: Learner, part: str) -> nn.Module:
     module: nn.Module = getattr(learner, part)
     return module
+
+
+def _own(learner: Learner, part: str) -> Mapping[str, Any]:
+    """The entries of a part's state dict that are trained here."""
+    module = _module(learner, part)
+    return learner.pipeline.own(part, module) if learner.pipeline else module.state_dict()
 
 
 def _names(learner: Learner) -> dict[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ class Config:
         precision: fp32, or bf16 (autocast).
         recompute: compute activations again before a backward instead of keeping them.
         microbatches: parts that a batch is run in; gradients accumulate.
+        replicas: under torchrun, pipelines of ranks, each with its share of every batch (and so many micro-batches).
+        timeout_s: under torchrun, seconds to wait for another rank before it is taken for lost.
         augment: none, crop, flip or "crop,flip"; if not given, what is usual for the data.
         limit: keep that many training images at most.
         root: folder of the data sets.
@@ -72,6 +75,8 @@ class Config:
     precision: str = "fp32"
     recompute: bool = False
     microbatches: int = 1
+    replicas: int = 1
+    timeout_s: float = 300.0
     augment: str | None = None
     limit: int | None = None
     root: str | None = None
@@ -135,7 +140,7 @@ def _mistyped(name: str, value: object) -> str:
 
 
 def _range_problems(config: Config) -> Iterator[str]:
-    for name in ("epochs", "batch_size", "microbatches", "modules"):
+    for name in ("epochs", "batch_size", "microbatches", "modules", "replicas"):
         value = getattr(config, name)
         if value is not None and value < 1:
             yield f"{name}={value}, but at least 1 is needed: raise it."
@@ -149,6 +154,8 @@ def _range_problems(config: Config) -> Iterator[str]:
         yield f"weight_decay={config.weight_decay} must be 0 or more, and finite: try 1e-4."
     if not 0 <= config.seed < 2**63:
         yield f"seed={config.seed} must lie in 0..2**63-1: choose another."
+    if not 0 < config.timeout_s < math.inf:
+        yield f"timeout_s={config.timeout_s} must be positive and finite: try 300."
     if config.microbatches > config.batch_size >= 1:
         yield f"microbatches={config.microbatches} of a batch of {config.batch_size}: use {config.batch_size} or fewer."
     yield from _schedule_problems(config)
@@ -181,6 +188,8 @@ def device_of(name: str) -> torch.device:
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto" and accelerator and "LOCAL_RANK" in os.environ:  # torchrun's: a device for each rank of a machine
+        return torch.device(accelerator.type, int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
     if name == "auto":
         return accelerator or torch.device("cpu")
     there = "cpu" + (f" and {accelerator.type} (0..{torch.accelerator.device_count() - 1})" if accelerator else "")
@@ -235,6 +244,7 @@ def _built(config: Config, dataset: Dataset) -> Learner:
 
     from localprop.learner import Learner
     from localprop.network import Partition, layers_of
+    from localprop.ranks.pipeline import Ranks
 
     problems = config.problems() or _batch_problems(config, len(dataset.train))
     model: nn.Module | None = None
@@ -256,6 +266,7 @@ def _built(config: Config, dataset: Dataset) -> Learner:
         microbatches=config.microbatches,
         precision=config.precision,
         seed=config.seed,
+        ranks=Ranks(replicas=config.replicas, timeout_s=config.timeout_s),
     )
 
 
@@ -300,11 +311,12 @@ def _new_model(config: Config, dataset: Dataset) -> nn.Module:
 def _batch_problems(config: Config, images: int) -> list[str]:
     left = images % config.batch_size
     last = left if left > 1 else config.batch_size
-    if config.microbatches <= last:
+    if config.microbatches * config.replicas <= last:
         return []
+    parts = f"microbatches={config.microbatches}" + (f" in replicas={config.replicas}" if config.replicas > 1 else "")
     return [
-        f"The last batch of an epoch has {last} of the {images} training images, too few for "
-        f"microbatches={config.microbatches}: use fewer, or another batch_size."
+        f"The last batch of an epoch has {last} of the {images} training images, too few for {parts}: use fewer, or "
+        "another batch_size."
     ]
 
 

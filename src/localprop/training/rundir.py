@@ -1,4 +1,7 @@
-"""The directory of a run: config.json, env.json, metrics.jsonl, last.pt, and summary.json once it has ended."""
+"""The directory of a run: config.json, env.json, metrics.jsonl, last.pt, and summary.json once it has ended.
+
+A run on several ranks that fails leaves failure.json, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from localprop.training.config import Config
 from localprop.training.trainer import EpochReport
 
 _CONFIG, _ENV, _METRICS, _SUMMARY, _LAST = "config.json", "env.json", "metrics.jsonl", "summary.json", "last.pt"
+_FAILURE = "failure.json"
 
 
 class RunDir:
@@ -28,6 +33,7 @@ class RunDir:
 
     Args:
         path: the directory; it need not exist before :meth:`start`.
+        writes: whether this process writes; of several ranks only the first one does, but all call the same methods.
 
     Example:
         >>> run = RunDir("runs/first")
@@ -35,8 +41,9 @@ class RunDir:
         >>> run.keep(report, learner)
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
         self.reports: list[EpochReport] = []
 
     def refuse_used(self, *, overwrite: bool = False) -> None:
@@ -45,6 +52,8 @@ class RunDir:
         Raises:
             BadInput: no directory, one with files (unless they are those of a run, to be overwritten), no permission.
         """
+        if not self.writes:
+            return
         try:
             used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         except OSError as error:
@@ -62,9 +71,11 @@ class RunDir:
         Raises:
             BadInput: the directory cannot be made or written.
         """
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in (_SUMMARY, _LAST, _METRICS, _ENV, _CONFIG):
+            for name in (_SUMMARY, _LAST, _METRICS, _ENV, _FAILURE, _CONFIG):
                 (self.path / name).unlink(missing_ok=True)
             write_text(self.path / _CONFIG, json_text(asdict(config)))
         except (OSError, RunFailed) as error:
@@ -111,7 +122,8 @@ class RunDir:
             RunFailed: the disk refuses.
         """
         self.reports.append(report)
-        write_text(self.path / _METRICS, "".join(json_text(asdict(each), indent=None) for each in self.reports))
+        if self.writes:
+            write_text(self.path / _METRICS, "".join(json_text(asdict(each), indent=None) for each in self.reports))
         checkpoint.save(self.path / _LAST, learner, report.epoch)
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -120,7 +132,22 @@ class RunDir:
         Raises:
             RunFailed: the disk refuses.
         """
-        write_text(self.path / _SUMMARY, json_text(summary))
+        if self.writes:
+            write_text(self.path / _SUMMARY, json_text(summary))
+            (self.path / _FAILURE).unlink(missing_ok=True)  # of an attempt after which the ranks were started again
+
+    def fail(self, record: Mapping[str, Any]) -> None:
+        """Write failure.json, what one rank has recorded of the failure of a run on several.
+
+        Raises:
+            RunFailed: the disk refuses.
+        """
+        write_text(self.path / _FAILURE, json_text(record))
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / _CONFIG).is_file()
 
     def _read_reports(self) -> list[EpochReport]:
         file = self.path / _METRICS

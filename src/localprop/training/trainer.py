@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from localprop.data import Batches, Dataset
 from localprop.errors import RunFailed
@@ -136,12 +136,16 @@ def _epoch(
     for step, batch in enumerate(batches.epoch(epoch - 1), start=1):
         meter.add(learner.step(batch), len(batch[0]))
         if step % LOOK_EVERY == 0:
-            meter.look()
+            with learner.reported():
+                meter.look()
         if on_step:
             on_step(epoch, step, len(batches))
-    losses = meter.means()
+    with learner.reported():
+        means = meter.means()
+    means = learner.total(means)  # which ends what is late on several ranks
     seconds, peak = time.perf_counter() - began, _peak_bytes(learner.device)
-    return EpochReport(epoch, lr, meter.modules, losses, _validation(learner, dataset, config), seconds, peak)
+    validation = _validation(learner, dataset, config)
+    return EpochReport(epoch, lr, tuple(means), tuple(means.values()), validation, seconds, peak)
 
 
 class _Meter:
@@ -159,7 +163,8 @@ class _Meter:
     def add(self, losses: Losses, images: int) -> None:
         """Note the losses of one step over so many images."""
         self.modules = losses.modules
-        self._unread.append((torch.stack([loss.float() for loss in losses]), images))
+        read = torch.stack([loss.float() for loss in losses]) if losses else torch.empty(0)  # a rank may have none
+        self._unread.append((read, images))
 
     def look(self) -> None:
         """Read the losses noted since the last look, and refuse those that are not finite."""
@@ -177,10 +182,10 @@ class _Meter:
                     raise RunFailed(self._story(self.modules[place], loss))
                 self._sums[place] += loss * images
 
-    def means(self) -> tuple[float, ...]:
-        """The mean loss of each module over the epoch's images."""
+    def means(self) -> dict[int, float]:
+        """The mean loss of each module here over the epoch's images."""
         self.look()
-        return tuple(total / self._images for total in self._sums)
+        return {module: total / self._images for module, total in zip(self.modules, self._sums, strict=True)}
 
     def _story(self, module: int, loss: float) -> str:
         lr = lr_at(self._config, self._epoch)
@@ -196,7 +201,7 @@ class _Meter:
 def _validation(learner: Learner, dataset: Dataset, config: Config) -> float | None:
     if not len(dataset.validation):
         return None
-    return evaluate(learner.network, Batches(dataset, "validation", config.batch_size, device=learner.device))
+    return evaluate(learner.predict, Batches(dataset, "validation", config.batch_size, device=learner.device))
 
 
 def test_accuracy(learner: Learner, dataset: Dataset, config: Config) -> float:
@@ -208,35 +213,29 @@ def test_accuracy(learner: Learner, dataset: Dataset, config: Config) -> float:
         >>> 0 <= test_accuracy(learner, dataset, config) <= 1
         True
     """
-    return evaluate(learner.network, Batches(dataset, "test", config.batch_size, device=learner.device))
+    return evaluate(learner.predict, Batches(dataset, "test", config.batch_size, device=learner.device))
 
 
 test_accuracy.__test__ = False  # type: ignore[attr-defined] # to pytest the name is that of a test
 
 
-def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of images that a network labels rightly, 0..1, in evaluation mode; each module's mode is restored.
+@torch.no_grad()
+def evaluate(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The share of images that are labelled rightly, 0..1.
 
     Args:
-        network: from images (N, ...) to logits (N, classes).
-        batches: images and labels (N,), on the network's device; none at all make an accuracy of 0.
+        predict: from images (N, ...) to logits (N, classes): a learner's `predict`.
+        batches: images and labels (N,); none at all make an accuracy of 0.
 
     Example:
         >>> evaluate(nn.Flatten(), [(torch.eye(3), torch.tensor([0, 1, 0]))])
         0.6666666666666666
     """
-    modes = [(module, module.training) for module in network.modules()]
     right: Tensor | int = 0
     images = 0
-    network.eval()
-    try:
-        with torch.no_grad():
-            for inputs, labels in batches:
-                right = right + (network(inputs).argmax(-1) == labels).sum()
-                images += len(labels)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    for inputs, labels in batches:
+        right = right + (predict(inputs).argmax(-1) == labels).sum()
+        images += len(labels)
     return int(right) / max(images, 1)
 
 
