@@ -12,6 +12,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from itertools import accumulate, chain, pairwise
@@ -41,7 +42,31 @@ DOUBLE: dict[str, type[PipelineScheduleMulti]] = {
 SCHEDULES = (*SINGLE, *DOUBLE)
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
-Step = Callable[[Tensor, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class PipelineStep:
+    """One training step of this rank's stages: (inputs, targets) -> the mean loss on the rank of the last stage, else None.
+
+    Attributes:
+        stages: those of this rank.
+        pipeline: torch's schedule.
+        optimizer: of the stages' parameters.
+    """
+
+    stages: Sequence[pipelining.PipelineStage]
+    pipeline: PipelineScheduleSingle | PipelineScheduleMulti
+    optimizer: Optimizer
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        first, last = any(stage.is_first for stage in self.stages), any(stage.is_last for stage in self.stages)
+        losses: list[Tensor] = []
+        arguments = (inputs,) if first else ()
+        # Nobody asks for the logits, and to return them is to keep them.
+        self.pipeline.step(*arguments, target=targets if last else None, losses=losses, return_outputs=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return torch.stack(losses).detach().mean() if last else None
 
 
 def pipeline_step(
@@ -50,9 +75,9 @@ def pipeline_step(
     sample: tuple[Tensor, Tensor],
     microbatches: int,
     optimizer: OptimizerFactory,
-    costs: Sequence[float] | None = None,
-) -> Step:
-    """A function that runs one training step of this rank's stages; every rank calls it, with the whole batch.
+    bounds: Sequence[int] | None = None,
+) -> PipelineStep:
+    """What runs one training step of this rank's stages; every rank calls it, with the whole batch.
 
     The first call also runs a forward and a backward pass in which the stages tell each other their shapes: warm up.
 
@@ -62,10 +87,8 @@ def pipeline_step(
         sample: a batch such as the steps will get; its size a multiple of `microbatches`.
         microbatches: pieces of a batch. Batch norms see one at a time; the loss is the mean over them.
         optimizer: builds the optimizer of this rank's parameters.
-        costs: what each layer costs (stem, blocks, head), the same on every rank; measured by rank 0 if not given.
-
-    Returns:
-        (inputs, targets) -> the mean loss on the rank of the last stage, None elsewhere.
+        bounds: 0, the layers (stem, blocks, head) at which the other stages begin, and the number of layers; by default
+            stages are balanced by seconds that rank 0 measures.
 
     Example:
         >>> step = pipeline_step("1F1B", resnet20(), (x, y), 4, torch.optim.SGD)  # under torchrun
@@ -75,10 +98,11 @@ def pipeline_step(
     if len(inputs) % microbatches or len(inputs) != len(targets):
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets do not make {microbatches} equal pieces.")
     layers = layers_of(model)
-    costs = costs or shared_costs(layers, inputs[: len(inputs) // microbatches])
-    if len(costs) != len(layers):
-        raise ValueError(f"{len(costs)} costs for {len(layers)} layers: pass one each, stem and head included.")
-    modules = [nn.Sequential(*layers[a:b]) for a, b in pairwise(balanced(costs, stage_count(schedule)))]
+    if bounds is None:
+        bounds = balanced(shared_costs(layers, inputs[: len(inputs) // microbatches]), stage_count(schedule))
+    if len(bounds) != 1 + stage_count(schedule) or bounds[-1] != len(layers):
+        raise ValueError(f"bounds={bounds} do not cut {len(layers)} layers into {stage_count(schedule)} stages.")
+    modules = [nn.Sequential(*layers[a:b]) for a, b in pairwise(bounds)]
     stages = [
         pipelining.PipelineStage(modules[i], i, len(modules), inputs.device) for i in own_stages(schedule, len(modules))
     ]
@@ -88,19 +112,8 @@ def pipeline_step(
         pipeline = SINGLE[schedule](stages[0], microbatches, functional.cross_entropy)
     else:
         pipeline = DOUBLE[schedule](list(stages), microbatches, functional.cross_entropy)
-    own_optimizer = optimizer(list(chain.from_iterable(stage.submod.parameters() for stage in stages)))
-    first, last = any(stage.is_first for stage in stages), any(stage.is_last for stage in stages)
-
-    def step(inputs: Tensor, targets: Tensor) -> Tensor | None:
-        losses: list[Tensor] = []
-        arguments = (inputs,) if first else ()
-        # Nobody asks for the logits, and to return them is to keep them.
-        pipeline.step(*arguments, target=targets if last else None, losses=losses, return_outputs=False)
-        own_optimizer.step()
-        own_optimizer.zero_grad(set_to_none=True)
-        return torch.stack(losses).detach().mean() if last else None
-
-    return step
+    own = optimizer(list(chain.from_iterable(stage.submod.parameters() for stage in stages)))
+    return PipelineStep(stages, pipeline, own)
 
 
 def layers_of(model: CifarResNet) -> list[nn.Module]:

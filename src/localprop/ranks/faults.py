@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from localprop.step.schedule import Action
 from localprop.step.wiring import Wiring
 
 _KEY = "localprop failure"
+_GRACE_S = 2.0  # within which ranks that hang for the same reason all run out of time
 
 
 def record_of(error: Exception, rank: int, wiring: Wiring) -> dict[str, Any]:
@@ -24,12 +26,30 @@ def record_of(error: Exception, rank: int, wiring: Wiring) -> dict[str, Any]:
     action = error.action if isinstance(error, StepFailed) else None
     cause = error.__cause__ if isinstance(error, StepFailed) and error.__cause__ is not None else error
     return {
-        "rank": cause.peer if isinstance(cause, Lost) else rank,
+        "rank": _to_blame(cause, rank) if isinstance(cause, Lost) else rank,
         "seen_by": rank,
         "action": None if action is None else str(action),
         "layer": None if action is None else layer_of(action, wiring),
         "error": f"{type(cause).__name__}: {cause}",
     }
+
+
+def _to_blame(lost: Lost, rank: int) -> int | None:
+    """The rank that does not answer. If that one waits for another, too, it is the other: follow who waits for whom."""
+    peer = lost.peer
+    if peer is None or not lost.hangs:
+        return peer
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"{_KEY}: waits {rank}", str(peer))
+        time.sleep(_GRACE_S)
+        seen = {rank}
+        while peer not in seen and store.check([f"{_KEY}: waits {peer}"]):
+            seen.add(peer)
+            peer = int(store.get(f"{_KEY}: waits {peer}"))
+    except RuntimeError:  # the process that kept the store is gone
+        pass
+    return peer
 
 
 def layer_of(action: Action, wiring: Wiring) -> str:

@@ -74,7 +74,7 @@ def lower(
     plan = Lowering(wiring, placement, waits, stage_of)
     _hold_forwards_back(plan, order, microbatches)
     orders = _ordered(plan, cost or layer_cost(wiring))
-    sent = [_split_late(plan, _with_sends(plan, i, with_reruns(own, recomputed))) for i, own in enumerate(orders)]
+    sent = [_with_reruns(_split_late(plan, _with_sends(plan, i, own)), recomputed) for i, own in enumerate(orders)]
     whole = [_with_receives(plan, i, sent) for i in range(len(sent))]
     return tuple(Schedule(_merged(stage, own)) for stage, own in zip(placement.stages, whole, strict=True))
 
@@ -196,15 +196,13 @@ def _receivers(plan: Lowering) -> dict[int, list[int]]:
     return {inlet: sorted(stages) for inlet, stages in found.items()}
 
 
-def _with_sends(plan: Lowering, i: int, actions: Iterator[Action]) -> list[Action]:
+def _with_sends(plan: Lowering, i: int, actions: list[Action]) -> list[Action]:
     stage, last, receivers = plan.placement.stages[i], len(plan.wiring.segments) - 1, _receivers(plan)
     sent: list[Action] = []
-    gone: set[Action] = set()
     for action in actions:
         op, s, flow, m = action[:4]
         sent.append(action)
-        if op is Op.F and action not in gone:  # a second run sends nothing
-            gone.add(action)
+        if op is Op.F:
             if s == stage[-1] and s != last:
                 sent.append(Action(Op.SEND_F, s, None, m, peer=i + 1))
             sent += [Action(Op.SEND_C, s, None, m, peer=j) for j in receivers.get(s, ())]
@@ -263,15 +261,20 @@ class Halves(NamedTuple):
 def _split_late(plan: Lowering, own: list[Action]) -> Halves:
     """What comes after the rank's last forward and waits for other ranks is late."""
     far, halves = _far(plan), Halves([], [])
-    last = max(own.index(action) for action in own if action.op is Op.F)  # index finds the first of two runs
+    last = max(place for place, action in enumerate(own) if action.op is Op.F)
     for place, action in enumerate(own):
         of = action
         if action.op is Op.SEND_B:  # goes with its backward
             of = action._replace(op=Op.B, peer=None)
-        elif action.op is Op.F:  # a second run goes with the backward that follows
-            of = own[place + 1]
         halves[place > last and of in far].append(action)
     return halves
+
+
+def _with_reruns(own: Halves, recomputed: frozenset[int]) -> Halves:
+    """Second runs, each before the first backward of its segment in the order that the halves have now."""
+    whole = list(with_reruns([*own.soon, *own.late], recomputed))
+    soon = len(list(with_reruns(own.soon, recomputed)))
+    return Halves(whole[:soon], whole[soon:])
 
 
 def _merged(stage: range, own: Halves) -> Iterator[Action]:

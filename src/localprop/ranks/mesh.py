@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.rendezvous import rendezvous
 
 from localprop.errors import check
 from localprop.ranks import launch
@@ -74,6 +71,9 @@ def join(timeout_s: float) -> None:
     """
     if dist.is_initialized():
         return
+    from torch._C._distributed_c10d import PrefixStore  # some builds of torch lack them
+    from torch.distributed.rendezvous import rendezvous
+
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(rendezvous("env://", timeout=timeout))
     store = PrefixStore(f"localprop attempt {launch.attempt()}", store)
@@ -93,6 +93,8 @@ def mesh_of(replicas: int, device: torch.device) -> Mesh:
     )
     if replicas == 1:
         return Mesh(dist.get_rank(), world)
+    from torch.distributed.device_mesh import init_device_mesh
+
     mesh = init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replica", "stage"))
     coordinate = mesh.get_coordinate()
     assert coordinate is not None

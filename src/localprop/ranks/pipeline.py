@@ -126,7 +126,8 @@ class Pipeline:
     @property
     def forwards(self) -> Schedule:
         """The actions of a prediction on this rank."""
-        return Schedule(a for a in self.schedule if a.op in _FORWARD and a.microbatch == 0 and not a.late)
+        own = (a for a in self.schedule if a.op in _FORWARD and a.microbatch == 0 and not a.late)
+        return Schedule(dict.fromkeys(own))  # once, also those that run again in training
 
     @property
     def stage(self) -> Stage:

@@ -11,6 +11,7 @@ channel arrive in the order of their sending. Receives are posted ahead; a sent 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from datetime import timedelta
@@ -48,9 +49,11 @@ class Lost(RuntimeError):
     """A message that did not come, or could not be sent, since another rank has ended or hangs."""
 
     def __init__(self, peer: int | None, error: Exception) -> None:
-        who = "some rank" if peer is None else f"rank {peer}"
-        super().__init__(f"{who} does not answer: {(str(error).strip() or repr(error)).splitlines()[0]}")
+        # gloo's messages begin with a place in its source, and end with advice
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error).strip() or repr(error)).splitlines()[0].split(". ")[0]
+        super().__init__(f"{'some rank' if peer is None else f'rank {peer}'} does not answer: {reason}")
         self.peer = peer  # None: nobody knows which
+        self.hangs = "timed out" in reason.lower()
 
 
 class Awaited(NamedTuple):
