@@ -39,8 +39,8 @@ BASELINE = f"torch 1F1B, {PARTS}"
 MIB = 2**20
 
 
-def contenders_of(bench: Bench) -> Iterator[Contender]:
-    """All of them, in the order of a round."""
+def contenders_of(bench: Bench, *, few: bool) -> Iterator[Contender]:
+    """All of them, or the first few, in the order of a round."""
     yield bench.ceiling(PARTS)
     yield bench.ours("greedy", PARTS)
     yield bench.torchs("1F1B", PARTS)
@@ -48,6 +48,8 @@ def contenders_of(bench: Bench) -> Iterator[Contender]:
     yield bench.torchs("GPipe", PARTS)
     yield bench.ceiling(1)
     yield bench.ours("greedy", 1)
+    if few:
+        return
     yield bench.ours("greedy", PARTS, silent=True, often=False)
     yield bench.ours("backlink(1)", 1, often=False)
     yield bench.ours("interlocking(2)", PARTS, often=False)
@@ -130,10 +132,10 @@ def predicted(bench: Bench, contender: Contender, wire: Wire) -> tuple[float, tu
     return timeline.seconds_per_step, timeline.idle_shares
 
 
-def measure(bench: Bench, rounds: int, steps: int, wire: Wire) -> list[Measured]:
+def measure(bench: Bench, rounds: int, steps: int, wire: Wire, *, few: bool) -> list[Measured]:
     """Everything."""
     bench.balance()
-    found = [Measured(contender) for contender in contenders_of(bench)]
+    found = [Measured(contender) for contender in contenders_of(bench, few=few)]
     for own in found:
         own.peak_bytes = own.contender.peak_bytes()
         own.predicted = predicted(bench, own.contender, wire)
@@ -218,12 +220,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="images of a batch")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1, help="steps that count, of each contender in a round")
+    parser.add_argument("--few", action="store_true", help="only what the goals compare")
     parser.add_argument("--out", type=Path, help="a JSON file")
     config = parser.parse_args()
     torch.set_num_threads(1)
     join(300.0)
     around, wire, bench = surroundings(), measured_wire(), Bench(config.model, config.batch)
-    found = measure(bench, config.rounds, config.steps, wire)
+    found = measure(bench, config.rounds, config.steps, wire, few=config.few)
     if dist.get_rank() == 0:
         print(table(found))
         by_name = {own.contender.name: own for own in found}

@@ -25,6 +25,10 @@ class Crew:
 
     def __init__(self) -> None:
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.tasks = 0
+        self._start()
+
+    def _start(self) -> None:
         context = forkserver()
         pairs = [context.Pipe() for _ in range(SIZE)]
         self.pipes = [ours for ours, _ in pairs]
@@ -34,18 +38,26 @@ class Crew:
         ]
         for member in self.members:
             member.start()
-        self.tasks = 0
+        for _, theirs in pairs:
+            theirs.close()
 
     def run(self, ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """What function(*args) returns on each rank; an exception is returned as itself."""
+        """What function(*args) returns on each rank; an exception is returned as itself. A rank that dies or hangs fails the
+        test, and the others get new ranks."""
         self.tasks += 1
-        for pipe in self.pipes[:ranks]:
-            pipe.send((self.tasks, ranks, function, args))
-        for pipe in self.pipes[:ranks]:
-            assert pipe.poll(PATIENCE_S), "a rank does not answer"
-        return [pipe.recv() for pipe in self.pipes[:ranks]]
+        try:
+            for pipe in self.pipes[:ranks]:
+                pipe.send((self.tasks, ranks, function, args))
+            for pipe in self.pipes[:ranks]:
+                assert pipe.poll(PATIENCE_S), "a rank does not answer"
+            return [pipe.recv() for pipe in self.pipes[:ranks]]
+        except (EOFError, OSError, AssertionError):
+            self.close()
+            self._start()
+            raise
 
     def close(self) -> None:
+        """End the processes."""
         for member in self.members:
             member.kill()
 
@@ -53,7 +65,7 @@ class Crew:
 def forkserver() -> Any:
     """Processes that start in a moment, since torch is imported once for all of them."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "localprop", "torch.distributed.device_mesh"])
+    context.set_forkserver_preload(["torch", "localprop", "torch.distributed.device_mesh", "torchvision", "timm"])
     return context
 
 

@@ -39,6 +39,7 @@ from localprop.step.optimizers import Optimizers
 from localprop.step.schedule import Op, Schedule
 from localprop.step.stage import release
 from localprop.step.state import Backward, Losses, Observer
+from localprop.step.stretch import prove
 from localprop.step.wiring import Wiring, wire
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
@@ -107,8 +108,10 @@ class Learner:
         recomputed = self._recomputed() if recompute else frozenset()
         self.pipeline: Pipeline | None = None
         if ranks.used():
-            self.pipeline = Pipeline(ranks, self.wiring, microbatches, recomputed, self.device)
-            self.pipeline.agree(self.parts(), seed, microbatches)
+            self.pipeline = Pipeline(
+                ranks, self.wiring, microbatches, recomputed, self.device, parts=self.parts(), seed=seed
+            )
+            prove(model, self.partition.layers, self.wiring.layers_in(self.pipeline.stage.segments), self._sample[0])
             release(self.wiring, self.pipeline.stage, model)
         self.schedule = self.pipeline.schedule if self.pipeline else Schedule.of(self.wiring, microbatches, recomputed)
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -146,8 +146,8 @@ def _hold_forwards_back(plan: Lowering, order: str, microbatches: int) -> None:
 def _ordered(plan: Lowering, cost: Cost) -> list[list[Action]]:
     """List scheduling over ranks: whoever is free first runs the most urgent of what is ready.
 
-    A message is taken to travel for as long as half of the cheapest stage's forward, so that an order does not hang on a
-    moment.
+    A message, or a sum over replicas, is taken to travel for as long as half of the cheapest stage's forward, so that an order
+    does not hang on a moment.
     """
     stages = plan.placement.stages
     delay = min(sum(cost(Action(Op.F, s)) for s in stage) for stage in stages) / 2
@@ -177,7 +177,8 @@ def _ordered(plan: Lowering, cost: Cost) -> list[list[Action]]:
             if left[later] == 0:
                 j = plan.stage_of[later.segment]
                 ready[j][later] = max(
-                    ended[before] + (delay if plan.stage_of[before.segment] != j else 0) for before in plan.waits[later]
+                    ended[before] + (delay if plan.stage_of[before.segment] != j or before.op in REDUCES else 0)
+                    for before in plan.waits[later]
                 )
     return orders
 

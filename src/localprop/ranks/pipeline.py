@@ -83,6 +83,8 @@ class Pipeline:
         microbatches: of each replica.
         recomputed: segments that run again before their backward.
         device: of this rank.
+        parts: "model", "heads" and "encoders", whose weights must be alike on all ranks.
+        seed: likewise.
 
     Attributes:
         mesh: where this process stands.
@@ -91,11 +93,19 @@ class Pipeline:
         transport: what carries tensors between the ranks.
 
     Raises:
-        BadInput: ranks that cannot be divided, or are more than the modules.
+        BadInput: ranks that cannot be divided, or are more than the modules; ranks whose plans, initial weights or seeds differ.
     """
 
     def __init__(
-        self, ranks: Ranks, wiring: Wiring, microbatches: int, recomputed: frozenset[int], device: torch.device
+        self,
+        ranks: Ranks,
+        wiring: Wiring,
+        microbatches: int,
+        recomputed: frozenset[int],
+        device: torch.device,
+        *,
+        parts: Mapping[str, nn.Module],
+        seed: int,
     ) -> None:
         join(ranks.timeout_s)
         self.wiring = wiring
@@ -110,6 +120,7 @@ class Pipeline:
         self.programmes = lower(
             wiring, self.placement, microbatches, recomputed=recomputed, replicas=ranks.replicas, order=ranks.order
         )
+        self._agree(parts, seed, microbatches)  # before any channel is made: other plans have other channels
         self.transport = Transport(
             self.mesh,
             self.programmes,
@@ -163,12 +174,8 @@ class Pipeline:
 
     # --- agreement --------------------------------------------------------------------------------------------------
 
-    def agree(self, parts: Mapping[str, nn.Module], seed: int, microbatches: int) -> None:
-        """Compare what all ranks are about to do.
-
-        Raises:
-            BadInput: their plans, initial weights or seeds differ.
-        """
+    def _agree(self, parts: Mapping[str, nn.Module], seed: int, microbatches: int) -> None:
+        """Compare what all ranks are about to do."""
         wiring = self.wiring
         plan = repr(
             (wiring.segments, wiring.flows, wiring.objectives, wiring.layers.shapes, self.programmes, microbatches)

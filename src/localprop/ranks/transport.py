@@ -218,7 +218,8 @@ class Transport:
         if found is not None:
             work, whole, gradients = found
             others = [r for r in range(self.mesh.replicas) if r != self.mesh.replica]
-            self._wait(self.mesh.rank(self.mesh.stage, others[0]), work)
+            peer = self.mesh.rank(self.mesh.stage, others[0]) if len(others) == 1 else None
+            self._wait(peer, work, self._timeout)
             for gradient, total in zip(gradients, torch.split(whole, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(total.view_as(gradient))
 
@@ -258,9 +259,9 @@ class Transport:
             raise Lost(source, error) from error
 
     @staticmethod
-    def _wait(peer: int, work: Any) -> None:
+    def _wait(peer: int | None, work: Any, *timeout: timedelta) -> None:
         try:
-            work.wait()
+            work.wait(*timeout)
         except RuntimeError as error:
             raise Lost(peer, error) from error
 

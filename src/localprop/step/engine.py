@@ -137,6 +137,7 @@ class Engine:
     def _whole(self, run: State, *, training: bool) -> None:
         with self._running(run), self._hooked(run):
             if self.link is not None:
+                run.action = next(action for action in self.schedule if not action.late)  # what the greeting is for
                 self.link.begin(run.number, run.batch, run.batches, self.schedule, training=training)
             whole = len(run.batch.inputs)
             self._run(run, self._programme.before)
@@ -353,21 +354,20 @@ class Engine:
     # --- H, S -------------------------------------------------------------------------------------------------------
 
     def _reduce(self, run: State, action: Action) -> None:
-        if action.op is Op.REDUCE_S:
-            self._gradients.add(action.segment, run.aside)
         assert self.link is not None
-        self.link.reduce(action, self.optimizers.gradients(action))
+        aside = Gradients.aside(action.segment, run.aside) if action.op is Op.REDUCE_S else []
+        self.link.reduce(action, self.optimizers.gradients(action) + aside)
 
     def _step(self, run: State, action: Action) -> None:
-        if action.op is Op.S:
-            self._gradients.add(action.segment, run.aside)
-        if not run.stepping:
-            return
         if self.link is not None:
             self.link.reduced(action)
-        self.optimizers.step(action)
         if action.op is Op.S:
-            run.stepped.append(action.segment)
+            self._gradients.add(action.segment, run.aside)
+        if run.stepping:
+            with self._precision.backward():
+                self.optimizers.step(action)
+            if action.op is Op.S:
+                run.stepped.append(action.segment)
 
     # --- small things -----------------------------------------------------------------------------------------------
 

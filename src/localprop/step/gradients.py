@@ -47,6 +47,12 @@ class Gradients:
         aside[segment, flow] = [parameter.grad for parameter in parameters]
         _put(parameters, kept)
 
+    @staticmethod
+    def aside(segment: int, aside: Aside) -> list[Tensor]:
+        """What was set aside of a segment, in the order of its flows."""
+        places = sorted(place for place in aside if place[0] == segment)
+        return [gradient for place in places for gradient in aside[place] if gradient is not None]
+
     def add(self, segment: int, aside: Aside) -> None:
         """Add what was set aside of a segment, in the order of its flows."""
         for place in sorted(place for place in aside if place[0] == segment):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -61,12 +62,20 @@ class Optimizers:
         if not late:
             yield
             return
-        now = [_hyperparameters(group) for group in optimizer.param_groups]
+        changed = []  # since the batch; what the optimizer itself counts there goes on
         for group, then in zip(optimizer.param_groups, self._rates.pop(optimizer), strict=True):
+            now = _hyperparameters(group)
+            changed.append({key: now[key] for key in then if not _same(then[key], now[key])})
             group.update(then)
         yield
-        for group, back in zip(optimizer.param_groups, now, strict=True):
-            group.update(back)
+        for group, now in zip(optimizer.param_groups, changed, strict=True):
+            group.update(now)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)
 
 
 def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:

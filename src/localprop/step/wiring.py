@@ -128,6 +128,10 @@ class Wiring:
             encoders.parameters() if encoders else ()
         )
 
+    def layers_in(self, segments: range) -> range:
+        """The layers of neighbouring segments."""
+        return range(self.segments[segments[0]].layers[0], self.segments[segments[-1]].layers[-1] + 1)
+
     def used(self, segments: Iterable[int]) -> set[str]:
         """The names of the model's parameters that segments use, frozen ones too."""
         return {name for s in segments for layer in self.segments[s].layers for name in self.layers.parameters[layer]}
