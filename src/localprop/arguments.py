@@ -60,7 +60,8 @@ def rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
     if isinstance(optimizer, Optimizer):
         yield (
             "On several ranks each segment is stepped on its own: give a factory, "
-            "optimizer=lambda params: torch.optim.SGD(params, lr=0.1), instead of an optimizer of all parameters."
+            "optimizer=lambda params: torch.optim.SGD(params, lr=0.1), instead of an optimizer of all parameters; or use each "
+            "process for itself with ranks=Ranks(alone=True)."
         )
     sharded = [name for name, parameter in model.named_parameters() if hasattr(parameter, "placements")]
     if sharded:

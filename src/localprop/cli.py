@@ -18,7 +18,7 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 from localprop.errors import BadInput, RunFailed, StepFailed
-from localprop.ranks.launch import rank
+from localprop.ranks.launch import rank, world
 from localprop.training.config import Config, accepted_types
 
 if TYPE_CHECKING:
@@ -41,13 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(argv)
+        if world() > 1 and args.run is not _run_train:
+            raise BadInput("Only train runs on several ranks: start the other commands without torchrun.")
         code: int = args.run(args)
         sys.stdout.flush()
         return code
     except SystemExit as end:  # argparse's own: 0 after --help, 2 after bad words
         return end.code if isinstance(end.code, int) else 2
     except BadInput as error:
-        if rank() == 0 or error.record:  # what all ranks see, one tells
+        seen_by = error.record["seen_by"] if error.record else 0  # what all ranks see, the first one tells
+        if rank() == seen_by:
             _complain("localprop cannot use this input:", error.problems)
         return 2
     except (RunFailed, StepFailed) as error:

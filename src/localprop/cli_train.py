@@ -45,7 +45,7 @@ def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: b
     if (resume or overwrite) and out is None:
         raise BadInput(f"{'--resume' if resume else '--overwrite'} needs the directory of a run: add --out DIR.")
     folder = None if out is None else RunDir(out, writes=rank() == 0)
-    if folder and attempt() and folder.exists:  # torchrun has started the ranks again
+    if folder and attempt() and folder.is_of_this_launch():  # torchrun has started the ranks again
         resume, overwrite = True, False
     config = _stored(folder, given) if folder and resume else Config(**given)
     if world() > 1:
@@ -64,7 +64,7 @@ def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: b
     try:
         reports = _trained(learner, dataset, config, folder, done)
         summary = _summary(learner, dataset, config, reports)
-    except StepFailed as error:
+    except (StepFailed, BadInput) as error:
         if folder and error.record and error.record["seen_by"] == rank():
             folder.fail(error.record)
         raise
@@ -85,7 +85,8 @@ def _stored(folder: RunDir, given: Mapping[str, Any]) -> Config:
 
 
 def _resolved(config: Config, learner: Learner) -> Config:
-    modules, device = len(learner.partition.modules), str(learner.device)
+    modules = len(learner.partition.modules)
+    device = learner.device.type if world() > 1 else str(learner.device)  # each rank has a device of its own
     return replace(config, modules=modules, warmup_epochs=config.warmup, device=device)
 
 

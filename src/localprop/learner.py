@@ -29,7 +29,7 @@ from localprop.network.layers import layers_of
 from localprop.network.modes import evaluating
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Pipeline, Ranks, fill
-from localprop.rule.losses import Batch, CrossEntropy, LocalLoss, LossBuilder
+from localprop.rule.losses import Batch, CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
 from localprop.step.engine import Engine
 from localprop.step.explain import explain
@@ -106,12 +106,17 @@ class Learner:
         self.encoders = self.wiring.encoders
         self.network: nn.Module = self._deployed(model, self.encoders)
         recomputed = self._recomputed() if recompute else frozenset()
+        if not ranks.used():
+            microbatches *= ranks.replicas  # one process runs the replicas' shares as micro-batches
         self.pipeline: Pipeline | None = None
         if ranks.used():
             self.pipeline = Pipeline(
                 ranks, self.wiring, microbatches, recomputed, self.device, parts=self.parts(), seed=seed
             )
-            prove(model, self.partition.layers, self.wiring.layers_in(self.pipeline.stage.segments), self._sample[0])
+            with self.reported():
+                prove(
+                    model, self.partition.layers, self.wiring.layers_in(self.pipeline.stage.segments), self._sample[0]
+                )
             release(self.wiring, self.pipeline.stage, model)
         self.schedule = self.pipeline.schedule if self.pipeline else Schedule.of(self.wiring, microbatches, recomputed)
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -196,6 +201,9 @@ class Learner:
     def step(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor], *, observe: Observer | None = None) -> Losses:
         """One training step: losses of each module, every parameter updated once.
 
+        On several ranks the losses are those of the rank's own modules; with replicas, this replica's part of their mean
+        (:meth:`total` adds them up).
+
         Args:
             batch: (inputs, targets) as the sample; moved to the model's device.
             observe: called with every action of the schedule before it runs.
@@ -204,8 +212,9 @@ class Learner:
             BadInput: a batch of another shape or dtype, labels out of range.
             StepFailed: an action failed; what had been stepped before stays stepped.
         """
+        checked = self._checked(batch)  # outside: what is wrong with a batch all ranks see
         with self.reported():
-            losses = self.engine.step(self._checked(batch), number=self.steps, observe=observe)
+            losses = self.engine.step(checked, number=self.steps, observe=observe)
         if self._shared is not None:
             self._shared.step()
             self._shared.zero_grad(set_to_none=True)
@@ -227,7 +236,10 @@ class Learner:
             BadInput: on several ranks, where a segment's step may come during the next batch.
         """
         if self.pipeline:
-            raise BadInput("learner.backward runs in one process: on several ranks call learner.step.")
+            raise BadInput(
+                "learner.backward runs in one process: on several ranks call learner.step, or use each process for itself "
+                "with ranks=Ranks(alone=True)."
+            )
         losses = self.engine.step(self._checked(batch), number=self.steps, stepping=False, backward=backward)
         self.steps += 1
         return losses
@@ -323,12 +335,7 @@ class Learner:
         return Batch(inputs, targets)
 
     def _batch_problems(self, tensors: list[Tensor]) -> Iterator[str]:
-        return batch_problems(tensors, self._sample, self._task_loss(), self.partition.layers.output_shape)
-
-    def _task_loss(self) -> LocalLoss:
-        loss = self.wiring.heads[str(len(self.partition.modules) - 1)]["loss"]  # type: ignore[index]
-        assert isinstance(loss, LocalLoss)
-        return loss
+        return batch_problems(tensors, self._sample, self.wiring.task, self.partition.layers.output_shape)
 
     # --- costs --------------------------------------------------------------------------------------------------------
 

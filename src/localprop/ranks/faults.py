@@ -13,12 +13,17 @@ from localprop.ranks.transport import Lost
 from localprop.step.schedule import Action
 from localprop.step.wiring import Wiring
 
-_KEY = "localprop failure"
 _GRACE_S = 2.0  # within which ranks that hang for the same reason all run out of time
 
 
-def record_of(error: Exception, rank: int, wiring: Wiring) -> dict[str, Any]:
+def record_of(error: Exception, rank: int, wiring: Wiring, key: str) -> dict[str, Any]:
     """What happened, as one rank saw it.
+
+    Args:
+        error: what it saw.
+        rank: which one.
+        wiring: names the layers.
+        key: of the pipeline's records in the store.
 
     Returns:
         "rank": the one that is to blame, None if nobody knows; "seen_by"; "action"; "layer"; "error".
@@ -26,7 +31,7 @@ def record_of(error: Exception, rank: int, wiring: Wiring) -> dict[str, Any]:
     action = error.action if isinstance(error, StepFailed) else None
     cause = error.__cause__ if isinstance(error, StepFailed) and error.__cause__ is not None else error
     return {
-        "rank": _to_blame(cause, rank) if isinstance(cause, Lost) else rank,
+        "rank": _to_blame(cause, rank, key) if isinstance(cause, Lost) else rank,
         "seen_by": rank,
         "action": None if action is None else str(action),
         "layer": None if action is None else layer_of(action, wiring),
@@ -34,19 +39,19 @@ def record_of(error: Exception, rank: int, wiring: Wiring) -> dict[str, Any]:
     }
 
 
-def _to_blame(lost: Lost, rank: int) -> int | None:
+def _to_blame(lost: Lost, rank: int, key: str) -> int | None:
     """The rank that does not answer. If that one waits for another, too, it is the other: follow who waits for whom."""
     peer = lost.peer
     if peer is None or not lost.hangs:
         return peer
     try:
         store = dist.distributed_c10d._get_default_store()
-        store.set(f"{_KEY}: waits {rank}", str(peer))
+        store.set(f"{key}: waits {rank}", str(peer))
         time.sleep(_GRACE_S)
         seen = {rank}
-        while peer not in seen and store.check([f"{_KEY}: waits {peer}"]):
+        while peer not in seen and store.check([f"{key}: waits {peer}"]):
             seen.add(peer)
-            peer = int(store.get(f"{_KEY}: waits {peer}"))
+            peer = int(store.get(f"{key}: waits {peer}"))
     except RuntimeError:  # the process that kept the store is gone
         pass
     return peer
@@ -58,7 +63,7 @@ def layer_of(action: Action, wiring: Wiring) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
 
 
-def claim(record: dict[str, Any]) -> dict[str, Any]:
+def claim(record: dict[str, Any], key: str) -> dict[str, Any]:
     """Put a record before all ranks, unless another one has been first.
 
     Returns:
@@ -66,7 +71,7 @@ def claim(record: dict[str, Any]) -> dict[str, Any]:
     """
     text = json.dumps(record)
     try:
-        first = dist.distributed_c10d._get_default_store().compare_set(_KEY, "", text)
+        first = dist.distributed_c10d._get_default_store().compare_set(key, "", text)
     except RuntimeError:  # the process that kept the store is gone
         return record
     found: dict[str, Any] = json.loads(first)

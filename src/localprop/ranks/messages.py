@@ -84,7 +84,7 @@ def greeting_of(number: int, batch: Batch, *, training: bool) -> Tensor:
 
 
 def _sampled(tensor: Tensor) -> Tensor:
-    """All values of a tensor on the CPU; of one on an accelerator, which would have to wait, some."""
+    """All values of a tensor on the CPU; of one on an accelerator some, since they have to be copied."""
     if tensor.device.type == "cpu":
         return tensor
     values = tensor.reshape(-1)

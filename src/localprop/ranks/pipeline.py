@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,6 +75,9 @@ class Ranks:
         return not self.alone and launched() > 1
 
 
+_NUMBERS = itertools.count()  # of the pipelines of this process, which are made in one order on all ranks
+
+
 class Pipeline:
     """The stage of a learner. All ranks must make theirs at the same time.
 
@@ -108,6 +112,7 @@ class Pipeline:
         seed: int,
     ) -> None:
         join(ranks.timeout_s)
+        self._key = f"localprop failure {next(_NUMBERS)}"
         self.wiring = wiring
         self.device = device
         self.mesh = mesh_of(ranks.replicas, device)
@@ -168,6 +173,11 @@ class Pipeline:
             self.placement.stage_of(s) for s, segment in enumerate(self.wiring.segments) if used & set(segment.layers)
         }
 
+    def holds(self, part: str, name: str) -> bool:
+        """Whether this stage has an entry of a state dict, be it another's to train."""
+        users = self._users(name) if part == "model" else {self.owner(part, name)}
+        return not users or self.mesh.stage in users
+
     def own(self, part: str, module: nn.Module) -> dict[str, Any]:
         """The entries of a part's state dict that this stage trains."""
         return {name: value for name, value in module.state_dict().items() if self.owner(part, name) == self.mesh.stage}
@@ -177,11 +187,10 @@ class Pipeline:
     def _agree(self, parts: Mapping[str, nn.Module], seed: int, microbatches: int) -> None:
         """Compare what all ranks are about to do."""
         wiring = self.wiring
-        plan = repr(
-            (wiring.segments, wiring.flows, wiring.objectives, wiring.layers.shapes, self.programmes, microbatches)
-        )
+        plan = repr((wiring.segments, wiring.flows, wiring.objectives, wiring.layers.shapes, microbatches))
         mine = {
             "plan (model, method, modules, micro-batches)": _digest(plan.encode()),
+            "ranks=Ranks(...), or its cuts, seconds or order,": _digest(repr(self.programmes).encode()),
             "initial weights": _digest(*map(_bytes_of, parts.values())),
             "seed": str(seed),
             "PyTorch": torch.__version__,
@@ -235,7 +244,7 @@ class Pipeline:
 
     def record(self, error: Exception) -> dict[str, Any]:
         """Record a failure for all ranks; the record of the first one of all."""
-        return claim(record_of(error, dist.get_rank(), self.wiring))
+        return claim(record_of(error, dist.get_rank(), self.wiring, self._key), self._key)
 
 
 @contextmanager
@@ -277,6 +286,6 @@ def _disagreements(all_of_them: list[dict[str, str]]) -> Iterator[str]:
         if odd:
             yield (
                 f"The {what} of rank(s) {', '.join(map(str, odd))} differ from rank 0's ({all_of_them[odd[0]][what]} against "
-                f"{first}): run the same program on all ranks, and seed torch alike (torch.manual_seed) before the model is "
-                "made."
+                f"{first}): run the same program on all ranks; seed torch alike (torch.manual_seed) before the model is made; "
+                "measure seconds on one rank, and send them to all."
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,11 +17,12 @@ from localprop.models import create_model
 from localprop.network import Layers, Partition, layers_of
 from localprop.network.balance import balanced_cuts
 from localprop.ranks.lowering import in_flight, lower
+from localprop.ranks.pipeline import Ranks
 from localprop.ranks.placement import Placement
 from localprop.report.contender import Contender
 from localprop.rule.losses import Batch
 from localprop.step.memory import predict
-from localprop.step.schedule import Op, Schedule
+from localprop.step.schedule import Schedule
 from localprop.step.stage import Stage
 from localprop.step.timeline import Timeline, simulate
 from localprop.step.timing import Seconds, Stopwatch, Wire, measure, message_bytes
@@ -182,6 +182,7 @@ class Setting:
             optimizer=lambda parameters: SGD(parameters, lr=0.01, momentum=0.9),
             sample=self.microbatch(),
             recompute=contender.recompute,
+            ranks=Ranks(alone=True),
         )
 
 
@@ -314,7 +315,7 @@ def on_paper(setting: Setting, measured: Measured, way: Way, plain_s: float) -> 
     placement = Placement.balanced(wiring, setting.ranks, of_modules)
     programmes = lower(
         wiring, placement, setting.microbatches,
-        recomputed=_run_twice(learner.schedule), replicas=setting.replicas, order=way.order, cost=seconds,
+        recomputed=seconds.twice, replicas=setting.replicas, order=way.order, cost=seconds,
     )  # fmt: skip
 
     def simulated(steps: int) -> Timeline:
@@ -355,8 +356,3 @@ def peaks(setting: Setting, learner: Learner, placement: Placement, programmes: 
     batch = Batch(*(tensor.new_empty(setting.batch, *tensor.shape[1:]) for tensor in setting.microbatch()))
     parts = {rank: Part(Stage(placement.stages[rank]), programmes[rank], allowed) for rank in ranks}
     return {rank: predict(learner.engine, [], batch, part).peak_bytes for rank, part in parts.items()}
-
-
-def _run_twice(schedule: Schedule) -> frozenset[int]:
-    forwards = Counter(action.segment for action in schedule if action.op is Op.F)
-    return frozenset(segment for segment, times in forwards.items() if times > 1)

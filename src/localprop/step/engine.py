@@ -1,4 +1,4 @@
-"""The engine: a schedule read as tensors. It knows the ops and no method, and alone calls autograd and optimizers.
+"""The engine: a schedule read as tensors. It knows the ops and no method, and alone calls autograd.
 
 The network runs its own forward. For the time of a step a hook sits on each module at whose return a segment ends; when it
 fires, F of that segment is done, the engine runs the schedule's actions up to the next F, and hands the network a detached
@@ -126,7 +126,7 @@ class Engine:
         self._whole(run, training=True)
         self._pending = run if self._programme.late else None
         self.optimizers.keep(self._programme.late)
-        return Losses.of(run.losses)
+        return Losses.of(run.losses, last=self.wiring.segments[-1].module)
 
     def predict(self, batch: Batch, *, number: int = 0) -> Tensor | None:
         """Run an engine whose schedule has only forwards and messages; the output, where the last segment is."""
@@ -148,6 +148,7 @@ class Engine:
         """Run what is still to come of the last batch: actions that wait for errors of other ranks."""
         if self._pending is not None:
             run = self._pending
+            run.begun = 0
             with self._running(run), self._hooked(run):
                 self._run(run, self._programme.late)
             self._pending = None

@@ -14,11 +14,13 @@ from localprop.step.schedule import Action, Schedule
 class Link(Protocol):
     """What carries tensors between ranks. Messages of one kind between two ranks arrive in the order of their sending."""
 
+    allowed: int  # messages of one kind to one rank that may be under way at once
+
     def begin(self, number: int, batch: Batch, parts: Sequence[Batch], programme: Schedule, *, training: bool) -> None:
         """Begin a step: agree with the rank before on its number and batch."""
 
     def send(self, action: Action, tensor: Tensor, samples: int) -> None:
-        """Send a tensor that so many samples have made, which nobody may write to any more; returns at once."""
+        """Send a tensor that so many samples have made, which nobody may write to any more; waits if too many are under way."""
 
     def receive(self, action: Action) -> Tensor:
         """The tensor that the peer sent; waits for it."""

@@ -29,17 +29,27 @@ class Losses(tuple[Tensor, ...]):
     """
 
     modules: tuple[int, ...]
+    _last: int
 
     @classmethod
-    def of(cls, losses: Mapping[int, Tensor]) -> Losses:
-        """From a mapping of module to loss."""
+    def of(cls, losses: Mapping[int, Tensor], last: int) -> Losses:
+        """From a mapping of module to loss; `last` is the network's last module."""
         ordered = cls(losses[k] for k in sorted(losses))
         ordered.modules = tuple(sorted(losses))
+        ordered._last = last
         return ordered
 
     @property
     def task(self) -> Tensor:
-        """The last module's: the loss of the network's own output."""
+        """The last module's: the loss of the network's own output.
+
+        Raises:
+            BadInput: on a rank that does not run the last module.
+        """
+        if self._last not in self.modules:
+            raise BadInput(
+                f"The task's loss is that of module {self._last}, which another rank runs: ask the last rank."
+            )
         return self[-1]
 
 
@@ -109,6 +119,11 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in so many parts, whose sizes differ by at most one.
+
+    Raises:
+        BadInput: fewer samples than parts.
+    """
     if parts == 1:
         return [batch]
     if len(batch.inputs) < parts:
@@ -129,9 +144,14 @@ def story(run: State, wiring: Wiring, schedule: Schedule, error: Exception) -> s
     return (
         f"Action {action} failed ({type(error).__name__}: {error}), on {first if first == last else f'{first} .. {last}'} "
         f"(module {segment.module}, output {shape} per sample), batch of shape {tuple(run.batch.inputs.shape)}.\n"
-        f"Schedule: {_around(schedule, run.begun - 1)}\n"
+        f"Schedule: {_around(schedule, _place(schedule, action, run.begun - 1))}\n"
         f"Segments stepped already: {', '.join(map(str, run.stepped)) or 'none'}. Gradients were dropped."
     )
+
+
+def _place(schedule: Schedule, action: Action, counted: int) -> int:
+    """Where an action stands: as counted, since some stand twice, unless only some actions of the schedule are run."""
+    return counted if 0 <= counted < len(schedule) and schedule[counted] == action else schedule.index(action)
 
 
 def _around(schedule: Schedule, at: int, width: int = 5) -> str:

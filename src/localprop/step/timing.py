@@ -26,6 +26,7 @@ import torch
 from localprop.errors import check
 from localprop.rule.losses import Batch
 from localprop.step.engine import Engine
+from localprop.step.programme import Programme
 from localprop.step.schedule import REDUCES, SENDS, Action, Op
 from localprop.step.wiring import Wiring
 
@@ -56,6 +57,7 @@ class Seconds:
     Attributes:
         of: by kind; of F, L and B for one micro-batch.
         samples: how many the micro-batch had.
+        twice: segments whose forward runs a second time.
 
     Example:
         >>> seconds = Seconds({Kind(Op.F, 0, None): 0.5, Kind(Op.S, 0, None): 0.1}, samples=32)
@@ -65,6 +67,7 @@ class Seconds:
 
     of: Mapping[Kind, float]
     samples: int
+    twice: frozenset[int] = frozenset()
 
     def __call__(self, action: Action) -> float:
         return self.of.get(Kind.of(action), 0.0)
@@ -77,13 +80,14 @@ class Seconds:
         """
         factor = samples / self.samples
         of = {kind: own if kind.op in _PER_BATCH else own * factor for kind, own in self.of.items()}
-        return Seconds(of, samples)
+        return Seconds(of, samples, self.twice)
 
     def per_segment(self, wiring: Wiring, microbatches: int = 1) -> list[float]:
         """The seconds of each segment in a whole step; with a layer in each segment, those of the layers."""
         totals = [0.0] * len(wiring.segments)
         for kind, own in self.of.items():
-            totals[kind.segment] += own if kind.op in _PER_BATCH else own * microbatches
+            runs = 2 if kind.op is Op.F and kind.segment in self.twice else 1
+            totals[kind.segment] += own if kind.op in _PER_BATCH else own * runs * microbatches
         return totals
 
     def per_module(self, wiring: Wiring, microbatches: int = 1) -> list[float]:
@@ -141,7 +145,7 @@ class Stopwatch:
     def seconds(self) -> Seconds:
         """The medians of all rounds so far."""
         medians = {kind: statistics.median(spent) for kind, spent in self._spent.items()}
-        return Seconds(medians, len(self._batch.inputs) // self._microbatches)
+        return Seconds(medians, len(self._batch.inputs) // self._microbatches, Programme(self._engine.schedule).again)
 
 
 def _now(device: torch.device) -> float:

@@ -151,7 +151,7 @@ def _twin(engine: Engine, shared: list[Optimizer], fakes: _Fakes, part: Part | N
     (model, heads, encoders), copied, outside = copy.deepcopy((modules, tables, shared), fakes.memo)
     wiring = replace(engine.wiring, heads=heads, encoders=encoders)
     if part is None and engine.link is not None:
-        part = Part(engine.stage, engine.schedule)
+        part = Part(engine.stage, engine.schedule, engine.link.allowed)
     if part is not None:
         release(wiring, part.stage, model)
         by_segment, by_objective = ({s: o for s, o in table.items() if s in part.stage.segments} for table in copied)

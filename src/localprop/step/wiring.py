@@ -115,6 +115,13 @@ class Wiring:
         assert found is None or isinstance(found, nn.ModuleList)
         return found
 
+    @property
+    def task(self) -> LocalLoss:
+        """The last module's loss."""
+        loss = self.heads[str(len(self.table.sizes) - 1)]["loss"]  # type: ignore[index]
+        assert isinstance(loss, LocalLoss)
+        return loss
+
     def head(self, objective: Objective) -> nn.ModuleDict:
         """The auxiliary network and the loss of an objective: "aux" and "loss"."""
         head = self.heads[str(objective.loss)]

@@ -78,8 +78,9 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     check(_optimizer_problems(learner.optimizers, names, saved))
     learner.flush()
     for part in _PARTS:
-        own = _own(learner, part)
-        _module(learner, part).load_state_dict({name: state[part][name] for name in own}, strict=False)
+        module = _module(learner, part)
+        held = [name for name in state[part] if learner.pipeline is None or learner.pipeline.holds(part, name)]
+        module.load_state_dict({name: state[part][name] for name in held}, strict=False)
     for optimizer in learner.optimizers:
         optimizer.load_state_dict(_packed(optimizer, names, saved))
     learner.steps = state["steps"]

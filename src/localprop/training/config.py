@@ -188,7 +188,8 @@ def device_of(name: str) -> torch.device:
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if name == "auto" and accelerator and "LOCAL_RANK" in os.environ:  # torchrun's: a device for each rank of a machine
+    own = accelerator and name in ("auto", accelerator.type) and "LOCAL_RANK" in os.environ
+    if own and accelerator:  # torchrun's: a device for each rank of a machine
         return torch.device(accelerator.type, int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
     if name == "auto":
         return accelerator or torch.device("cpu")

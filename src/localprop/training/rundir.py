@@ -20,6 +20,7 @@ import torch
 import localprop
 from localprop.errors import BadInput, RunFailed, check
 from localprop.learner import Learner
+from localprop.ranks.launch import identity
 from localprop.training import checkpoint
 from localprop.training.config import Config
 from localprop.training.trainer import EpochReport
@@ -80,7 +81,7 @@ class RunDir:
             write_text(self.path / _CONFIG, json_text(asdict(config)))
         except (OSError, RunFailed) as error:
             raise BadInput(f"{self.path} cannot be written ({error}): choose another directory.") from error
-        write_text(self.path / _ENV, json_text(environment()))
+        write_text(self.path / _ENV, json_text(environment() | {"launch": identity()}))
         self.reports = []
 
     def config(self) -> Config:
@@ -144,10 +145,12 @@ class RunDir:
         """
         write_text(self.path / _FAILURE, json_text(record))
 
-    @property
-    def exists(self) -> bool:
-        """Whether a run was started here."""
-        return (self.path / _CONFIG).is_file()
+    def is_of_this_launch(self) -> bool:
+        """Whether an earlier attempt of the same launch has started the run that is here."""
+        try:
+            return bool(json.loads((self.path / _ENV).read_text("utf-8")).get("launch") == identity())
+        except (OSError, ValueError, AttributeError):
+            return False
 
     def _read_reports(self) -> list[EpochReport]:
         file = self.path / _METRICS
