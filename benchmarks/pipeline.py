@@ -231,7 +231,7 @@ def main() -> None:
         print(table(found))
         by_name = {own.contender.name: own for own in found}
         result = {
-            "config": {key: str(value) for key, value in vars(config).items()},
+            "config": {key: value.name if isinstance(value, Path) else value for key, value in vars(config).items()},
             **around,
             "wire": asdict(wire),
             "cuts": {f"{method}, {parts}": cut for (method, parts), cut in bench.cuts.items()},
