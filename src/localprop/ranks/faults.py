@@ -10,7 +10,6 @@ import torch.distributed as dist
 
 from localprop.errors import StepFailed
 from localprop.ranks.transport import Lost
-from localprop.step.schedule import Action
 from localprop.step.wiring import Wiring
 
 _GRACE_S = 2.0  # within which ranks that hang for the same reason all run out of time
@@ -34,7 +33,7 @@ def record_of(error: Exception, rank: int, wiring: Wiring, key: str) -> dict[str
         "rank": _to_blame(cause, rank, key) if isinstance(cause, Lost) else rank,
         "seen_by": rank,
         "action": None if action is None else str(action),
-        "layer": None if action is None else layer_of(action, wiring),
+        "layer": None if action is None else wiring.span_name(action.segment),
         "error": f"{type(cause).__name__}: {cause}",
     }
 
@@ -55,12 +54,6 @@ def _to_blame(lost: Lost, rank: int, key: str) -> int | None:
     except RuntimeError:  # the process that kept the store is gone
         pass
     return peer
-
-
-def layer_of(action: Action, wiring: Wiring) -> str:
-    """The layers that an action, or the making of its message, runs on."""
-    names = [wiring.layers.names[layer] for layer in wiring.segments[action.segment].layers]
-    return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
 
 
 def claim(record: dict[str, Any], key: str) -> dict[str, Any]:

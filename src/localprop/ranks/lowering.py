@@ -12,7 +12,7 @@ Values do not depend on the placement: each segment has its own order of micro-b
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from localprop.ranks.placement import Placement
@@ -28,9 +28,9 @@ from localprop.step.schedule import (
     waits_of,
     with_reruns,
 )
+from localprop.step.timing import Cost
 from localprop.step.wiring import Wiring
 
-Cost = Callable[[Action], float]
 Waits = Mapping[Action, set[Action]]
 ORDERS = ("1f1b", "gpipe")
 
@@ -65,7 +65,6 @@ def lower(
         order: "1f1b" (backwards as early as they can, few micro-batches in flight; PipeDream-flush, Narayanan et al. 2021,
             arXiv 2006.09503) or "gpipe" (all forwards first; Huang et al. 2019, arXiv 1811.06965).
         cost: of an action, in any unit; by default a layer's forward is 1 and its backward 2.
-
     """
     stage_of = {s: i for i, stage in enumerate(placement.stages) for s in stage}
     waits = waits_of(wiring, microbatches, placement.stages)
@@ -73,8 +72,9 @@ def lower(
         _add_reduces(waits)
     plan = Lowering(wiring, placement, waits, stage_of)
     _hold_forwards_back(plan, order, microbatches)
-    orders = _ordered(plan, cost or layer_cost(wiring))
-    sent = [_with_reruns(_split_late(plan, _with_sends(plan, i, own)), recomputed) for i, own in enumerate(orders)]
+    orders, far, receivers = _ordered(plan, cost or layer_cost(wiring)), _far(plan), _receivers(plan)
+    whole_orders = (_with_sends(plan, receivers, i, own) for i, own in enumerate(orders))
+    sent = [_with_reruns(_split_late(far, own), recomputed) for own in whole_orders]
     whole = [_with_receives(plan, i, sent) for i in range(len(sent))]
     return tuple(Schedule(_merged(stage, own)) for stage, own in zip(placement.stages, whole, strict=True))
 
@@ -197,8 +197,8 @@ def _receivers(plan: Lowering) -> dict[int, list[int]]:
     return {inlet: sorted(stages) for inlet, stages in found.items()}
 
 
-def _with_sends(plan: Lowering, i: int, actions: list[Action]) -> list[Action]:
-    stage, last, receivers = plan.placement.stages[i], len(plan.wiring.segments) - 1, _receivers(plan)
+def _with_sends(plan: Lowering, receivers: Mapping[int, list[int]], i: int, actions: list[Action]) -> list[Action]:
+    stage, last = plan.placement.stages[i], len(plan.wiring.segments) - 1
     sent: list[Action] = []
     for action in actions:
         op, s, flow, m = action[:4]
@@ -259,9 +259,9 @@ class Halves(NamedTuple):
     late: list[Action]
 
 
-def _split_late(plan: Lowering, own: list[Action]) -> Halves:
-    """What comes after the rank's last forward and waits for other ranks is late."""
-    far, halves = _far(plan), Halves([], [])
+def _split_late(far: set[Action], own: list[Action]) -> Halves:
+    """What comes after the rank's last forward and waits for other ranks, far away, is late."""
+    halves = Halves([], [])
     last = max(place for place, action in enumerate(own) if action.op is Op.F)
     for place, action in enumerate(own):
         of = action

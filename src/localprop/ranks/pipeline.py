@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from localprop.ranks.lowering import ORDERS, in_flight, lower
 from localprop.ranks.mesh import join, launched, mesh_of
 from localprop.ranks.messages import HEADER, Layout, bytes_of
 from localprop.ranks.placement import Placement, layer_costs
-from localprop.ranks.transport import Lost, Transport
+from localprop.ranks.transport import Transport, answering
 from localprop.step.schedule import Op, Schedule
 from localprop.step.stage import Stage
 from localprop.step.wiring import Wiring
@@ -196,7 +195,7 @@ class Pipeline:
             "PyTorch": torch.__version__,
         }
         all_of_them: list[Any] = [None] * dist.get_world_size()
-        with _together():
+        with answering(None):
             dist.all_gather_object(all_of_them, mine)
         check(_disagreements(all_of_them))
 
@@ -205,14 +204,14 @@ class Pipeline:
     def merged(self, part: Mapping[_K, _V]) -> dict[_K, _V] | None:
         """On rank 0 the union of the dictionaries that all stages of replica 0 give; None on other ranks."""
         parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-        with _together():
+        with answering(None):
             dist.gather_object(dict(part) if self.mesh.replica == 0 else {}, parts)
         return None if parts is None else {name: value for each in parts for name, value in each.items()}
 
     def total(self, sums: Mapping[int, float]) -> dict[int, float]:
         """For each module the sum over all ranks that have one."""
         parts: list[Any] = [None] * dist.get_world_size()
-        with _together():
+        with answering(None):
             dist.all_gather_object(parts, dict(sums))
         modules = sorted({module for each in parts for module in each})
         return {module: sum(each[module] for each in parts if module in each) for module in modules}
@@ -225,12 +224,12 @@ class Pipeline:
             assert output is not None
             output = output.contiguous()
             header = Layout.of(output, samples=-1).encoded()
-        with _together(source):
+        with answering(source):
             dist.broadcast(header, source)
         if dist.get_rank() != source:
             output = Layout.decoded(header).empty(-1, self.device)
         assert output is not None
-        with _together(source):
+        with answering(source):
             dist.broadcast(output, source)
         return output
 
@@ -245,15 +244,6 @@ class Pipeline:
     def record(self, error: Exception) -> dict[str, Any]:
         """Record a failure for all ranks; the record of the first one of all."""
         return claim(record_of(error, dist.get_rank(), self.wiring, self._key), self._key)
-
-
-@contextmanager
-def _together(source: int | None = None) -> Iterator[None]:
-    """What all ranks do at once fails if one of them is lost."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise Lost(source, error) from error
 
 
 def fill(parts: Mapping[str, nn.Module], state: Mapping[Key, Tensor], device: torch.device) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -158,9 +159,8 @@ class Transport:
         if kind not in self._layouts:
             self._layouts[kind] = layout
             header = layout.encoded()
-            self._headers.append(
-                (header, self._isend(to, header, group))
-            )  # which does not count as a message under way
+            # which does not count as a message under way
+            self._headers.append((header, self._isend(to, header, group)))
         if layout != self._layouts[kind]:
             raise RuntimeError(f"the tensor to send is {layout}, but the first one was {self._layouts[kind]}")
         self._keep(channel, to, tensor, self._isend(to, flat(tensor), group))
@@ -246,24 +246,27 @@ class Transport:
 
     @staticmethod
     def _isend(to: int, tensor: Tensor, group: Any) -> Any:
-        try:
+        with answering(to):
             return dist.isend(tensor, to, group=group)
-        except RuntimeError as error:
-            raise Lost(to, error) from error
 
     @staticmethod
     def _irecv(source: int, tensor: Tensor, group: Any) -> Any:
-        try:
+        with answering(source):
             return dist.irecv(tensor, source, group=group)
-        except RuntimeError as error:
-            raise Lost(source, error) from error
 
     @staticmethod
     def _wait(peer: int | None, work: Any, *timeout: timedelta) -> None:
-        try:
+        with answering(peer):
             work.wait(*timeout)
-        except RuntimeError as error:
-            raise Lost(peer, error) from error
+
+
+@contextmanager
+def answering(peer: int | None) -> Iterator[None]:
+    """What needs another rank (None: all others) raises :class:`Lost` if it fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost(peer, error) from error
 
 
 def _channel(stage: int, action: Action) -> Channel | None:

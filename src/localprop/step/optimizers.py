@@ -65,14 +65,15 @@ class Optimizers:
         changed = []  # since the batch; what the optimizer itself counts there goes on
         for group, then in zip(optimizer.param_groups, self._rates.pop(optimizer), strict=True):
             now = _hyperparameters(group)
-            changed.append({key: now[key] for key in then if not _same(then[key], now[key])})
+            changed.append({key: now[key] for key in then if not same(then[key], now[key])})
             group.update(then)
         yield
         for group, now in zip(optimizer.param_groups, changed, strict=True):
             group.update(now)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a hyperparameter, tensors or not, are equal."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
     return bool(one == other)

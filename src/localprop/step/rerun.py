@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput
-from localprop.step.stretch import Reached, stubbed
+from localprop.step.stretch import Reached, alike, stubbed
 from localprop.step.wiring import Wiring
 
 
@@ -77,9 +76,7 @@ class Rerun:
 
     def _prove(self, s: int, output: Tensor) -> None:
         first = self.unproven.pop(s, None)
-        # Kernels may be chosen anew, so a few units in the last place are granted.
-        rtol = 16 * torch.finfo(output.dtype).eps ** 0.75
-        if first is not None and not torch.allclose(first, output, rtol=rtol, atol=rtol / 10, equal_nan=True):
+        if first is not None and not alike(first, output):
             raise BadInput(
                 [
                     f"The layers up to {self.wiring.end_name(s)!r} gave another output when they ran again: they read "

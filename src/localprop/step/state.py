@@ -139,10 +139,9 @@ def story(run: State, wiring: Wiring, schedule: Schedule, error: Exception) -> s
     if action is None:
         return f"The step failed before its first action: {error}"
     layers, segment = wiring.layers, wiring.segments[action.segment]
-    first, last = layers.names[segment.layers[0]], layers.names[segment.layers[-1]]
     shape = "x".join(map(str, layers.shapes[segment.layers[-1]][1:]))
     return (
-        f"Action {action} failed ({type(error).__name__}: {error}), on {first if first == last else f'{first} .. {last}'} "
+        f"Action {action} failed ({type(error).__name__}: {error}), on {wiring.span_name(action.segment)} "
         f"(module {segment.module}, output {shape} per sample), batch of shape {tuple(run.batch.inputs.shape)}.\n"
         f"Schedule: {_around(schedule, _place(schedule, action, run.begun - 1))}\n"
         f"Segments stepped already: {', '.join(map(str, run.stepped)) or 'none'}. Gradients were dropped."

@@ -211,23 +211,14 @@ def message_bytes(wiring: Wiring, samples: int) -> Cost:
         wiring: the network's shapes and dtypes.
         samples: of one micro-batch.
     """
-    layers = wiring.layers
-
-    def after(layer: int) -> int:
-        return math.prod(layers.shape_for(layers.shapes[layer], samples)) * layers.dtypes[layer].itemsize
 
     def of(action: Action) -> int:
-        own = wiring.segments[action.segment].layers if action.op in _CARRIERS else range(0)
-        if action.op is Op.SEND_F:
-            return after(own[-1])
-        if action.op in (Op.SEND_B, Op.SEND_C):  # the size of the segment's input
-            return after(own[0] - 1)
+        if action.op in SENDS:
+            shape, dtype = wiring.message_shape(action.segment, samples, output=action.op is Op.SEND_F)
+            return math.prod(shape) * dtype.itemsize
         return _parameter_bytes(wiring, action) if action.op in REDUCES else 0
 
     return of
-
-
-_CARRIERS = {*SENDS, *REDUCES}
 
 
 def _parameter_bytes(wiring: Wiring, action: Action) -> int:

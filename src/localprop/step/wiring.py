@@ -148,6 +148,11 @@ class Wiring:
         layer = self.segments[segment].layers[-1] if output else self.segments[segment].layers[0] - 1
         return self.layers.shape_for(self.layers.shapes[layer], samples), self.layers.dtypes[layer]
 
+    def span_name(self, segment: int) -> str:
+        """A segment's layers in words: the first and the last."""
+        first, last = (self.layers.names[self.segments[segment].layers[i]] for i in (0, -1))
+        return first if first == last else f"{first} .. {last}"
+
     def end_name(self, segment: int) -> str:
         """The module of the network at whose return a segment ends."""
         return self.layers.names[self.segments[segment].layers[-1]]

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from localprop.errors import BadInput, RunFailed, check
 from localprop.learner import Learner
+from localprop.step.optimizers import same
 
 FORMAT = "localprop checkpoint"
 VERSION = 1
@@ -265,7 +266,7 @@ def _optimizer_problems(optimizers: list[Optimizer], names: Mapping[int, str], s
             absent += [name for name, own in known.items() if not own]
             given = [own for own in known.values() if own]
             lacking |= {key: type(optimizer).__name__ for own in given for key in optimizer.defaults if key not in own}
-            mixed |= dict.fromkeys(key for own in given for key in own if not _same(own[key], given[0].get(key)))
+            mixed |= dict.fromkeys(key for own in given for key in own if not same(own[key], given[0].get(key)))
     if absent:
         yield f"optimizer: the checkpoint lacks {_some(absent)}: let the same parameters require gradients."
     for kind in dict.fromkeys(lacking.values()):
@@ -276,9 +277,3 @@ def _optimizer_problems(optimizers: list[Optimizer], names: Mapping[int, str], s
             f"optimizer: parameters of one group here had different values of {_some([*mixed])}: give each value a group, "
             "as in its run."
         )
-
-
-def _same(one: Any, other: Any) -> bool:
-    return (
-        bool(torch.equal(one, other)) if isinstance(one, Tensor) and isinstance(other, Tensor) else bool(one == other)
-    )
