@@ -18,7 +18,7 @@ from localprop.training.expression import rule_of
 METHODS = [
     function
     for name, function in inspect.getmembers(methods, inspect.isfunction)
-    if function.__module__ == methods.__name__ and not name.startswith("_")
+    if function.__module__.startswith(f"{methods.__name__}.") and not name.startswith("_")
 ]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 Method = Callable[..., lp.Rule]

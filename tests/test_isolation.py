@@ -23,8 +23,8 @@ class Perturbed(lp.LocalLoss):
         super().__init__()
         self.inside = inside
 
-    def forward(self, features: Tensor, aux: nn.Module, batch: lp.Batch) -> Tensor:
-        return 3 * self.inside(features, aux, batch) + 0.1 * features.square().mean()
+    def forward(self, features: Tensor, aux: nn.Module, seen: lp.Seen) -> Tensor:
+        return 3 * self.inside(features, aux, seen) + 0.1 * features.square().mean()
 
 
 def one_step(name: str, rule: lp.Rule, perturbed: int | None, *, recompute: bool = False, parts: int = 1) -> lp.Learner:
@@ -167,8 +167,8 @@ class Scale(nn.Module):
 class Halved(lp.LocalLoss):
     """(a(h) - y)^2 / 2, whose error is a(h) - y."""
 
-    def forward(self, features: Tensor, aux: nn.Module, batch: lp.Batch) -> Tensor:
-        return ((aux(features) - batch.targets) ** 2 / 2).mean()
+    def forward(self, features: Tensor, aux: nn.Module, seen: lp.Seen) -> Tensor:
+        return ((aux(features) - seen.targets) ** 2 / 2).mean()
 
 
 def halved(site: lp.Site) -> lp.LocalLoss:

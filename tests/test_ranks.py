@@ -19,11 +19,11 @@ from torch.nn import functional
 
 import localprop as lp
 from localprop.rule.auxiliary import Site
-from localprop.rule.credit import PASS, T
-from localprop.rule.losses import Batch, LocalLoss
+from localprop.rule.losses import LocalLoss, Seen
+from localprop.rule.table import PASS, T
 from localprop.step.errors import Error, Errors, Place
+from localprop.step.flows import Flow
 from localprop.step.gradients import Gradients
-from localprop.step.wiring import Flow
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -49,9 +49,9 @@ class Reconstruction(LocalLoss):
         super().__init__()
         self.decoder = nn.Conv2d(chans, 3, 1)
 
-    def forward(self, features: Tensor, aux: nn.Module, batch: Batch) -> Tensor:
-        error = functional.mse_loss(self.decoder(features), batch.inputs)
-        return functional.cross_entropy(aux(features), batch.targets) + error
+    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
+        error = functional.mse_loss(self.decoder(features), seen.inputs)
+        return functional.cross_entropy(aux(features), seen.targets) + error
 
 
 def reconstruction(site: Site) -> LocalLoss:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from reference import tanh_mlp
 
 import localprop as lp
-from localprop.rule.credit import PASS, Entry, T
+from localprop.rule.table import PASS, Entry, T
 from localprop.step.schedule import Action, Op
 from localprop.step.wiring import Wiring, wire
 

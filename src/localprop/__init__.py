@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from localprop.methods import auglocal, backlink, contsup, end_to_end, greedy, interlocking
     from localprop.network import Layers, Partition, layers_of
     from localprop.ranks.pipeline import Ranks
-    from localprop.rule.auxiliary import Head, Pool, SampledLayers, Site
+    from localprop.rule.auxiliary import Head, Normalised, Pool, SampledLayers, Site
+    from localprop.rule.borrow import Borrow
     from localprop.rule.context import ContextSupply, ConvEncoder
-    from localprop.rule.credit import BackwardLinks, CreditTable, EndToEnd, Interlocked, Own
-    from localprop.rule.losses import Batch, CrossEntropy, LocalLoss
+    from localprop.rule.credit import BackwardLinks, EndToEnd, Interlocked, Own, OwnAndWindows, Windows
+    from localprop.rule.losses import Batch, CrossEntropy, LocalLoss, NoPenalty, Seen
     from localprop.rule.rule import Rule
+    from localprop.rule.table import CreditTable
     from localprop.step.schedule import Schedule
     from localprop.step.wiring import wire
 
@@ -27,11 +29,13 @@ _HOMES = {
     "localprop.methods": ("auglocal", "backlink", "contsup", "end_to_end", "greedy", "interlocking"),
     "localprop.network": ("Layers", "Partition", "layers_of"),
     "localprop.ranks.pipeline": ("Ranks",),
-    "localprop.rule.auxiliary": ("Head", "Pool", "SampledLayers", "Site"),
+    "localprop.rule.auxiliary": ("Head", "Normalised", "Pool", "SampledLayers", "Site"),
+    "localprop.rule.borrow": ("Borrow",),
     "localprop.rule.context": ("ContextSupply", "ConvEncoder"),
-    "localprop.rule.credit": ("BackwardLinks", "CreditTable", "EndToEnd", "Interlocked", "Own"),
-    "localprop.rule.losses": ("Batch", "CrossEntropy", "LocalLoss"),
+    "localprop.rule.credit": ("BackwardLinks", "EndToEnd", "Interlocked", "Own", "OwnAndWindows", "Windows"),
+    "localprop.rule.losses": ("Batch", "CrossEntropy", "LocalLoss", "NoPenalty", "Seen"),
     "localprop.rule.rule": ("Rule",),
+    "localprop.rule.table": ("CreditTable",),
     "localprop.step.schedule": ("Schedule",),
     "localprop.step.wiring": ("wire",),
 }
@@ -43,6 +47,7 @@ __all__ = [
     "BackwardLinks",
     "BadInput",
     "Batch",
+    "Borrow",
     "ContextSupply",
     "ConvEncoder",
     "CreditTable",
@@ -53,7 +58,10 @@ __all__ = [
     "Layers",
     "Learner",
     "LocalLoss",
+    "NoPenalty",
+    "Normalised",
     "Own",
+    "OwnAndWindows",
     "Partition",
     "Pool",
     "Ranks",
@@ -61,8 +69,10 @@ __all__ = [
     "RunFailed",
     "SampledLayers",
     "Schedule",
+    "Seen",
     "Site",
     "StepFailed",
+    "Windows",
     "auglocal",
     "backlink",
     "contsup",

@@ -29,6 +29,7 @@ from localprop.network.layers import layers_of
 from localprop.network.modes import evaluating
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Pipeline, Ranks, fill
+from localprop.rule.auxiliary import Normalised
 from localprop.rule.losses import Batch, CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
 from localprop.step.engine import Engine
@@ -36,7 +37,7 @@ from localprop.step.explain import explain
 from localprop.step.flops import flops_of
 from localprop.step.memory import MemoryReading, predict
 from localprop.step.optimizers import Optimizers
-from localprop.step.schedule import Op, Schedule
+from localprop.step.schedule import Action, Op, Schedule
 from localprop.step.stage import release
 from localprop.step.state import Backward, Losses, Observer
 from localprop.step.stretch import prove
@@ -61,6 +62,8 @@ class Learner:
         microbatches: parts that a batch is run in; gradients accumulate.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         seed: of heads, encoders and every random draw of a step.
+        normalised: how the inputs were made from pixels, for losses that look at those (InfoPro's); `Normalised()` if they
+            are pixels in 0..1.
         ranks: how the processes are used that this one was launched with. Under torchrun each becomes a stage of a pipeline,
             with the same results to the bit; all of them must make the same calls, with the same batches.
 
@@ -90,6 +93,7 @@ class Learner:
         microbatches: int = 1,
         precision: str = "fp32",
         seed: int = 0,
+        normalised: Normalised | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
         check(argument_problems(model, rule, modules, partition, precision, optimizer, microbatches, task))
@@ -100,7 +104,7 @@ class Learner:
         self.steps = 0
         self.partition = self._cut(tensors_of(sample), modules, partition)
         self._sample = zeros_like_sample(tensors_of(sample))
-        self.wiring = self._wired(task)
+        self.wiring = self._wired(task, normalised)
         check(self._batch_problems(list(self._sample)))
         self.heads = self.wiring.heads
         self.encoders = self.wiring.encoders
@@ -121,20 +125,21 @@ class Learner:
         self.schedule = self.pipeline.schedule if self.pipeline else Schedule.of(self.wiring, microbatches, recomputed)
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
-        by_segment, by_objective = self._owned()
+        owned = self._owned()
         self.engine = Engine(
             model,
             self.wiring,
             self.schedule,
-            Optimizers(_one_each(optimizer, by_segment), _one_each(optimizer, by_objective)),
+            Optimizers(_one_each(optimizer, owned)),
             device=self.device,
             autocast=PRECISIONS[precision],
             seed=seed,
             stage=self.pipeline.stage if self.pipeline else None,
             link=self.pipeline.transport if self.pipeline else None,
         )
+        self.engine.views.copy_first()
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
-            adopt(self._shared, model, chain(*by_segment.values(), *by_objective.values()))
+            adopt(self._shared, model, chain(*owned.values()))
 
     # --- building ---------------------------------------------------------------------------------------------------
 
@@ -153,15 +158,15 @@ class Learner:
         )
         return partition
 
-    def _wired(self, task: LossBuilder) -> Wiring:
+    def _wired(self, task: LossBuilder, normalised: Normalised | None) -> Wiring:
         frozen = frozenset(name for name, parameter in self.model.named_parameters() if not parameter.requires_grad)
-        wiring = wire(self.rule, self.partition, task=task, frozen=frozen, seed=self.seed)
+        wiring = wire(self.rule, self.partition, task=task, frozen=frozen, seed=self.seed, normalised=normalised)
         layers, modules = self.partition.layers, self.partition.modules
         for k, head in wiring.heads.items():
-            head.to(device=self.device, dtype=layers.dtypes[modules[int(k)][-1]])
+            head.to(device=self.device, dtype=layers.dtypes[modules[wiring.table.at[int(k)]][-1]])
         for k, encoders in wiring.encoders.items():
             encoders.to(device=self.device, dtype=layers.dtypes[modules[int(k)].start - 1])
-        if not any(flows for flows in wiring.flows):
+        if not any(flows or wiring.attached_at(s) for s, flows in enumerate(wiring.flows)):
             raise BadInput(["Every parameter of the model is frozen: there is nothing to train."])
         return wiring
 
@@ -184,17 +189,15 @@ class Learner:
         """All segments that learn but the last, whose backward follows its forward at once."""
         return frozenset(s for s, flows in enumerate(self.wiring.flows[:-1]) if flows)
 
-    def _owned(self) -> tuple[dict[int, list[nn.Parameter]], dict[int, list[nn.Parameter]]]:
-        """The parameters that each segment's and each objective's step updates."""
+    def _owned(self) -> dict[Action, list[nn.Parameter]]:
+        """The parameters that each step updates, of a segment (S) or an objective (H)."""
         named = dict(self.model.named_parameters())
         here = self.pipeline.stage.segments if self.pipeline else range(len(self.wiring.segments))
-        by_segment = {s: self.wiring.trained(named, s) for s in here}
-        objectives = [objective for objective in self.wiring.objectives if objective.segment in here]
-        by_objective = {o.segment: list(self.heads[str(o.loss)].parameters()) for o in objectives}
-        return (
-            {s: own for s, own in by_segment.items() if own},
-            {s: own for s, own in by_objective.items() if own},
-        )
+        owned = {Action(Op.S, s): self.wiring.trained(named, s) for s in here}
+        for objective in self.wiring.objectives:
+            if objective.segment in here:
+                owned[Action(Op.H, *objective.place)] = list(self.wiring.head(objective).parameters())
+        return {step: parameters for step, parameters in owned.items() if parameters}
 
     # --- stepping ---------------------------------------------------------------------------------------------------
 
@@ -273,7 +276,7 @@ class Learner:
         wiring = replace(self.wiring, flows=((),) * len(self.wiring.segments))
         stage, link = self.pipeline.stage._replace(replica=0, replicas=1), self.pipeline.transport
         return Engine(
-            self.model, wiring, self.pipeline.forwards, Optimizers({}, {}), device=self.device, stage=stage, link=link
+            self.model, wiring, self.pipeline.forwards, Optimizers({}), device=self.device, stage=stage, link=link
         )
 
     def gather(self) -> nn.Module | None:
@@ -345,7 +348,7 @@ class Learner:
         Args:
             batch: of which only shapes count; by default one like the sample.
         """
-        return predict(self.engine, self._outside(), self._like(batch))
+        return predict(self.engine, [*filter(None, [self._shared])], self._like(batch))
 
     def flops(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor] | None = None) -> int:
         """The floating-point operations of a step: convolutions and matrix products, forward and backward.
@@ -353,14 +356,11 @@ class Learner:
         Args:
             batch: of which only shapes count; by default one like the sample.
         """
-        return flops_of(self.engine, self._outside(), self._like(batch))
+        return flops_of(self.engine, [*filter(None, [self._shared])], self._like(batch))
 
     def explain(self) -> str:
         """The credit table, the schedule, and what each module holds and needs."""
         return explain(self.wiring, self.schedule, self.memory())
-
-    def _outside(self) -> list[Optimizer]:
-        return [] if self._shared is None else [self._shared]
 
     def _like(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor] | None) -> Batch:
         return self._checked(self._sample if batch is None else batch)
@@ -377,9 +377,8 @@ class Learner:
         """All optimizers, in the order of the forward; for learning rate schedulers and inspection."""
         if self._shared is not None:
             return [self._shared]
-        steps = {(action.segment, action.op): action for action in self.schedule if action.op in (Op.S, Op.H)}
-        found = (self.engine.optimizers.of(steps[place]) for place in sorted(steps))
-        return [optimizer for optimizer in found if optimizer is not None]
+        made = self.engine.optimizers.made
+        return [made[step] for step in sorted(made, key=lambda step: (step.segment, step.op, step.flow or 0))]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All that is trained: the model's parameters by their own names, then `heads.` and `encoders.`."""
@@ -391,8 +390,10 @@ class Learner:
         return (parameter for _, parameter in self.named_parameters())
 
 
-def _one_each(optimizer: OptimizerFactory | Optimizer, owned: dict[int, list[nn.Parameter]]) -> dict[int, Optimizer]:
+def _one_each(
+    optimizer: OptimizerFactory | Optimizer, owned: dict[Action, list[nn.Parameter]]
+) -> dict[Action, Optimizer]:
     """An optimizer for each of the owners, made by the factory; none if one exists that serves them all."""
     if isinstance(optimizer, Optimizer):
         return {}
-    return {place: whole_optimizer(optimizer(parameters), parameters) for place, parameters in owned.items()}
+    return {step: whole_optimizer(optimizer(parameters), parameters) for step, parameters in owned.items()}

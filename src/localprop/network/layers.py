@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
-from localprop.network.probe import Call, Trace, Vertex, bottlenecks, leaves, meta_input, on_meta, trace
+from localprop.network.probe import Call, Trace, Vertex, bottlenecks, depth, leaves, meta_input, on_meta, trace
 
 
 class Piece(NamedTuple):
@@ -36,6 +36,7 @@ class Layers:
         dtypes: its dtype.
         parameters: the names of the parameters that each layer uses; a shared one appears in several layers.
         sizes: for each layer, the number of elements of each of these.
+        depths: for each layer, how many weights (of convolutions, linear layers, ...) its longest path has.
         overwritten: whether the model later writes into the layer's output in place.
         pieces: the modules that run within each layer, outermost ones only.
         input_shape: the shape of the sample.
@@ -43,6 +44,8 @@ class Layers:
         output_shape: the shape of the model's output.
         frozen: the names of parameters that require no gradient.
         unclean: for every other module, why it is not the end of a layer.
+        spoiled: the names of all modules whose outputs are written into later.
+        model: the model itself.
     """
 
     names: tuple[str, ...]
@@ -50,6 +53,7 @@ class Layers:
     dtypes: tuple[torch.dtype, ...]
     parameters: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
+    depths: tuple[int, ...]
     overwritten: tuple[bool, ...]
     pieces: tuple[tuple[Piece, ...], ...]
     input_shape: torch.Size
@@ -57,6 +61,8 @@ class Layers:
     output_shape: torch.Size
     frozen: frozenset[str]
     unclean: Mapping[str, str] = field(repr=False, compare=False)
+    spoiled: frozenset[str] = field(repr=False)
+    model: nn.Module = field(repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,6 +70,17 @@ class Layers:
     def sizes_of(self, layer: int) -> Iterator[tuple[str, int]]:
         """The names and numbers of elements of a layer's parameters."""
         return zip(self.parameters[layer], self.sizes[layer], strict=True)
+
+    def layer_of(self, name: str) -> int:
+        """The layer within which the module of a name runs.
+
+        Raises:
+            BadInput: it runs in none, or in several.
+        """
+        for layer, pieces in enumerate(self.pieces):
+            if any(f"{name}.".startswith(f"{piece.name}.") for piece in pieces):
+                return layer
+        raise BadInput(f"The model has no module {name!r} that runs once, within one layer.")
 
     def shape_for(self, shape: torch.Size, count: int) -> torch.Size:
         """A shape of the sample's forward, for a batch of `count`."""
@@ -266,6 +283,7 @@ def _layers(model: nn.Module, twin: nn.Module, inputs: Tensor, ends: list[Call],
         dtypes=tuple(output.dtype for output in _returned(second, names)),
         parameters=parameters,
         sizes=tuple(tuple(twin.get_parameter(name).numel() for name in own) for own in parameters),
+        depths=tuple(depth((out.grad_fn, out.output_nr)) if out.grad_fn else 0 for out in outputs),
         overwritten=tuple(end.overwritten for end in ends) or (False,),
         pieces=_pieces(second, cutting.overwritten, len(names)),
         input_shape=inputs.shape,
@@ -273,6 +291,8 @@ def _layers(model: nn.Module, twin: nn.Module, inputs: Tensor, ends: list[Call],
         output_shape=second.output.shape,
         frozen=frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
         unclean={name: why for name, why in unclean.items() if name not in names},
+        spoiled=frozenset(call.name for call in second.calls if call.overwritten),
+        model=model,
     )
 
 

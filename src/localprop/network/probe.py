@@ -224,3 +224,21 @@ def leaves(vertex: Vertex) -> list[Tensor]:
         if leaf is not None:
             found.append(leaf)
     return found
+
+
+def depth(vertex: Vertex) -> int:
+    """How many weights, tensors of two dimensions or more, the longest path to a vertex meets."""
+    longest: dict[Vertex, int] = {}
+    for here in reversed(_topological(vertex)):
+        before = [longest[each] for each in _predecessors(here)]
+        longest[here] = max(before, default=0) + any(_is_weight(each) for each in _predecessors(here))
+    return longest[vertex]
+
+
+def _is_weight(vertex: Vertex) -> bool:
+    """Whether a vertex is a parameter of two dimensions or more, as it is or transposed for a product."""
+    node = vertex[0]
+    if node.name() == "TBackward0":
+        return any(_is_weight(before) for before in _predecessors(vertex))
+    leaf = getattr(node, "variable", None)
+    return isinstance(leaf, nn.Parameter) and leaf.ndim > 1

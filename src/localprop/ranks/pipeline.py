@@ -17,7 +17,7 @@ from localprop.ranks.faults import claim, record_of, sentence
 from localprop.ranks.lowering import ORDERS, in_flight, lower
 from localprop.ranks.mesh import join, launched, mesh_of
 from localprop.ranks.messages import HEADER, Layout, bytes_of
-from localprop.ranks.placement import Placement, layer_costs
+from localprop.ranks.placement import Placement, layer_costs, sight_problems
 from localprop.ranks.transport import Transport, answering
 from localprop.step.schedule import Op, Schedule
 from localprop.step.stage import Stage
@@ -121,6 +121,7 @@ class Pipeline:
             self.placement = Placement.balanced(wiring, self.mesh.stages, ranks.seconds or layer_costs(wiring))
         if len(self.placement.stages) != self.mesh.stages:
             raise BadInput(f"cuts={ranks.cuts} make {len(self.placement.stages)} stages for {self.mesh.stages} ranks.")
+        check(sight_problems(wiring, self.placement))
         self.programmes = lower(
             wiring, self.placement, microbatches, recomputed=recomputed, replicas=ranks.replicas, order=ranks.order
         )
@@ -154,9 +155,9 @@ class Pipeline:
     def owner(self, part: str, name: str) -> int:
         """The stage that trains an entry of the state dict of "model", "heads" or "encoders"."""
         if part != "model":
-            return self.placement.stage_of(
-                self.wiring.segments_of(int(name.split(".")[0]))[-1 if part == "heads" else 0]
-            )
+            number = int(name.split(".")[0])
+            module = self.wiring.table.at[number] if part == "heads" else number
+            return self.placement.stage_of(self.wiring.segments_of(module)[-1 if part == "heads" else 0])
         return min(self._users(name), default=0)
 
     def _users(self, name: str) -> set[int]:

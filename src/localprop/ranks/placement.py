@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -71,5 +71,23 @@ class Placement:
 
 def layer_costs(wiring: Wiring) -> list[float]:
     """What the modules cost if all layers, and all heads, cost the same."""
-    heads = {objective.loss for objective in wiring.objectives if objective.trained}
-    return [size + (k in heads) for k, size in enumerate(wiring.table.sizes)]
+    heads = [wiring.table.at[objective.loss] for objective in wiring.objectives if objective.trained]
+    return [size + heads.count(module) for module, size in enumerate(wiring.table.sizes)]
+
+
+def sight_problems(wiring: Wiring, placement: Placement) -> Iterator[str]:
+    """What losses need that another rank has. (Inputs and inner outputs of their own modules are always at hand.)"""
+    for objective in wiring.objectives:
+        loss, here = f"Loss {objective.loss}", placement.stage_of(objective.segment)
+        if objective.attached:
+            yield (
+                f"{loss} is of second order: it needs the error of the module before in the forward, which is not sent between "
+                "ranks. Train in one process."
+            )
+        far = [loan.borrow.source for loan in objective.loans if loan.donor is not None]
+        donors = {placement.stage_of(loan.donor) for loan in objective.loans if loan.donor is not None}
+        if donors - {here}:
+            yield (
+                f"{loss} borrows {far[0]!r}, which another rank trains; parameters are not sent between ranks. Train in one "
+                "process, or cut where borrower and owner share a rank."
+            )

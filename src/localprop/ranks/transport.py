@@ -91,7 +91,7 @@ class Transport:
         self._posted: dict[Channel, deque[tuple[Tensor, Any]]] = defaultdict(deque)
         self._headers: list[tuple[Tensor, Any]] = []
         self._outgoing: dict[object, deque[tuple[int, Tensor, Any]]] = defaultdict(deque)
-        self._sums: dict[tuple[Op, int], tuple[Any, Tensor, list[Tensor]]] = {}
+        self._sums: dict[tuple[Op, int, int | None], tuple[Any, Tensor, list[Tensor]]] = {}
         self._training = True
 
     def _group(self, ranks: list[int]) -> Any:
@@ -206,7 +206,7 @@ class Transport:
             return
         whole = torch.cat([gradient.reshape(-1) for gradient in gradients])
         work = dist.all_reduce(whole, group=self.mesh.replica_group, async_op=True)
-        self._sums[REDUCES[action.op], action.segment] = (work, whole, gradients)
+        self._sums[REDUCES[action.op], action.segment, action.flow] = (work, whole, gradients)
 
     def reduced(self, action: Action) -> None:
         """Wait for a sum, and put it in the place of the gradients.
@@ -214,7 +214,7 @@ class Transport:
         Raises:
             Lost: another replica does not answer.
         """
-        found = self._sums.pop((action.op, action.segment), None)
+        found = self._sums.pop((action.op, action.segment, action.flow), None)
         if found is not None:
             work, whole, gradients = found
             others = [r for r in range(self.mesh.replicas) if r != self.mesh.replica]

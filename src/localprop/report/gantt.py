@@ -27,7 +27,14 @@ _COLOURS = {
     "S, H steps": "#7f7f7f",
     _WAIT: "#e45756",
 }
-_NAMES = {Op.F: "F forward", Op.L: "L local loss", Op.B: "B backward", Op.S: "S, H steps", Op.H: "S, H steps"}
+_NAMES = {
+    Op.F: "F forward",
+    Op.L: "L local loss",
+    Op.B: "B backward",
+    Op.S: "S, H steps",
+    Op.H: "S, H steps",
+    Op.P: "S, H steps",
+}
 _MANY = 16
 _WIDE = 0.02  # a wait that fills this share of the chart says whom it is for
 

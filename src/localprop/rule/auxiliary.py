@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,18 @@ from torch import Tensor, nn
 from localprop.errors import BadInput, check
 from localprop.models.resnet import BasicBlock, init_convs
 from localprop.network.layers import Layers
+
+
+class Normalised(NamedTuple):
+    """How inputs were made from pixels in 0..1: (pixel - mean) / std, per channel; by default they are pixels.
+
+    Attributes:
+        mean: one number per channel, or one for all.
+        std: likewise.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,9 @@ class Site:
         layers: all layers of the network, with their shapes; those after `layer` are what follows.
         features: the shape of the module's output, batch first.
         outputs: the number of outputs (classes) of the network.
+        start: the number of the module's first layer.
+        objective: which loss this is of those at the module's end; 0 unless the credit has several there.
+        normalised: how inputs were made from pixels; None if nobody has said.
     """
 
     module: int
@@ -33,6 +50,27 @@ class Site:
     layers: Layers
     features: torch.Size
     outputs: int
+    start: int = 0
+    objective: int = 0
+    normalised: Normalised | None = None
+
+    def fresh(self, layer: int) -> nn.Module:
+        """A copy of a layer with weights of its own, initialised anew.
+
+        Modules that know how are reset, convolutions drawn as in the CIFAR ResNets; parameters of others stay copies.
+
+        Raises:
+            BadInput: a layer that is more than the one module of its name.
+        """
+        name = self.layers.names[layer]
+        module = deepcopy(self.layers.model.get_submodule(name))
+        if sum(parameter.numel() for parameter in module.parameters()) != sum(self.layers.sizes[layer]):
+            raise BadInput(f"Layer {name!r} is made of several modules, and cannot be copied: cut elsewhere.")
+        for part in module.modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+        init_convs(module)
+        return module.train()
 
 
 AuxBuilder = Callable[[Site], nn.Module]
@@ -51,6 +89,13 @@ class Pool(nn.Module):
             return features
         # Sum and divide: the gradient of a sum is a view, that of mean() a whole map more at the peak of a step.
         return features.sum(spatial) / math.prod(features.shape[d] for d in spatial)
+
+
+def gathered(site: Site, width: int) -> nn.Module:
+    """What stands before a head's linear layers: an average over all positions or, if the network has an output for each
+    of them (N, T, classes), LayerNorm.
+    """
+    return nn.LayerNorm(width) if len(site.layers.output_shape) > 2 else Pool()
 
 
 def channel_dimension(shape: torch.Size) -> int:
@@ -77,7 +122,8 @@ class Head:
 
     The first convolution doubles the width and halves the map as long as the network itself grows wider, the others keep
     both. Convolutions have no bias and are followed by BatchNorm and ReLU; ReLU stands between linear layers. Features that
-    are no maps (tokens, vectors) skip the convolutions, which is our reading: nothing is published for them.
+    are no maps (tokens, vectors) skip the convolutions, and of a network with an output per token each token is classified,
+    after LayerNorm and not averaged; this is our reading: nothing is published for them.
 
     Attributes:
         convs: X.
@@ -113,7 +159,7 @@ class Head:
             stride = 2 if i == 0 and self._width(site) > channels(site.features) * self.widen else 1
             body += [nn.Conv2d(width, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
             width = wide
-        body.append(Pool())
+        body.append(gathered(site, width))
         for _ in range(self.linears - 1):
             body += [nn.Linear(width, self.hidden * self.widen), nn.ReLU()]
             width = self.hidden * self.widen

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -15,16 +16,46 @@ from localprop.rule.auxiliary import Site
 
 
 class Batch(NamedTuple):
-    """What a loss may read: the network's inputs (N, ...) and the targets (N,)."""
+    """The network's inputs (N, ...) and the targets, (N,) or one per position (N, T)."""
 
     inputs: Tensor
     targets: Tensor
 
 
-class LocalLoss(nn.Module):
-    """A loss at a module's end: forward(features, aux, batch) -> scalar, a mean over the batch. It may own parameters."""
+class Seen(NamedTuple):
+    """What a loss may read.
 
-    def forward(self, features: Tensor, aux: nn.Module, batch: Batch) -> Tensor:
+    Attributes:
+        inputs: the network's (N, ...).
+        targets: (N,), or one per position (N, T).
+        inlet: the input of the loss's module (N, ...), for a loss that asks for it.
+        taps: the inner outputs that a loss asks for, by the names of the modules that returned them.
+        errors: for an attached loss, a list that all of a step share: each may leave its error for the next module's.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    inlet: Tensor | None = None
+    taps: Mapping[str, Tensor] = MappingProxyType({})
+    errors: list[Tensor] | None = None
+
+
+class LocalLoss(nn.Module):
+    """A loss at a module's end: forward(features, aux, seen) -> scalar, a mean over the batch. It may own parameters.
+
+    Attributes:
+        inlet: whether it looks at the input of its module, as a constant: seen.inlet.
+        taps: names of modules of the network, inside the loss's own module, whose outputs it looks at and, as far as it
+            depends on them, trains: seen.taps.
+        attached: whether it differentiates through its module, a second-order loss: features and seen.inlet then belong
+            to the module's graph. It runs in one process only, on modules that are whole segments, without recompute.
+    """
+
+    inlet: bool = False
+    taps: tuple[str, ...] = ()
+    attached: bool = False
+
+    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
         """The loss of the features (N, ...), seen through the auxiliary network."""
         raise NotImplementedError
 
@@ -34,6 +65,15 @@ class LocalLoss(nn.Module):
 
 
 LossBuilder = Callable[[Site], LocalLoss]
+Penalty = Callable[[Site, LocalLoss], LocalLoss]
+
+
+@dataclass(frozen=True)
+class NoPenalty:
+    """Adds nothing to a loss."""
+
+    def __call__(self, site: Site, loss: LocalLoss) -> LocalLoss:
+        return loss
 
 
 class _CrossEntropyLoss(LocalLoss):
@@ -41,9 +81,11 @@ class _CrossEntropyLoss(LocalLoss):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def forward(self, features: Tensor, aux: nn.Module, batch: Batch) -> Tensor:
-        logits = aux(features)
-        return functional.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
+        logits, targets = aux(features), seen.targets
+        if logits.ndim > 2 and not targets.is_floating_point():  # (N, T, classes): one target per position
+            logits, targets = logits.flatten(0, -2), targets.flatten()
+        return functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
         """Targets must be classes, int64; or probabilities of each."""
@@ -52,14 +94,14 @@ class _CrossEntropyLoss(LocalLoss):
         if targets.dtype != torch.int64:
             yield f"Targets are {targets.dtype}, but cross-entropy takes classes as torch.int64: use targets.long()."
             return
-        low, high, classes = int(targets.min()), int(targets.max()), outputs[1]
+        low, high, classes = int(targets.min()), int(targets.max()), outputs[-1]
         if low < 0 or high >= classes:
             yield f"Labels run from {low} to {high}, but the model has {classes} outputs: they must lie in 0..{classes - 1}."
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of the auxiliary network's outputs (N, classes) with the targets (N,), int64.
+    """Cross-entropy of the auxiliary network's outputs (N, classes) with the targets (N,), int64; or of (N, T, classes).
 
     Attributes:
         label_smoothing: share of the target spread over all classes.

@@ -10,18 +10,19 @@ from localprop.errors import check
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.context import ContextSupply
 from localprop.rule.credit import Credit, Own
-from localprop.rule.losses import CrossEntropy, LossBuilder
+from localprop.rule.losses import CrossEntropy, LossBuilder, NoPenalty, Penalty
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A training rule: four parts that do not know of each other. `eval(repr(rule)) == rule`.
+    """A training rule: parts that do not know of each other. `eval(repr(rule)) == rule`.
 
     Attributes:
         credit: which local loss trains which layers.
         aux: the auxiliary network at a module's end.
         loss: the local loss computed there; the last module's is the task's own.
         context: earlier features supplied to later modules.
+        penalty: wraps every module's loss, the task's too, to add something to it.
         reference: the paper.
 
     Example (a combination that nobody has published):
@@ -33,6 +34,7 @@ class Rule:
     aux: AuxBuilder = field(default=Head())
     loss: LossBuilder = field(default=CrossEntropy())
     context: ContextSupply = field(default=ContextSupply())
+    penalty: Penalty = field(default=NoPenalty())
     reference: str = ""
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ from localprop.step.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedu
 from localprop.step.stage import Stage
 from localprop.step.state import Backward, Deliver, Graph, Losses, Observer, State, dense, split, story
 from localprop.step.stretch import Reached, stubbed
+from localprop.step.views import Views
 from localprop.step.wiring import Wiring
 
 
@@ -95,7 +96,8 @@ class Engine:
             s > 0 and wiring.layers.overwritten[segment.layers[0] - 1] for s, segment in enumerate(wiring.segments)
         ]
         self._onward = [any(flow.onward is not None for flow in flows) for flows in wiring.flows]
-        self._objectives = {o.segment: o for o in wiring.objectives if o.segment in own}
+        self._objectives = {o.place: o for o in wiring.objectives if o.segment in own}
+        self.views = Views(self.model, wiring, own)
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ class Engine:
         self._whole(run, training=True)
         self._pending = run if self._programme.late else None
         self.optimizers.keep(self._programme.late)
-        return Losses.of(run.losses, last=self.wiring.segments[-1].module)
+        return Losses.of(run.losses, self.wiring.table.at)
 
     def predict(self, batch: Batch, *, number: int = 0) -> Tensor | None:
         """Run an engine whose schedule has only forwards and messages; the output, where the last segment is."""
@@ -173,7 +175,7 @@ class Engine:
         with self._precision.forward():
             output = self._forward(run, first, part.inputs)
             if run.expected != last:
-                raise RuntimeError(f"the forward ended before the module {self._end_name(run.expected)!r} had run")
+                raise RuntimeError(f"the forward ended before module {self.wiring.end_name(run.expected)!r} had run")
             self._leave(run, last, output)
         self._contexts.forget(microbatch, run.inlets)
 
@@ -205,7 +207,10 @@ class Engine:
 
     @contextmanager
     def _hooked(self, run: State) -> Iterator[None]:
-        handles = [end.register_forward_hook(self._hook(run, s)) for s, end in self._ends.items()]
+        handles = [
+            *self.views.hooked(run),
+            *(end.register_forward_hook(self._hook(run, s)) for s, end in self._ends.items()),
+        ]
         try:
             yield
         finally:
@@ -217,7 +222,8 @@ class Engine:
             if self.rerun is not None and self.rerun.running is not None:
                 return self.rerun.arrive(s, output)
             if run.expected != s:
-                raise RuntimeError(f"the module {self._end_name(s)!r} ran before {self._end_name(run.expected)!r}")
+                ran, awaited = self.wiring.end_name(s), self.wiring.end_name(run.expected)
+                raise RuntimeError(f"the module {ran!r} ran before {awaited!r}")
             if s == self.stage.segments[-1]:
                 raise Reached(output)
             run.expected = s + 1
@@ -241,12 +247,12 @@ class Engine:
         """Begin F of segment s: its leaf, its random state, and the contexts that it receives."""
         self._begin(run, Action(Op.F, s, None, run.microbatch))
         again = s in self._programme.again
-        torch.set_grad_enabled(bool(self.wiring.flows[s]) and not again)
+        torch.set_grad_enabled((bool(self.wiring.flows[s]) or self.views.attached(s)) and not again)
         self._generators.seed(self.seed, run.number, "F", s, run.first + run.microbatch)
         if again:
             run.kept[s, run.microbatch] = handed
         run.leaf = handed.requires_grad_() if self._onward[s] and not again else None
-        entered = self._opened(run, s, run.microbatch, handed)
+        entered = self.views.entered(run, s, self._opened(run, s, run.microbatch, handed), self._overwrites[s])
         self._contexts.keep(s, run.microbatch, entered, run.inlets, overwritten=self._overwrites[s])
         return entered
 
@@ -260,10 +266,11 @@ class Engine:
     def _leave(self, run: State, s: int, output: Tensor) -> None:
         """End F of segment s, and run what the schedule lists before the next F."""
         if not isinstance(output, Tensor):
-            raise TypeError(f"{self._end_name(s)!r} returned a {type(output).__name__}, a layer must return one tensor")
+            kind, name = type(output).__name__, self.wiring.end_name(s)
+            raise TypeError(f"{name!r} returned a {kind}, a layer must return one tensor")
         if s not in self._programme.again:
             self._keep_graph(run, s, output)
-        run.features = output.detach() if s in self._objectives else None
+        run.features = self.views.features(s, output)
         if s == self.stage.segments[-1] and (s in self._ends or not self.wiring.flows[s]):
             run.departing = dense(output.detach())
         if self.rerun is not None:
@@ -300,15 +307,12 @@ class Engine:
     # --- L, B -------------------------------------------------------------------------------------------------------
 
     def _loss(self, run: State, action: Action) -> None:
-        objective = self._objectives[action.segment]
-        features, run.features = run.features, None
-        assert features is not None
-        if objective.flow is not None:
-            features.requires_grad_()
+        objective = self._objectives[action.segment, action.flow]
+        features, seen = self.views.seen(run, objective)
         head = self.wiring.head(objective)
-        self._generators.seed(self.seed, run.number, "L", action.segment, run.first + action.microbatch)
+        self._generators.seed(self.seed, run.number, *objective.seed_place, run.first + action.microbatch)
         with self._precision.forward():
-            loss: Tensor = head["loss"](features, head["aux"], run.batch)
+            loss: Tensor = head["loss"](features, head["aux"], seen)
             loss = loss if run.weight == 1 else loss * run.weight
         if loss.requires_grad:
             with self._precision.backward():
@@ -316,9 +320,10 @@ class Engine:
         loss = loss.detach()
         total = run.losses.get(objective.loss)
         run.losses[objective.loss] = loss if total is None else total + loss
+        self.views.leave_errors(run, objective, seen)
         if objective.flow is not None:
-            place = Place(action.segment, objective.flow, action.microbatch)
-            run.errors.add(place, Error(-1, scaled(taken(features), objective.scale)))
+            at = Place(action.segment, objective.flow, action.microbatch)
+            run.errors.add(at, Error(-1 - (objective.number or 0), scaled(taken(features), objective.scale)))
 
     def _backward(self, run: State, action: Action) -> None:
         s, m = action.segment, action.microbatch
@@ -331,8 +336,11 @@ class Engine:
         if flow.onward is not None and graph.leaf is not None:
             inputs.append(graph.leaf)
         graph.box.append(run.errors.take(Place(s, action.flow, m)))
+        ends, errors = self.views.ends(run, Place(s, action.flow, m), last=graph.backwards_left == 0)
         with self._precision.backward(), self._gradients.of(s, action.flow, run.aside):
-            torch.autograd.backward(graph.handle, retain_graph=graph.backwards_left > 0, inputs=inputs)
+            kept = graph.backwards_left > 0
+            torch.autograd.backward([graph.handle, *ends], [None, *errors], retain_graph=kept, inputs=inputs)
+        del ends, errors
         if flow.onward is not None and graph.leaf is not None:
             leaf, graph.leaf = graph.leaf, graph.leaf if graph.backwards_left else None
             error = scaled(taken(leaf), flow.scale)
@@ -370,10 +378,8 @@ class Engine:
             if action.op is Op.S:
                 run.stepped.append(action.segment)
 
-    # --- small things -----------------------------------------------------------------------------------------------
-
-    def _end_name(self, s: int) -> str:
-        return self.wiring.end_name(s)
+    def _copy(self, run: State, action: Action) -> None:
+        self.views.copy(self._objectives[action.segment, action.flow], run.number)
 
     def _drop_gradients(self) -> None:
         heads, encoders = self.wiring.heads.parameters(), self.wiring.encoders.parameters()
@@ -387,6 +393,7 @@ _RUN: dict[Op, Callable[[Engine, State, Action], None]] = {
     Op.B: Engine._backward,
     Op.H: Engine._step,
     Op.S: Engine._step,
+    Op.P: Engine._copy,
     **dict.fromkeys(SENDS, Engine._send),
     **dict.fromkeys(RECEIVES, Engine._receive),
     **dict.fromkeys(REDUCES, Engine._reduce),

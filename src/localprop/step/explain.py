@@ -56,7 +56,7 @@ def _module(wiring: Wiring, reading: MemoryReading, module: int) -> tuple[str, .
         names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}",
         "x".join(map(str, wiring.layers.shapes[layers[-1]][1:])),
         f"{sum(owned.values()):,}",
-        f"{_count(wiring.heads[key]) if key in wiring.heads else 0:,}",
+        f"{sum(_count(wiring.head(o)) for o in wiring.objectives if o.segment == segments[-1]):,}",
         f"{_count(wiring.encoders[key]) if key in wiring.encoders else 0:,}",
         f"{reading.module_bytes.get(module, 0) / _MIB:.1f}",
     )

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from localprop.step.wiring import Flow
+from localprop.step.flows import Flow
 
 Aside = dict[tuple[int, int], list[Tensor | None]]  # (segment, flow) -> its gradients
 

@@ -17,23 +17,20 @@ class Optimizers:
     """Steps the optimizer of an action; one that is missing is stepped by somebody else.
 
     Args:
-        by_segment: for S.
-        by_objective: for H, by the segment at whose end an objective sits.
+        made: for each action S or H its optimizer.
     """
 
-    def __init__(self, by_segment: Mapping[int, Optimizer], by_objective: Mapping[int, Optimizer]) -> None:
-        self.by_segment = by_segment
-        self.by_objective = by_objective
+    def __init__(self, made: Mapping[Action, Optimizer]) -> None:
+        self.made = made
         self._rates: dict[Optimizer, list[dict[str, Any]]] = {}
 
     def all(self) -> list[Optimizer]:
-        """Those of segments first."""
-        return [*self.by_segment.values(), *self.by_objective.values()]
+        """All of them."""
+        return [*self.made.values()]
 
     def of(self, action: Action) -> Optimizer | None:
         """The optimizer that an action, or the step that it prepares, is for."""
-        op = REDUCES.get(action.op, action.op)
-        return {Op.S: self.by_segment, Op.H: self.by_objective}[op].get(action.segment)
+        return self.made.get(Action(REDUCES.get(action.op, action.op), action.segment, action.flow))
 
     def gradients(self, action: Action) -> list[Tensor]:
         """The gradients that an action's step will use."""

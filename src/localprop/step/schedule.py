@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from localprop.errors import BadInput, check
-from localprop.step.wiring import Wiring
+from localprop.step.wiring import Objective, Wiring
 
 
 class Op(StrEnum):
@@ -19,6 +19,7 @@ class Op(StrEnum):
     H = "H"  # step of the objective's own parameters
     B = "B"  # backward of one flow through a segment
     S = "S"  # step of a segment's parameters
+    P = "P"  # copy, or average, of the parameters that an objective borrows
 
     # Between ranks; torch.distributed.pipelining's names. A message is named after what made it, on both sides.
     SEND_F = "SEND_F"  # a segment's output, down the pipe
@@ -38,6 +39,8 @@ REDUCES = {Op.REDUCE_H: Op.H, Op.REDUCE_S: Op.S}
 
 class Action(NamedTuple):
     """One instruction: `3B1/2` is the backward of flow 1 through segment 3 in micro-batch 2 (micro-batch 0 is not written).
+
+    Of several losses at one segment's end, `3L` is the first and `3L1` the second; their steps likewise, `3H` and `3H1`.
 
     `2SEND_F>1` sends the output of segment 2 to rank 1, which runs `2RECV_F<0`. An apostrophe marks an action of the batch
     before: `1S'` steps segment 1 by the errors of the batch before, which came late.
@@ -116,7 +119,7 @@ class Schedule(tuple[Action, ...]):
         return cls(with_reruns(_in_order(waits_of(wiring, microbatches, whole)), recomputed))
 
 
-URGENCY = {Op.REDUCE_H: 0, Op.REDUCE_S: 0, Op.H: 0, Op.S: 0, Op.B: 1, Op.L: 2, Op.F: 3}
+URGENCY = {Op.REDUCE_H: 0, Op.REDUCE_S: 0, Op.P: 0, Op.H: 0, Op.S: 0, Op.B: 1, Op.L: 2, Op.F: 3}
 
 
 def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
@@ -173,7 +176,7 @@ def waits_of(wiring: Wiring, microbatches: int, stages: Iterable[range]) -> dict
         for s in range(len(wiring.segments)):
             waits[Action(Op.F, s, None, m)] = {Action(Op.F, s - 1, None, m)} if s else set()
         for objective in wiring.objectives:
-            waits[Action(Op.L, objective.segment, None, m)] = {Action(Op.F, objective.segment, None, m)}
+            waits[Action(Op.L, *objective.place, m)] = {Action(Op.F, objective.segment, None, m)}
         for s, flows in enumerate(wiring.flows):
             for f in range(len(flows)):
                 waits[Action(Op.B, s, f, m)] = set(feeders(wiring, s, f, m))
@@ -188,7 +191,7 @@ def feeders(wiring: Wiring, segment: int, flow: int, microbatch: int) -> Iterato
     """The losses and backwards whose errors a flow sums."""
     for objective in wiring.objectives:
         if objective.segment == segment and objective.flow == flow:
-            yield Action(Op.L, segment, None, microbatch)
+            yield Action(Op.L, *objective.place, microbatch)
     if segment + 1 < len(wiring.segments):
         for f, ahead in enumerate(wiring.flows[segment + 1]):
             if ahead.onward == flow:
@@ -198,9 +201,28 @@ def feeders(wiring: Wiring, segment: int, flow: int, microbatch: int) -> Iterato
 def _add_steps(waits: dict[Action, set[Action]], wiring: Wiring, microbatches: int) -> None:
     for objective in wiring.objectives:
         if objective.trained:
-            waits[Action(Op.H, objective.segment)] = {
-                Action(Op.L, objective.segment, None, m) for m in range(microbatches)
-            }
+            waits[Action(Op.H, *objective.place)] = _losses(objective, microbatches)
     for s, flows in enumerate(wiring.flows):
-        if any(flow.train for flow in flows):
-            waits[Action(Op.S, s)] = {a for a in waits if a.op is Op.B and a.segment == s}
+        attached = {a for o in wiring.objectives if o.segment == s and o.attached for a in _losses(o, microbatches)}
+        if attached or any(flow.train for flow in flows):
+            waits[Action(Op.S, s)] = {a for a in waits if a.op is Op.B and a.segment == s} | attached
+    for objective in wiring.objectives:
+        _add_loans(waits, objective, microbatches)
+
+
+def _losses(objective: Objective, microbatches: int) -> set[Action]:
+    return {Action(Op.L, *objective.place, m) for m in range(microbatches)}
+
+
+def _add_loans(waits: dict[Action, set[Action]], objective: Objective, microbatches: int) -> None:
+    """What is borrowed is copied after its borrower's last use of the step; before or after its owner's step."""
+    if not objective.loans:
+        return
+    copies = Action(Op.P, *objective.place)
+    waits[copies] = _losses(objective, microbatches)
+    for loan in objective.loans:
+        steps = Action(Op.S, -1 if loan.donor is None else loan.donor)
+        if steps in waits and loan.borrow.lag:
+            waits[steps].add(copies)
+        elif steps in waits:
+            waits[copies].add(steps)

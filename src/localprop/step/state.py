@@ -25,18 +25,22 @@ class Losses(tuple[Tensor, ...]):
     """The local losses of one step, 0-dimensional tensors on the model's device, in the order of the forward.
 
     Attributes:
+        numbers: the row of each in the credit table.
         modules: the module at whose end each of them sits.
     """
+
+    numbers: tuple[int, ...]
 
     modules: tuple[int, ...]
     _last: int
 
     @classmethod
-    def of(cls, losses: Mapping[int, Tensor], last: int) -> Losses:
-        """From a mapping of module to loss; `last` is the network's last module."""
+    def of(cls, losses: Mapping[int, Tensor], at: tuple[int, ...]) -> Losses:
+        """From a mapping of a loss's number to its value; `at` is the module of each loss that there may be."""
         ordered = cls(losses[k] for k in sorted(losses))
-        ordered.modules = tuple(sorted(losses))
-        ordered._last = last
+        ordered.numbers = tuple(sorted(losses))
+        ordered.modules = tuple(at[k] for k in ordered.numbers)
+        ordered._last = at[-1]
         return ordered
 
     @property
@@ -100,6 +104,10 @@ class State:
     features: Tensor | None = None
     inlets: Inlets = field(default_factory=dict)
     arrived: dict[int, Tensor] = field(default_factory=dict)  # micro-batch -> what the rank before has sent
+    inlets_seen: Inlets = field(default_factory=dict)  # inputs of modules whose losses look at them
+    tapped: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # inner outputs, by name and micro-batch
+    tap_errors: dict[Place, list[tuple[str, Tensor]]] = field(default_factory=dict)
+    handed_on: dict[int, list[Tensor]] = field(default_factory=dict)  # what attached losses leave for the next
     departing: Tensor | None = None  # what the rank after is to be sent
     upward: dict[Place, Tensor] = field(default_factory=dict)  # errors for the rank before, by who made them
     graphs: dict[tuple[int, int], Graph] = field(default_factory=dict)

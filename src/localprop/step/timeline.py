@@ -200,7 +200,7 @@ class _Rank:
         self.backwards = Counter(action.microbatch for action in programme if action.op is Op.B)
         self.clock = 0.0
         self.reduced_bytes = 0.0
-        self.sums: dict[tuple[Op, int], float] = {}
+        self.sums: dict[tuple[Op, int, int | None], float] = {}
         self.unfinished: Counter[tuple[int, int]] = Counter()
         self.put_off: deque[tuple[int, Action, float]] = deque()
         self.events: list[Event] = []
@@ -261,7 +261,7 @@ class _Rank:
         ring = self.world.wire.ring(self.world.message_bytes(action), self.world.replicas)
         to_replicas = (self.number, self.number)
         end = max(self.clock, self.world.link_free[to_replicas]) + ring.seconds
-        self.sums[REDUCES[action.op], action.segment] = self.world.link_free[to_replicas] = end
+        self.sums[REDUCES[action.op], action.segment, action.flow] = self.world.link_free[to_replicas] = end
         self.reduced_bytes += ring.sent_bytes
 
     def _wait(self, until: float, action: Action, peer: int) -> None:
@@ -277,7 +277,7 @@ class _Rank:
         place, seconds = (step, action.microbatch), self.world.cost(action)
         if action.op in (Op.S, Op.H):
             self._finish(step, action.segment)
-            self._wait(self.sums.pop((action.op, action.segment), 0.0), action, self.number)
+            self._wait(self.sums.pop((action.op, action.segment, action.flow), 0.0), action, self.number)
         if self.world.weight_share:
             if action.op is Op.F and action.segment == self.first:
                 while len(self.unfinished) >= self.world.limit and self.put_off:

@@ -31,7 +31,7 @@ from localprop.step.schedule import REDUCES, SENDS, Action, Op
 from localprop.step.wiring import Wiring
 
 Cost = Callable[[Action], float]
-_PER_BATCH = (Op.H, Op.S)  # other actions run once for each micro-batch
+_PER_BATCH = (Op.H, Op.S, Op.P)  # other actions run once for each micro-batch
 
 
 # --- what actions cost ----------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def message_bytes(wiring: Wiring, samples: int) -> Cost:
 
 def _parameter_bytes(wiring: Wiring, action: Action) -> int:
     if action.op is Op.REDUCE_H:
-        (loss,) = (objective.loss for objective in wiring.objectives if objective.segment == action.segment)
+        (loss,) = (o.loss for o in wiring.objectives if o.place == (action.segment, action.flow))
         return sum(p.numel() * p.itemsize for p in wiring.heads[str(loss)].parameters())
     segment, encoders = wiring.segments[action.segment], wiring.encoders_at(action.segment)
     sizes = {

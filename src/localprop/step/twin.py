@@ -105,7 +105,7 @@ class _Echo:
         self.awaited: dict[tuple[Op, int | None], deque[tuple[int, int]]] = defaultdict(deque)
         self.posted: dict[tuple[Op, int | None], deque[Tensor]] = defaultdict(deque)
         self.sent: dict[tuple[Op, int | None], deque[Tensor]] = defaultdict(lambda: deque(maxlen=allowed))
-        self.sums: dict[tuple[Op, int], Tensor] = {}
+        self.sums: dict[tuple[Op, int, int | None], Tensor] = {}
 
     def begin(self, number: int, batch: Batch, parts: Sequence[Batch], programme: Schedule, *, training: bool) -> None:
         for action in sorted(programme, key=lambda action: action.late):
@@ -131,10 +131,12 @@ class _Echo:
 
     def reduce(self, action: Action, gradients: list[Tensor]) -> None:
         if gradients:
-            self.sums[REDUCES[action.op], action.segment] = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            self.sums[REDUCES[action.op], action.segment, action.flow] = torch.cat(
+                [gradient.reshape(-1) for gradient in gradients]
+            )
 
     def reduced(self, action: Action) -> None:
-        self.sums.pop((action.op, action.segment), None)
+        self.sums.pop((action.op, action.segment, action.flow), None)
 
 
 def _twin(engine: Engine, shared: list[Optimizer], fakes: _Fakes, part: Part | None) -> tuple[Engine, list[Optimizer]]:
@@ -147,20 +149,18 @@ def _twin(engine: Engine, shared: list[Optimizer], fakes: _Fakes, part: Part | N
     for optimizer in optimizers:
         for tensor in (*_state_tensors(optimizer), *(p for group in optimizer.param_groups for p in group["params"])):
             fakes.of(tensor)
-    tables = (engine.optimizers.by_segment, engine.optimizers.by_objective)
-    (model, heads, encoders), copied, outside = copy.deepcopy((modules, tables, shared), fakes.memo)
+    (model, heads, encoders), copied, outside = copy.deepcopy((modules, engine.optimizers.made, shared), fakes.memo)
     wiring = replace(engine.wiring, heads=heads, encoders=encoders)
     if part is None and engine.link is not None:
         part = Part(engine.stage, engine.schedule, engine.link.allowed)
     if part is not None:
         release(wiring, part.stage, model)
-        by_segment, by_objective = ({s: o for s, o in table.items() if s in part.stage.segments} for table in copied)
-        copied = by_segment, by_objective
+        copied = {step: optimizer for step, optimizer in copied.items() if step.segment in part.stage.segments}
     twin = Engine(
         model,
         wiring,
         part.schedule if part else engine.schedule,
-        Optimizers(*copied),
+        Optimizers(copied),
         device=engine.device,
         autocast=engine.autocast,
         stage=part.stage if part else None,

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,12 +21,14 @@ from torch import nn
 from localprop.errors import BadInput, check
 from localprop.network.layers import Layers
 from localprop.network.partition import Partition
-from localprop.rule.auxiliary import Site
+from localprop.rule.auxiliary import Normalised
+from localprop.rule.borrow import Borrow
 from localprop.rule.context import Source
-from localprop.rule.credit import CreditTable, Entry
 from localprop.rule.losses import LocalLoss, LossBuilder
 from localprop.rule.rule import Rule
-from localprop.step.random import seed_of
+from localprop.rule.table import CreditTable
+from localprop.step.built import encoders_of, heads_of, loss_of
+from localprop.step.flows import Entrance, Flow, flows_of
 
 
 class Segment(NamedTuple):
@@ -46,38 +47,70 @@ class Segment(NamedTuple):
     inlet: bool
 
 
-class Flow(NamedTuple):
-    """Errors that travel together from a segment on: those of losses whose remaining paths are equal up to a factor.
-
-    Attributes:
-        losses: the losses whose errors are summed.
-        train: whether the segment's parameters gain the flow's gradient.
-        onward: the flow of the segment before that receives the error, if any.
-        scale: what the error is multiplied by on the way onward; credit weights are such factors.
-    """
-
-    losses: frozenset[int]
-    train: bool
-    onward: int | None
-    scale: float
-
-
 class Objective(NamedTuple):
     """A local loss and its auxiliary network at a segment's end.
 
     Attributes:
         segment: the segment at whose end it sits.
-        loss: the number of the loss, that of its module.
+        loss: the number of the loss, its row in the credit table.
+        number: which one it is of those at this end; None for the first.
         flow: the flow of that segment which the loss's error joins; None if nothing there learns.
         scale: what the error is multiplied by when it joins.
         trained: whether the objective has parameters of its own.
+        attached: whether it differentiates through its segment and trains that itself.
+        taps: the inner outputs that it looks at.
+        loans: the parameters that it borrows.
     """
 
     segment: int
     loss: int
+    number: int | None
     flow: int | None
     scale: float
     trained: bool
+    attached: bool
+    taps: tuple[Tap, ...]
+    loans: tuple[Loan, ...]
+
+    @property
+    def place(self) -> tuple[int, int | None]:
+        """The segment and number, which its actions have."""
+        return self.segment, self.number
+
+    @property
+    def seed_place(self) -> tuple[object, ...]:
+        """What its random draws depend on, besides the step."""
+        return ("L", self.segment) if self.number is None else ("L", self.segment, self.number)
+
+
+class Tap(NamedTuple):
+    """An inner output that a loss looks at, and where the error goes that it leaves there.
+
+    Attributes:
+        name: the module of the network that returns it.
+        segment: the segment that the module is part of.
+        flow: the flow of that segment which carries the loss; None if nothing there learns from it.
+        scale: what the error is multiplied by.
+    """
+
+    name: str
+    segment: int
+    flow: int | None
+    scale: float
+
+
+class Loan(NamedTuple):
+    """A parameter of the network that is copied, or averaged, into an objective.
+
+    Attributes:
+        borrow: what is borrowed, how often and how.
+        target: the name in the objective's head.
+        donor: the segment that trains it; None if nothing does.
+    """
+
+    borrow: Borrow
+    target: str
+    donor: int | None
 
 
 @dataclass(frozen=True)
@@ -115,10 +148,14 @@ class Wiring:
         assert found is None or isinstance(found, nn.ModuleList)
         return found
 
+    def attached_at(self, segment: int) -> bool:
+        """Whether a loss differentiates through a segment and trains it."""
+        return any(objective.attached for objective in self.objectives if objective.segment == segment)
+
     @property
     def task(self) -> LocalLoss:
         """The last module's loss."""
-        loss = self.heads[str(len(self.table.sizes) - 1)]["loss"]  # type: ignore[index]
+        loss = self.heads[str(len(self.table.rows) - 1)]["loss"]  # type: ignore[index]
         assert isinstance(loss, LocalLoss)
         return loss
 
@@ -159,7 +196,13 @@ class Wiring:
 
 
 def wire(
-    rule: Rule, partition: Partition, *, task: LossBuilder, frozen: frozenset[str] = frozenset(), seed: int = 0
+    rule: Rule,
+    partition: Partition,
+    *,
+    task: LossBuilder,
+    frozen: frozenset[str] = frozenset(),
+    seed: int = 0,
+    normalised: Normalised | None = None,
 ) -> Wiring:
     """Work out segments and flows, and build heads, losses and encoders.
 
@@ -169,33 +212,86 @@ def wire(
         task: builds the last module's loss, which looks at the model's own output.
         frozen: names of parameters that are not trained.
         seed: heads and encoders are built from (seed, place) alone; the caller's generators are left alone.
+        normalised: how inputs were made from pixels, for losses that look at those.
 
     Raises:
         BadInput: what credit, heads or encoders refuse; a parameter shared by two segments of one module.
     """
     table = rule.credit(partition)
     sources = tuple(rule.context.sources(module) for module in range(len(partition.modules)))
-    encoders = _encoders(rule, partition, sources, seed)
+    encoders = encoders_of(rule, partition, sources, seed)
     spans = _spans(partition, table)
     segments = tuple(_segment(partition, span, frozen) for span in spans)
     _refuse_shared(segments)
-    flows, entrances = _flows(table, segments, _learns(segments, encoders))
-    heads = _heads(rule, partition, table, task, seed)
+    heads = heads_of(rule, partition, table, task, seed, normalised)
+    ends = {k: _end_segment(segments, table.at[k]) for k in table.losses}
+    attached = [k for k in table.losses if loss_of(heads, k).attached]
+    check(_detached_problems(table, segments, attached))
+    flows, entrances = flows_of(table, spans, ends, _learns(segments, encoders), attached)
+    objectives = []
+    for k, segment in ends.items():
+        number = sum(ends[other] == segment for other in ends if other < k)
+        objectives.append(
+            Objective(
+                segment,
+                k,
+                number or None,
+                *entrances[k],
+                trained=any(True for _ in heads[str(k)].parameters()),
+                attached=k in attached,
+                taps=tuple(_taps(loss_of(heads, k).taps, partition.layers, segments, flows, segment, entrances[k])),
+                loans=tuple(_loans(heads[str(k)], segments)),
+            )
+        )
     return Wiring(
         table=table,
         layers=partition.layers,
         segments=segments,
         flows=flows,
-        objectives=tuple(
-            Objective(
-                _end_segment(segments, k), k, *entrances[k], trained=any(True for _ in heads[str(k)].parameters())
-            )
-            for k in table.losses
-        ),
+        objectives=tuple(objectives),
         sources=sources,
         heads=heads,
         encoders=encoders,
     )
+
+
+def _taps(
+    names: Iterable[str],
+    layers: Layers,
+    segments: tuple[Segment, ...],
+    flows: tuple[tuple[Flow, ...], ...],
+    end: int,
+    entrance: Entrance,
+) -> Iterator[Tap]:
+    """Where each inner output is, and where a loss's error goes there: along the loss's own path."""
+    on_path, here, s = dict[int, Entrance](), entrance, end
+    while here.flow is not None:
+        on_path[s], flow = here, flows[s][here.flow]
+        here, s = Entrance(flow.onward, here.scale * flow.scale), s - 1
+    for name in names:
+        layer = layers.layer_of(name)
+        segment = next(s for s, own in enumerate(segments) if layer in own.layers)
+        if segments[segment].module != segments[end].module:
+            raise BadInput(f"A loss may look at outputs inside its own module only, but {name!r} is in another one.")
+        yield Tap(name, segment, *on_path.get(segment, Entrance()))
+
+
+def _loans(head: nn.Module, segments: tuple[Segment, ...]) -> Iterator[Loan]:
+    donors = {name: s for s, segment in enumerate(segments) for name in segment.parameters}
+    for prefix, part in head.named_modules():
+        for borrow in getattr(part, "borrows", ()):
+            yield Loan(borrow, f"{prefix}.{borrow.target}", donors.get(borrow.source))
+
+
+def _detached_problems(table: CreditTable, segments: tuple[Segment, ...], attached: Iterable[int]) -> Iterator[str]:
+    """A loss that differentiates through its module must be the one that trains it, and train nothing else."""
+    for k in attached:
+        module = table.at[k]
+        own = [s for s, segment in enumerate(segments) if segment.module == module]
+        if len(own) > 1 or table.reach(k) != len(segments[own[0]].layers) or table.at.count(module) > 1:
+            yield (
+                f"Loss {k} differentiates through its module, so it must train just that: give it credit=Own(), not\n{table}"
+            )
 
 
 def _spans(partition: Partition, table: CreditTable) -> list[range]:
@@ -234,118 +330,3 @@ def _end_segment(segments: tuple[Segment, ...], module: int) -> int:
 def _learns(segments: tuple[Segment, ...], encoders: nn.ModuleDict) -> list[bool]:
     """Whether a segment has anything to train: parameters that are not frozen, or encoders at its inlet."""
     return [bool(s.parameters) or (s.inlet and str(s.module) in encoders) for s in segments]
-
-
-# --- flows ----------------------------------------------------------------------------------------------------------
-
-
-class _Step(NamedTuple):
-    """One segment of an error's path: does it train there, and with which factor does the error go on."""
-
-    train: bool
-    scale: float
-
-
-def _flows(
-    table: CreditTable, segments: tuple[Segment, ...], learns: list[bool]
-) -> tuple[tuple[tuple[Flow, ...], ...], dict[int, tuple[int | None, float]]]:
-    """The flows of each segment, and for each loss the flow and scale with which its error enters."""
-    columns = [table.column(segment.layers[0]) for segment in segments]
-    index: list[dict[tuple[_Step, ...], int]] = [{} for _ in segments]
-    groups: list[list[tuple[tuple[_Step, ...], set[int]]]] = [[] for _ in segments]
-    entrances: dict[int, tuple[int | None, float]] = {}
-    for k in table.losses:
-        end = _end_segment(segments, k)
-        path, scale = _path(k, end, columns, learns)
-        for offset in range(len(path)):
-            s, rest = end - offset, path[offset:]
-            if rest not in index[s]:
-                index[s][rest] = len(groups[s])
-                groups[s].append((rest, set()))
-            groups[s][index[s][rest]][1].add(k)
-        entrances[k] = (index[end][path] if path else None, scale)
-    flows = []
-    for s, own in enumerate(groups):
-        flows.append(tuple(_flow(rest, losses, index[s - 1] if s else {}) for rest, losses in own))
-    return tuple(flows), entrances
-
-
-def _flow(rest: tuple[_Step, ...], losses: set[int], before: dict[tuple[_Step, ...], int]) -> Flow:
-    onward = before[rest[1:]] if len(rest) > 1 else None
-    return Flow(frozenset(losses), rest[0].train, onward, rest[0].scale)
-
-
-def _path(
-    k: int, end: int, columns: list[tuple[Entry | None, ...]], learns: list[bool]
-) -> tuple[tuple[_Step, ...], float]:
-    """The path of loss k's error from its segment on, as far as it trains something, and the factor it enters with."""
-    entries: list[Entry] = []
-    for s in range(end, -1, -1):
-        entry = columns[s][k]
-        if entry is None:
-            break
-        entries.append(Entry(entry.train and learns[s], entry.weight))
-    while entries and not entries[-1].train:
-        entries.pop()
-    # An error carries the weight of the next segment that it trains, so that weights cost nothing but an edge's factor.
-    carried: list[float] = []
-    for entry in reversed(entries):
-        carried.append(entry.weight if entry.train else carried[-1])
-    carried.reverse()
-    scales = [after / here for here, after in pairwise(carried)] + [1.0]
-    path = tuple(_Step(entry.train, scale) for entry, scale in zip(entries, scales[: len(entries)], strict=True))
-    return path, carried[0] if carried else 1.0
-
-
-# --- what is built --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _built_at(*place: object) -> Iterator[None]:
-    """What is built inside depends on the place alone; the caller's generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(*place))
-        yield
-
-
-class _OwnOutput(nn.Identity):
-    """The last module's auxiliary network: none, its classifier is part of the primary network."""
-
-
-def _heads(rule: Rule, partition: Partition, table: CreditTable, task: LossBuilder, seed: int) -> nn.ModuleDict:
-    heads = nn.ModuleDict()
-    for module in table.losses:
-        site = _site(partition, table, module)
-        with _built_at(seed, "head", module):
-            last = module == len(table.rows) - 1
-            aux = _OwnOutput() if last else rule.aux(site)
-            loss = (task if last else rule.loss)(site)
-        if not isinstance(aux, nn.Module):
-            raise BadInput([f"The aux builder returned a {type(aux).__name__}, but must return a torch.nn.Module."])
-        if not isinstance(loss, LocalLoss):
-            raise BadInput(
-                [f"The loss builder returned a {type(loss).__name__}, but must return a localprop.LocalLoss."]
-            )
-        heads[str(module)] = nn.ModuleDict({"aux": aux, "loss": loss})
-    return heads
-
-
-def _site(partition: Partition, table: CreditTable, module: int) -> Site:
-    layer = partition.modules[module][-1]
-    layers = partition.layers
-    return Site(module, len(table.losses), layer, layers, layers.shapes[layer], layers.output_shape[-1])
-
-
-def _encoders(rule: Rule, partition: Partition, sources: tuple[tuple[Source, ...], ...], seed: int) -> nn.ModuleDict:
-    """An encoder per source; the input of module m has the shape of the output of the layer before."""
-    layers = partition.layers
-    inputs = [layers.input_shape, *(layers.shapes[module.start - 1] for module in partition.modules[1:])]
-    encoders = nn.ModuleDict()
-    for module, own in enumerate(sources):
-        built = nn.ModuleList()
-        for source in own:
-            with _built_at(seed, "encoder", module, source.module, source.raw):
-                built.append(rule.context.encoder(source, inputs[source.module], inputs[module]))
-        if own:
-            encoders[str(module)] = built
-    return encoders

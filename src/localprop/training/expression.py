@@ -30,8 +30,8 @@ def rule_of(text: str) -> Rule:
         BadInput: unknown names (with close matches), unknown or unfit arguments, anything that is no such expression.
 
     Example:
-        >>> rule_of("backlink(layers=2)").credit
-        BackwardLinks(layers=2, weight=1.0)
+        >>> rule_of("interlocking(wise=3)").credit
+        Interlocked(wise=3, combine='only')
     """
     from localprop.rule.rule import Rule
 
@@ -56,7 +56,11 @@ def methods() -> dict[str, Callable[..., Any]]:
     import localprop.methods as module
 
     found = inspect.getmembers(module, inspect.isfunction)
-    return {name: make for name, make in found if make.__module__ == module.__name__ and not name.startswith("_")}
+    return {
+        name: make
+        for name, make in found
+        if make.__module__.startswith(f"{module.__name__}.") and not name.startswith("_")
+    }
 
 
 def parts() -> dict[str, Callable[..., Any]]:

@@ -145,13 +145,15 @@ def _epoch(
     means = learner.total(means)  # which ends what is late on several ranks
     seconds, peak = time.perf_counter() - began, _peak_bytes(learner.device)
     validation = _validation(learner, dataset, config)
-    return EpochReport(epoch, lr, tuple(means), tuple(means.values()), validation, seconds, peak)
+    modules = tuple(learner.wiring.table.at[number] for number in means)
+    return EpochReport(epoch, lr, modules, tuple(means.values()), validation, seconds, peak)
 
 
 class _Meter:
     """Sums up the losses of an epoch; they stay on the device until somebody looks."""
 
     def __init__(self, epoch: int, config: Config) -> None:
+        self.numbers: tuple[int, ...] = ()
         self.modules: tuple[int, ...] = ()
         self._epoch = epoch
         self._config = config
@@ -162,7 +164,7 @@ class _Meter:
 
     def add(self, losses: Losses, images: int) -> None:
         """Note the losses of one step over so many images."""
-        self.modules = losses.modules
+        self.numbers, self.modules = losses.numbers, losses.modules
         read = torch.stack([loss.float() for loss in losses]) if losses else torch.empty(0)  # a rank may have none
         self._unread.append((read, images))
 
@@ -173,7 +175,7 @@ class _Meter:
         read = torch.stack([losses for losses, _ in self._unread]).tolist()
         counts = [images for _, images in self._unread]
         self._unread.clear()
-        self._sums = self._sums or [0.0] * len(self.modules)
+        self._sums = self._sums or [0.0] * len(self.numbers)
         for losses, images in zip(read, counts, strict=True):
             self._steps += 1
             self._images += images
@@ -183,9 +185,9 @@ class _Meter:
                 self._sums[place] += loss * images
 
     def means(self) -> dict[int, float]:
-        """The mean loss of each module here over the epoch's images."""
+        """The mean of each loss here, by its number, over the epoch's images."""
         self.look()
-        return {module: total / self._images for module, total in zip(self.modules, self._sums, strict=True)}
+        return {number: total / self._images for number, total in zip(self.numbers, self._sums, strict=True)}
 
     def _story(self, module: int, loss: float) -> str:
         lr = lr_at(self._config, self._epoch)
