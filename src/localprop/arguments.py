@@ -16,6 +16,7 @@ from localprop.errors import BadInput, check
 from localprop.network.partition import Partition
 from localprop.rule.losses import LocalLoss
 from localprop.rule.rule import Rule
+from localprop.step.wiring import Wiring
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 # What optimizers have adopted; no field of theirs, since they would save it as a hyperparameter.
@@ -69,6 +70,22 @@ def rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
             f"Parameter {sharded[0]!r} is sharded already (a DTensor, as fully_shard makes it): stages of a pipeline hold whole "
             "parameters. Leave the model as it is and use ranks=Ranks(replicas=...) for data parallelism."
         )
+
+
+def wiring_problems(wiring: Wiring, *, recompute: bool, one_optimizer: bool) -> Iterator[str]:
+    """What a rule's losses need that the other arguments forbid."""
+    for objective in wiring.objectives:
+        if objective.attached and recompute:
+            yield (
+                f"recompute=True, but loss {objective.loss} differentiates through its module, whose graph must stay: use "
+                "recompute=False, or more modules."
+            )
+        late = [loan.borrow.source for loan in objective.loans if loan.borrow.lag == 0]
+        if late and one_optimizer:
+            yield (
+                f"Loss {objective.loss} borrows {late[0]!r} right after its step, but an optimizer of all parameters steps at "
+                "the end: give a factory, optimizer=lambda params: torch.optim.SGD(params, lr=0.1), or borrow with lag=1."
+            )
 
 
 def batch_problems(

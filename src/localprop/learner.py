@@ -21,6 +21,7 @@ from localprop.arguments import (
     rank_problems,
     tensors_of,
     whole_optimizer,
+    wiring_problems,
     zeros_like_sample,
 )
 from localprop.errors import BadInput, check
@@ -105,6 +106,7 @@ class Learner:
         self.partition = self._cut(tensors_of(sample), modules, partition)
         self._sample = zeros_like_sample(tensors_of(sample))
         self.wiring = self._wired(task, normalised)
+        check(wiring_problems(self.wiring, recompute=recompute, one_optimizer=isinstance(optimizer, Optimizer)))
         check(self._batch_problems(list(self._sample)))
         self.heads = self.wiring.heads
         self.encoders = self.wiring.encoders
@@ -173,15 +175,11 @@ class Learner:
     def _deployed(self, model: nn.Module, encoders: nn.ModuleDict) -> nn.Module:
         if not len(encoders):
             return model
-        layers, starts = self.partition.layers, [module.start for module in self.partition.modules]
+        layers, sources = self.partition.layers, self.wiring.sources
+        before = {m: module.start - 1 for m, module in enumerate(self.partition.modules) if m}
         inlets = [
-            Inlet(
-                m,
-                layers.names[starts[m] - 1],
-                tuple(s.module for s in self.wiring.sources[m]),
-                layers.overwritten[starts[m] - 1],
-            )
-            for m in range(1, len(starts))
+            Inlet(m, layers.names[end], tuple(source.module for source in sources[m]), layers.overwritten[end])
+            for m, end in before.items()
         ]
         return ContextNetwork(model, encoders, inlets)
 
@@ -236,13 +234,15 @@ class Learner:
             backward: the host's backward (`accelerator.backward`, `fabric.backward`); called on each local loss.
 
         Raises:
-            BadInput: on several ranks, where a segment's step may come during the next batch.
+            BadInput: on several ranks, where a segment's step may come during the next batch; a rule that borrows parameters
+                right after their step.
         """
         if self.pipeline:
             raise BadInput(
                 "learner.backward runs in one process: on several ranks call learner.step, or use each process for itself "
                 "with ranks=Ranks(alone=True)."
             )
+        check(wiring_problems(self.wiring, recompute=False, one_optimizer=True))
         losses = self.engine.step(self._checked(batch), number=self.steps, stepping=False, backward=backward)
         self.steps += 1
         return losses
