@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from localprop import models
 from localprop.errors import BadInput
+from localprop.network import layers_of
 
 FACTORIES = {
     8: models.resnet8,
@@ -126,6 +127,35 @@ def test_own_names_build_the_own_networks() -> None:
     assert models.create_model("mlp:6", 2, (3,))[1].out_features == 6
 
 
+def test_options_reach_the_networks() -> None:
+    wide = models.create_model("resnet8:widen=2,shortcut=pad", 10, (3, 8, 8))
+    assert parameters(wide) == parameters(models.resnet8(widen=2, shortcut="pad"))
+    assert parameters(wide) != parameters(models.resnet8(widen=2)) != parameters(models.resnet8())
+    vgg = models.create_model("vgg8b: leaky=True, dropout=0.25", 10, (3, 16, 16))
+    assert [str(part) for part in vgg.layers[2]][::4] == ["Dropout2d(p=0.25, inplace=False)", str(vgg.layers[0].act)]
+    assert vgg.layers[0].act.negative_slope == 0.01
+    grouped = models.create_model("grouped_resnet:depth=8,groups=4,ends=(1,)", 10, (3, 8, 8))
+    assert [block.conv1.groups for block in grouped.layers[1:-1]] == [4, 1, 4]
+    transformer = models.create_model("transformer:width=8,heads=2,blocks=1,tied=True", 5, (6,))
+    assert transformer.unembed.weight.shape == (5, 8)
+    assert transformer.embed.positions.shape == (6, 8)
+
+
+def test_options_reach_the_libraries() -> None:
+    pytest.importorskip("timm")
+    model = models.create_model("timm:resnet18,drop_rate=0.3", 10, (3, 32, 32))
+    assert model.drop_rate == 0.3
+
+
+def test_the_mlp_of_local_losses() -> None:
+    """Batch norm before the nonlinearity; dropout at the start of the next layer, where a local loss does not see it."""
+    model = models.create_model("mlp:6,5,norm=True,leaky=True,dropout=0.5", 3, (4,))
+    kinds = " ".join(type(part).__name__ for part in model)
+    assert kinds == "Flatten Linear BatchNorm1d LeakyReLU Sequential BatchNorm1d LeakyReLU Sequential"
+    assert [type(part).__name__ for part in model[4]] == ["Dropout", "Linear"]
+    assert layers_of(model, torch.zeros(2, 4)).names == ("3", "6", "7")
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
@@ -134,7 +164,28 @@ def test_own_names_build_the_own_networks() -> None:
         ("zzz", (3, 32, 32), "no model 'zzz'"),
         ("resnet32", (64,), r"takes images \(C, H, W\)"),
         ("mlp:6,,5", (64,), "mlp:512,512"),
-        ("mlp:0", (64,), "mlp:512,512"),
+        ("mlp:0", (64,), r"\[64, 0, 10\].*at least 1"),
+        ("mlp:6.5", (64,), r"mlp:hidden=\(6.5,\) does not fit.*\(512, 512\)"),
+        ("mlp:6,hidden=(5,)", (64,), "twice"),
+        ("mlp:dropout=1", (64,), r"dropout=1 must lie in \[0, 1\)"),
+        ("resnet32:2", (3, 32, 32), r"\(2,\) without a name: write NAME:option=value"),
+        ("resnet32:widn=2", (3, 32, 32), "did you mean widen.* It has widen=1, shortcut='conv'"),
+        ("resnet32:widen=2,widen=3", (3, 32, 32), "gives widen twice"),
+        ("resnet32:widen=True", (3, 32, 32), "widen=True does not fit"),
+        ("resnet32:num_classes=3", (3, 32, 32), "no option 'num_classes'"),
+        ("resnet32:widen=f(2)", (3, 32, 32), r"f\(2\) in .* is no value"),
+        ("resnet32:**widen", (3, 32, 32), "cannot be read"),
+        ("resnet32:widen=2)(1", (3, 32, 32), "cannot be read"),
+        ("resnet32:shortcut=none", (3, 32, 32), "shortcut='none' is unknown"),
+        ("densenet_bc_100_12:growth=2", (3, 32, 32), "It has none"),
+        ("vgg8b:dropout=high", (3, 32, 32), "dropout='high' does not fit: give something like dropout=0.0"),
+        ("vgg8b", (3, 8, 8), "16 pixels a side"),
+        ("grouped_resnet:ends=7", (3, 32, 32), r"like ends=\(7, 15\)"),
+        ("transformer", (3, 32, 32), r"takes tokens.*\(128,\)"),
+        ("timm:resnet18,0.1", (3, 32, 32), "without a name"),
+        ("timm:resnet18,pretrained=True", (3, 32, 32), "cannot take pretrained=True"),
+        ("timm:resnet18,patch=4", (3, 32, 32), "cannot be built with {'patch': 4}"),
+        ("torchvision:vit_b_16,patch_size=4", (3, 32, 32), "cannot be built with {'patch_size': 4}"),
         ("mlp", (3, 0, 4), "positive sizes"),
         ("mlp", (), "positive sizes"),
         ("timm:resnet19", (3, 32, 32), "did you mean .*resnet1"),

@@ -6,6 +6,8 @@
 """
 
 from localprop.models.create import create_model
+from localprop.models.densenet import DenseLayer, DenseNetBC, densenet_bc_100_12
+from localprop.models.grouped import ConvClassifier, GroupedResNet, grouped_resnet
 from localprop.models.mlp import mlp
 from localprop.models.resnet import (
     BasicBlock,
@@ -20,19 +22,47 @@ from localprop.models.resnet import (
     resnet56,
     resnet110,
 )
+from localprop.models.small_resnet import (
+    resnet18_cifar,
+    resnet34_cifar,
+    resnet50_cifar,
+    resnet101_cifar,
+    resnet152_cifar,
+)
+from localprop.models.transformer import TransformerBlock, TransformerLM, transformer_lm
+from localprop.models.vgg import VGG, vgg8b, vgg11b, vgg13, vgg19
 
 __all__ = [
+    "VGG",
     "BasicBlock",
     "CifarResNet",
+    "ConvClassifier",
+    "DenseLayer",
+    "DenseNetBC",
+    "GroupedResNet",
+    "TransformerBlock",
+    "TransformerLM",
     "cifar_resnet",
     "create_model",
+    "densenet_bc_100_12",
+    "grouped_resnet",
     "init_convs",
     "mlp",
     "resnet8",
     "resnet14",
+    "resnet18_cifar",
     "resnet20",
     "resnet32",
+    "resnet34_cifar",
     "resnet44",
+    "resnet50_cifar",
     "resnet56",
+    "resnet101_cifar",
     "resnet110",
+    "resnet152_cifar",
+    "transformer_lm",
+    "vgg8b",
+    "vgg11b",
+    "vgg13",
+    "vgg19",
 ]

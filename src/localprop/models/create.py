@@ -1,21 +1,20 @@
 """Models by name: localprop's own, torchvision's and timm's."""
 
 import math
-import re
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
-from types import ModuleType
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
 from localprop.errors import BadInput, check
-from localprop.models import resnet
+from localprop.models import densenet, grouped, resnet, small_resnet, transformer, vgg
+from localprop.models.libraries import from_timm, from_torchvision, unknown
 from localprop.models.mlp import mlp
+from localprop.models.options import FORM, option_problems, written
 
-RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet.resnet8,
     "resnet14": resnet.resnet14,
     "resnet20": resnet.resnet20,
@@ -24,43 +23,62 @@ RESNETS: dict[str, Callable[[int, int], nn.Module]] = {
     "resnet56": resnet.resnet56,
     "resnet110": resnet.resnet110,
     "resnet128": partial(resnet.cifar_resnet, 128),  # 64 layers
+    "resnet18_cifar": small_resnet.resnet18_cifar,
+    "resnet34_cifar": small_resnet.resnet34_cifar,
+    "resnet50_cifar": small_resnet.resnet50_cifar,
+    "resnet101_cifar": small_resnet.resnet101_cifar,
+    "resnet152_cifar": small_resnet.resnet152_cifar,
+    "grouped_resnet": grouped.grouped_resnet,
+    "densenet_bc_100_12": densenet.densenet_bc_100_12,
+    "vgg8b": vgg.vgg8b,
+    "vgg11b": vgg.vgg11b,
+    "vgg13": vgg.vgg13,
+    "vgg19": vgg.vgg19,
+    "transformer": transformer.transformer_lm,
+    "mlp": mlp,
 }
+LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
 
 
 def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Build an untrained model by name, for inputs of a given shape.
 
+    Options follow the name, which are the other arguments of the model's function: "resnet32:widen=2",
+    "vgg8b:feat_mult=2,dropout=0.25,leaky=True", "grouped_resnet:groups=4,ends=(7,15)", "transformer:width=64,blocks=2",
+    "timm:vit_tiny_patch16_224,patch_size=4".
+
     Args:
-        name: "resnet8" to "resnet128" (CIFAR networks), "mlp", "mlp:512,512" (hidden widths), "timm:NAME" or
-            "torchvision:NAME".
-        num_classes: outputs of the classifier.
-        input_shape: shape of one sample, without the batch: (C, H, W) for images.
+        name: a network of :mod:`localprop.models`: "resnet8" to "resnet128", "resnet18_cifar" to "resnet152_cifar",
+            "grouped_resnet", "densenet_bc_100_12", "vgg8b", "vgg11b", "vgg13", "vgg19", "transformer", "mlp" or
+            "mlp:512,512" (hidden widths); or "timm:NAME" or "torchvision:NAME".
+        num_classes: outputs of the classifier; the vocabulary of a language model.
+        input_shape: shape of one sample, without the batch: (C, H, W) for images, (T,) for language models, where T is
+            the longest sequence.
 
     Returns:
-        A network from (N, *input_shape) to logits (N, num_classes).
+        A network from (N, *input_shape) to logits (N, num_classes), of a language model (N, T, num_classes).
 
     Raises:
-        BadInput: for an unknown name (with close matches), a package that is not installed, an input shape
-            that the model does not take, and counts less than one.
+        BadInput: for an unknown name (with close matches), options that the model does not have, a package that is not
+            installed, an input shape that the model does not take, and counts less than one.
 
     Example:
         >>> create_model("mlp:32,32", 10, (1, 8, 8))(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
+        >>> create_model("transformer:width=32,blocks=2", 256, (16,))(torch.zeros(2, 16, dtype=torch.int64)).shape
+        torch.Size([2, 16, 256])
     """
     _check_sizes(num_classes, input_shape)
-    library, _, rest = name.partition(":")
-    if library == "timm":
-        return _timm(rest, num_classes, _image(name, input_shape))
-    if library == "torchvision":
-        return _torchvision(rest, num_classes, _image(name, input_shape))
-    if name == "mlp":
-        return mlp(math.prod(input_shape), num_classes=num_classes)
-    if library == "mlp":
-        return mlp(math.prod(input_shape), _widths(name, rest), num_classes)
-    if name in RESNETS:
-        return RESNETS[name](num_classes, _image(name, input_shape)[0])
-    advice = "The names of other libraries take a prefix, timm:NAME or torchvision:NAME."
-    raise BadInput(f"{_unknown('localprop', name, [*RESNETS, 'mlp'])} {advice}")
+    head, _, rest = name.partition(":")
+    if head in LIBRARIES:
+        return _of_library(head, rest, num_classes, input_shape)
+    if head not in NETWORKS:
+        advice = "The names of other libraries take a prefix, timm:NAME or torchvision:NAME."
+        raise BadInput(f"{unknown('localprop', head, NETWORKS)} {advice}")
+    build = NETWORKS[head]
+    options = _options(name, head, rest)
+    check([*_shape_problems(head, build, input_shape), *option_problems(head, build, options)])
+    return build(**_given(build, num_classes, input_shape), **options)
 
 
 def _check_sizes(num_classes: int, input_shape: tuple[int, ...]) -> None:
@@ -75,72 +93,51 @@ def _check_sizes(num_classes: int, input_shape: tuple[int, ...]) -> None:
     check(problems)
 
 
-def _image(name: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _of_library(head: str, rest: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    name, _, text = rest.partition(",")
+    values, options = written(rest, text)
+    problems = [f"{head}:{rest} gives {values} without a name: {FORM}."] if values else []
     if len(input_shape) != 3:
-        raise BadInput(
-            f"The input shape is {input_shape}, but {name} takes images (C, H, W): pass such a shape, or use mlp."
-        )
-    chans, height, width = input_shape
-    return chans, height, width
-
-
-def _widths(name: str, text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise BadInput(f"The model is {name!r}, but hidden widths are positive numbers with commas: write mlp:512,512.")
-    return tuple(int(width) for width in text.split(","))
-
-
-def _timm(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    timm = _library("timm")
-    if not timm.is_model(name):
-        raise BadInput(_unknown("timm", name, timm.list_models()))
-    options = {"pretrained": False, "num_classes": num_classes, "in_chans": shape[0]}
-    return _build(timm.create_model, name, options, {"img_size": shape[1:]})
-
-
-def _torchvision(name: str, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    zoo = _library("torchvision.models")
-    known = zoo.list_models(module=zoo)  # classification only: segmentation and detection have other outputs
-    problems = []
-    if name not in known:
-        problems.append(_unknown("torchvision", name, known))
-    if shape[0] != 3:
-        problems.append(
-            f"The images have {shape[0]} channel(s), but torchvision's models take 3: use timm:NAME, whose"
-            " first layer is built for any number, or repeat the channel in the data."
-        )
+        problems.append(_no_image(f"{head}:{rest}", input_shape))
     check(problems)
-    options = {"weights": None, "num_classes": num_classes}
-    return _build(zoo.get_model, name, options, {"image_size": shape[1]} if shape[1] == shape[2] else {})
+    chans, height, width = input_shape
+    return LIBRARIES[head](name, options, num_classes, (chans, height, width))
 
 
-def _build(build: Callable[..., Any], name: str, options: dict[str, Any], size: dict[str, Any]) -> nn.Module:
-    """Build with the image's size where the model takes one, else without; a refusal becomes bad input."""
-    try:
-        model: nn.Module = build(name, **options, **size)
-    except TypeError as error:
-        # Which models take a size is nowhere listed: the ones that do not say so by this error.
-        if not any(keyword in str(error) for keyword in size):
-            raise
-        return _build(build, name, options, {})
-    except (ValueError, AssertionError, RuntimeError) as error:
-        raise BadInput(
-            f"The model {name} cannot be built for images of size {size}: {error} Choose another size or another model."
-        ) from error
-    return model
+def _no_image(name: str, input_shape: tuple[int, ...]) -> str:
+    return f"The input shape is {input_shape}, but {name} takes images (C, H, W): pass such a shape, or use mlp."
 
 
-def _library(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise BadInput(
-            f"The package {package} cannot be imported ({error}): pip install 'localprop[vision]'."
-        ) from error
+def _shape_problems(name: str, build: Callable[..., Any], input_shape: tuple[int, ...]) -> list[str]:
+    wanted = signature(build).parameters
+    if wanted.keys() & {"in_chans", "input_shape"} and len(input_shape) != 3:
+        return [_no_image(name, input_shape)]
+    if "context" in wanted and len(input_shape) != 1:
+        return [
+            f"The input shape is {input_shape}, but {name} takes tokens: pass the longest sequence, such as (128,)."
+        ]
+    return []
 
 
-def _unknown(library: str, name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "look it up in the library's list."
-    return f"{library} has no model {name!r}: {hint}"
+def _options(name: str, head: str, text: str) -> dict[str, Any]:
+    """What the name gives; values without a name are an MLP's hidden widths."""
+    values, options = written(name, text)
+    if not values:
+        return options
+    if head != "mlp":
+        raise BadInput(f"{name!r} gives {values} without a name: {FORM}.")
+    check([f"{name!r} gives the hidden widths twice: remove one."] if "hidden" in options else [])
+    return {"hidden": values, **options}
+
+
+def _given(build: Callable[..., Any], num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Of what is known about the data, what the function asks for."""
+    known = {
+        "num_classes": num_classes,
+        "in_chans": input_shape[0],
+        "input_shape": input_shape,
+        "in_features": math.prod(input_shape),
+        "vocabulary": num_classes,
+        "context": input_shape[0],
+    }
+    return {name: known[name] for name in signature(build).parameters if name in known}

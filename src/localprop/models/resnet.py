@@ -5,14 +5,19 @@ depth 6n + 2 has 3n + 1 layers: the stem and 3n blocks.
 """
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from localprop.errors import check
+from localprop.models.problems import count_problems
 
-STEM_WIDTH = 16
-STAGE_WIDTHS = (16, 32, 64)
+STAGE_WIDTHS = (16, 32, 64)  # the stem has the first one
+
+Shortcut = Literal["conv", "pad"]
 
 
 def init_convs(module: nn.Module) -> None:
@@ -38,12 +43,19 @@ def init_convs(module: nn.Module) -> None:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, plus a shortcut: (N, I, H, W) -> (N, O, H / stride, W / stride).
 
-    The shortcut is the identity, or a 1x1 convolution with batch norm where the shape changes (option B).
+    The shortcut is the identity where the shape stays. Where it changes, "conv" is a 1x1 convolution with batch norm
+    (option B), "pad" an average over stride x stride pixels with channels of zeros behind (option A, no parameters).
 
     Args:
         in_chans: channels of the input.
         out_chans: channels of the output.
         stride: stride of the first convolution and of the shortcut.
+        shortcut: "conv" or "pad".
+        groups: groups of channels that all convolutions keep apart.
+        mixing: the first convolution sees all channels nevertheless.
+
+    Raises:
+        BadInput: for another shortcut.
 
     Example:
         >>> BasicBlock(16, 32, stride=2)(torch.zeros(1, 16, 8, 8)).shape
@@ -52,14 +64,25 @@ class BasicBlock(nn.Module):
     Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385.
     """
 
-    def __init__(self, in_chans: int, out_chans: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        stride: int = 1,
+        *,
+        shortcut: Shortcut = "conv",
+        groups: int = 1,
+        mixing: bool = False,
+    ) -> None:
+        check(_shortcut_problems(shortcut))
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, out_chans, 3, stride, padding=1, bias=False)
+        first = 1 if mixing else groups
+        self.conv1 = nn.Conv2d(in_chans, out_chans, 3, stride, padding=1, groups=first, bias=False)
         self.bn1 = nn.BatchNorm2d(out_chans)
-        self.conv2 = nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_chans, out_chans, 3, padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(out_chans)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = _shortcut(in_chans, out_chans, stride)
+        self.shortcut = _shortcut(shortcut, in_chans, out_chans, stride, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_chans, H, W) to (N, out_chans, ceil(H / stride), ceil(W / stride))."""
@@ -68,16 +91,47 @@ class BasicBlock(nn.Module):
         return out
 
 
+class Padded(nn.Module):
+    """The shortcut without parameters: average over stride x stride pixels, then channels of zeros behind (option A).
+
+    The average over as many pixels as the stride skips, and zeros behind rather than on both sides, are our reading.
+
+    Args:
+        stride: of the average, in height and width.
+        more: channels of zeros.
+
+    Example:
+        >>> Padded(2, 16)(torch.ones(1, 16, 7, 7)).shape
+        torch.Size([1, 32, 4, 4])
+
+    Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385, section 3.3.
+    """
+
+    def __init__(self, stride: int, more: int) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True)  # ceil: as many pixels as the strided convolution leaves
+        self.more = more
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C + more, ceil(H / stride), ceil(W / stride))."""
+        return functional.pad(self.pool(x), (0, 0, 0, 0, 0, self.more))
+
+
 class CifarResNet(nn.Module):
     """The residual network for 32x32 images with n blocks in each of three stages of 16, 32 and 64 channels.
 
     It differs from the paper's CIFAR network in its shortcuts, which are 1x1 convolutions (option B) instead
-    of padding (option A): this is the network that InfoPro, AugLocal and ContSup train.
+    of padding (option A): this is the network that InfoPro, AugLocal and ContSup train. TRGL's has option A.
 
     Args:
         blocks_per_stage: n; the depth is 6n + 2.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
+        widen: a factor for all widths.
+        shortcut: "conv" (option B) or "pad" (option A).
+
+    Raises:
+        BadInput: for another shortcut.
 
     Example:
         >>> CifarResNet(5)(torch.zeros(2, 3, 32, 32)).shape
@@ -86,14 +140,24 @@ class CifarResNet(nn.Module):
     Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385, section 4.2.
     """
 
-    def __init__(self, blocks_per_stage: int, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(
+        self,
+        blocks_per_stage: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        widen: int = 1,
+        shortcut: Shortcut = "conv",
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, STEM_WIDTH, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(STEM_WIDTH)
+        widths = stage_widths(blocks_per_stage, widen)
+        self.conv = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
-        self.blocks = nn.Sequential(*_stages(blocks_per_stage))
+        self.blocks = nn.Sequential(
+            *(BasicBlock(a, b, stride=1 if a == b else 2, shortcut=shortcut) for a, b in pairwise(widths))
+        )
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(STAGE_WIDTHS[-1], num_classes)
+        self.fc = nn.Linear(widths[-1], num_classes)
         init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,28 +170,52 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def _shortcut(in_chans: int, out_chans: int, stride: int) -> nn.Module:
+def stage_widths(blocks_per_stage: int, widen: int = 1) -> list[int]:
+    """The channels of the stem and of each block.
+
+    Example:
+        >>> stage_widths(2)
+        [16, 16, 16, 32, 32, 64, 64]
+    """
+    stem = STAGE_WIDTHS[0]
+    return [widen * width for width in (stem, *(width for width in STAGE_WIDTHS for _ in range(blocks_per_stage)))]
+
+
+def _shortcut(kind: Shortcut, in_chans: int, out_chans: int, stride: int, groups: int) -> nn.Module:
     if stride == 1 and in_chans == out_chans:
         return nn.Identity()
-    conv = nn.Conv2d(in_chans, out_chans, 1, stride, bias=False)
+    if kind == "pad":
+        return Padded(stride, out_chans - in_chans)
+    conv = nn.Conv2d(in_chans, out_chans, 1, stride, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_chans))
 
 
-def _stages(blocks_per_stage: int) -> list[BasicBlock]:
-    widths = [STEM_WIDTH] + [width for width in STAGE_WIDTHS for _ in range(blocks_per_stage)]
-    return [BasicBlock(a, b, stride=1 if a == b else 2) for a, b in pairwise(widths)]
+def _shortcut_problems(shortcut: str) -> Iterator[str]:
+    if shortcut not in ("conv", "pad"):
+        yield f'shortcut={shortcut!r} is unknown: choose "conv" (1x1 convolutions) or "pad" (average and zeros).'
 
 
-def cifar_resnet(depth: int, num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+def depth_problems(depth: int) -> Iterator[str]:
+    """What is wrong with the depth of a CIFAR ResNet."""
+    if depth < 8 or depth % 6 != 2:
+        below = max(8, depth - (depth - 2) % 6)
+        yield f"The depth is {depth}, but a CIFAR ResNet has 6n + 2 layers with n >= 1: take {below} or {below + 6}."
+
+
+def cifar_resnet(
+    depth: int, num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+) -> CifarResNet:
     """The `CifarResNet` of a depth 6n + 2: 8, 14, 20, 26, 32, ...
 
     Args:
         depth: convolutions and linear layers on the longest path.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
+        widen: a factor for all widths; 2 gives 32, 64 and 128 channels.
+        shortcut: "conv" (option B) or "pad" (option A).
 
     Raises:
-        BadInput: if the depth is not 6n + 2, or a count is less than one.
+        BadInput: if the depth is not 6n + 2, a count is less than one, or the shortcut is unknown.
 
     Example:
         >>> len(cifar_resnet(32).blocks)
@@ -135,49 +223,41 @@ def cifar_resnet(depth: int, num_classes: int = 10, in_chans: int = 3) -> CifarR
 
     Source: He et al., 2016, arXiv 1512.03385, section 4.2.
     """
-    problems = []
-    if depth < 8 or depth % 6 != 2:
-        below = max(8, depth - (depth - 2) % 6)
-        problems.append(
-            f"The depth is {depth}, but a CIFAR ResNet has 6n + 2 layers with n >= 1: take {below} or {below + 6}."
-        )
-    for name, count in (("num_classes", num_classes), ("in_chans", in_chans)):
-        if count < 1:
-            problems.append(f"{name} is {count}, but at least 1 is needed: pass a positive number.")
-    check(problems)
-    return CifarResNet((depth - 2) // 6, num_classes, in_chans)
+    counts = count_problems(num_classes=num_classes, in_chans=in_chans, widen=widen)
+    check([*depth_problems(depth), *counts, *_shortcut_problems(shortcut)])
+    return CifarResNet((depth - 2) // 6, num_classes, in_chans, widen, shortcut)
 
 
-def resnet8(num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+def resnet8(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
     """`cifar_resnet(8)`: 3 blocks, 4 layers; small enough for tests."""
-    return cifar_resnet(8, num_classes, in_chans)
+    return cifar_resnet(8, num_classes, in_chans, widen, shortcut)
 
 
-def resnet14(num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+def resnet14(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
     """`cifar_resnet(14)`: 6 blocks, 7 layers."""
-    return cifar_resnet(14, num_classes, in_chans)
+    return cifar_resnet(14, num_classes, in_chans, widen, shortcut)
 
 
-def resnet20(num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+def resnet20(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
     """`cifar_resnet(20)`: 9 blocks, 10 layers."""
-    return cifar_resnet(20, num_classes, in_chans)
+    return cifar_resnet(20, num_classes, in_chans, widen, shortcut)
 
 
-def resnet32(num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+def resnet32(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
     """`cifar_resnet(32)`: 15 blocks, 16 layers, 466,906 parameters; the field's usual network."""
-    return cifar_resnet(32, num_classes, in_chans)
+    return cifar_resnet(32, num_classes, in_chans, widen, shortcut)
 
 
-def resnet44(num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+def resnet44(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
     """`cifar_resnet(44)`: 21 blocks, 22 layers."""
-    return cifar_resnet(44, num_classes, in_chans)
+    return cifar_resnet(44, num_classes, in_chans, widen, shortcut)
 
 
-def resnet56(num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+def resnet56(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
     """`cifar_resnet(56)`: 27 blocks, 28 layers."""
-    return cifar_resnet(56, num_classes, in_chans)
+    return cifar_resnet(56, num_classes, in_chans, widen, shortcut)
 
 
-def resnet110(num_classes: int = 10, in_chans: int = 3) -> CifarResNet:
+def resnet110(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
     """`cifar_resnet(110)`: 54 blocks, 55 layers, 1,730,714 parameters."""
-    return cifar_resnet(110, num_classes, in_chans)
+    return cifar_resnet(110, num_classes, in_chans, widen, shortcut)

@@ -1,0 +1,138 @@
+"""Residual networks whose channels are kept apart in groups, to be trained group by group."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from localprop.errors import check
+from localprop.models.problems import count_problems
+from localprop.models.resnet import STAGE_WIDTHS, BasicBlock, depth_problems, init_convs, stage_widths
+
+
+class ConvClassifier(nn.Module):
+    """A 3x3 convolution to twice the channels, an average over all pixels and two linear layers, as one layer.
+
+    Args:
+        in_chans: channels of the features.
+        num_classes: outputs.
+        hidden: width of the hidden linear layer.
+
+    Example:
+        >>> ConvClassifier(64, 10)(torch.zeros(2, 64, 8, 8)).shape
+        torch.Size([2, 10])
+
+    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023, arXiv 2301.07635, official code.
+    """
+
+    def __init__(self, in_chans: int, num_classes: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, 2 * in_chans, 3, stride=2, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(2 * in_chans)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.hidden = nn.Linear(2 * in_chans, hidden)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (N, in_chans, H, W) to logits (N, num_classes)."""
+        x = self.pool(self.relu(self.bn(self.conv(x)))).flatten(1)
+        logits: Tensor = self.fc(self.relu(self.hidden(x)))
+        return logits
+
+
+class GroupedResNet(nn.Module):
+    """A CIFAR ResNet of grouped convolutions in one list: the stem, 3n blocks, and a classifier that is a layer too.
+
+    Group g of every layer sees group g of the layer before, except at the start of a module: the first convolution
+    there sees all channels, and so does the stem. The 1x1 convolutions of shortcuts are grouped everywhere, also beside
+    such a first convolution: our reading of "all but the first".
+
+    Args:
+        blocks_per_stage: n; the network has 3n + 2 layers.
+        groups: G.
+        ends: the numbers of the layers that end a module; the stem is 0, the last block 3n.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the images.
+        widen: a factor for all widths.
+
+    Example:
+        >>> network = GroupedResNet(1, groups=2, ends=(1, 3))
+        >>> [block.conv1.groups for block in network.layers[1:-1]]
+        [2, 1, 2]
+
+    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023, arXiv 2301.07635, official code.
+    """
+
+    def __init__(
+        self,
+        blocks_per_stage: int,
+        groups: int,
+        ends: Sequence[int],
+        num_classes: int = 10,
+        in_chans: int = 3,
+        widen: int = 1,
+    ) -> None:
+        super().__init__()
+        widths = stage_widths(blocks_per_stage, widen)
+        conv = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
+        stem = nn.Sequential(conv, nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
+        blocks = []
+        for end, (a, b) in enumerate(pairwise(widths)):  # `end`: the layer before
+            stride = 1 if a == b else 2
+            blocks.append(BasicBlock(a, b, stride, groups=groups, mixing=end in ends))
+        self.layers = nn.Sequential(stem, *blocks, ConvClassifier(widths[-1], num_classes))
+        init_convs(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, in_chans, H, W) to logits (N, num_classes)."""
+        for layer in self.layers:  # a call of the list would hold its argument until the last layer is done
+            x = layer(x)
+        return x
+
+
+def grouped_resnet(
+    depth: int = 32,
+    groups: int = 2,
+    ends: Sequence[int] = (7, 15),
+    num_classes: int = 10,
+    in_chans: int = 3,
+    widen: int = 1,
+) -> GroupedResNet:
+    """The `GroupedResNet` of a depth 6n + 2, with a classifier of its own instead of the last linear layer.
+
+    Args:
+        depth: of the CIFAR ResNet whose widths and blocks it has.
+        groups: G; it divides all widths.
+        ends: the layers that end a module, increasing, from 0 (the stem) to 3n (the last block). The default cuts
+            ResNet-32 into two modules and the classifier; none gives grouped convolutions throughout.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the images.
+        widen: a factor for all widths; 2 gives 32, 64 and 128 channels.
+
+    Raises:
+        BadInput: if the depth is not 6n + 2, the widths are not divisible by the groups, the ends are no increasing
+            layers, or a count is less than one.
+
+    Example:
+        >>> len(grouped_resnet(32, groups=2, ends=(7, 15)).layers)
+        17
+
+    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023, arXiv 2301.07635, official code.
+    """
+    counts = count_problems(groups=groups, num_classes=num_classes, in_chans=in_chans, widen=widen)
+    problems = [*depth_problems(depth), *counts]
+    check(problems or [*_group_problems(groups, widen), *_end_problems(ends, depth // 2 - 1)])
+    return GroupedResNet((depth - 2) // 6, groups, ends, num_classes, in_chans, widen)
+
+
+def _group_problems(groups: int, widen: int) -> Iterator[str]:
+    narrow = STAGE_WIDTHS[0] * widen
+    if narrow % groups:
+        divisors = ", ".join(str(i) for i in range(1, narrow + 1) if narrow % i == 0)
+        yield f"groups={groups} do not divide the {narrow} channels of the stem: take one of {divisors}."
+
+
+def _end_problems(ends: Sequence[int], last: int) -> Iterator[str]:
+    if list(ends) != sorted({end for end in ends if 0 <= end <= last}):
+        yield f"ends={tuple(ends)} must increase and lie between 0 (the stem) and {last} (the last block)."
