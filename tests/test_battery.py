@@ -38,6 +38,7 @@ def learner_of(method: Method) -> lp.Learner:
         modules=7,
         optimizer=lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         sample=batch(),
+        normalised=lp.Normalised(),  # digits are pixels in 0..1
     )
 
 
@@ -46,7 +47,7 @@ def test_it_learns(method: Method) -> None:
     """Every local loss falls on one batch, the last one to half, and the network itself has learned the batch."""
     learner = learner_of(method)
     first = learner.step(batch())
-    for _ in range(15):
+    for _ in range(25):
         last = learner.step(batch())
     assert all(after < before for before, after in zip(first, last, strict=True))
     assert last.task < first.task / 2
@@ -84,6 +85,9 @@ def test_its_docstring_is_complete(method: Method) -> None:
     [
         (lp.end_to_end(), "end_to_end"),
         (lp.greedy(), "greedy"),
+        (lp.dgl(), "dgl"),
+        (lp.predsim(), "predsim"),
+        (lp.infopro(), "infopro"),
         (lp.backlink(layers=1), "backlink"),
         (lp.contsup(), "contsup"),
         (lp.auglocal(depth=1), "auglocal"),

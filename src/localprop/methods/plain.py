@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.credit import EndToEnd, Own
+from localprop.rule.heads import MlpSrHead
 from localprop.rule.rule import Rule
 
 
@@ -57,6 +58,36 @@ def greedy(aux: AuxBuilder = Head()) -> Rule:  # noqa: B008 - parts are frozen
     Example:
         >>> import localprop as lp
         >>> rule = lp.greedy(aux=lp.Head(convs=0, linears=1))
+
+    Reference: Belilovsky, Eickenberg, Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020, arXiv 1901.08164.
+    """
+    return Rule(credit=Own(), aux=aux, reference="Belilovsky et al. 2020, arXiv 1901.08164")
+
+
+def dgl(aux: AuxBuilder = MlpSrHead()) -> Rule:  # noqa: B008
+    """DGL: :func:`greedy` with the auxiliary networks of its paper, which cost few operations.
+
+    Equations::
+
+        h_k = f_k(sg(h_{k-1}))
+        gradient of f_k and a_k = dL_k
+
+    Credit::
+
+        loss0 TTT|...|...|...
+        loss1 ...|TTT|...|...
+        loss2 ...|...|TTT|...
+        loss3 ...|...|...|TTT
+
+    The default is the paper's "MLP-SR" with three linear layers with bias, as in its official code; AugLocal's code compares
+    with `MlpSrHead(linears=2, bias=False)`. Others call :func:`greedy` with 1c2f heads DGL, too: name the head with a result.
+
+    Args:
+        aux: the auxiliary network.
+
+    Example:
+        >>> import localprop as lp
+        >>> rule = lp.dgl(aux=lp.MlpSrHead(linears=2, bias=False))
 
     Reference: Belilovsky, Eickenberg, Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020, arXiv 1901.08164.
     """

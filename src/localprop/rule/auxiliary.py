@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
-from localprop.models.resnet import BasicBlock, init_convs
+from localprop.models.resnet import init_convs
 from localprop.network.layers import Layers
 
 
@@ -57,20 +57,37 @@ class Site:
     def fresh(self, layer: int) -> nn.Module:
         """A copy of a layer with weights of its own, initialised anew.
 
-        Modules that know how are reset, convolutions drawn as in the CIFAR ResNets; parameters of others stay copies.
+        Modules that know how are reset, convolutions drawn as in the CIFAR ResNets; parameters of others stay copies. Of the
+        network's last layer, what follows its end (a classifier) is left out.
 
         Raises:
-            BadInput: a layer that is more than the one module of its name.
+            BadInput: a layer made of several modules that are not neighbours in an nn.Sequential.
         """
-        name = self.layers.names[layer]
-        module = deepcopy(self.layers.model.get_submodule(name))
-        if sum(parameter.numel() for parameter in module.parameters()) != sum(self.layers.sizes[layer]):
-            raise BadInput(f"Layer {name!r} is made of several modules, and cannot be copied: cut elsewhere.")
+        module = deepcopy(self._whole(layer))
         for part in module.modules():
-            if callable(reset := getattr(part, "reset_parameters", None)):
-                reset()
+            for name in ("reset_parameters", "_reset_parameters"):  # torch's attention has the latter
+                if callable(reset := getattr(part, name, None)):
+                    reset()
         init_convs(module)
         return module.train()
+
+    def _whole(self, layer: int) -> nn.Module:
+        """The stretch of an nn.Sequential, or the one module, that is all of a layer."""
+        name, model = self.layers.names[layer], self.layers.model
+        pieces = [piece.name for piece in self.layers.pieces[layer]]
+        end = pieces.index(name) if name in pieces else 0
+        own, after = pieces[: end + 1] or [name], pieces[end + 1 :] if layer == len(self.layers) - 1 else []
+        parents = {piece.rpartition(".")[0] for piece in own}
+        chained = len(parents) == 1 and type(model.get_submodule(*parents)) is nn.Sequential
+        if len(own) > 1 and chained and self._owns([*own, *after], layer):
+            return nn.Sequential(*map(model.get_submodule, own))
+        if self._owns([name, *after], layer):
+            return model.get_submodule(name)
+        raise BadInput(f"Layer {name!r} is made of several modules, and cannot be copied: cut elsewhere.")
+
+    def _owns(self, modules: list[str], layer: int) -> bool:
+        """Whether all parameters of a layer are below these modules."""
+        return all(any(p.startswith(f"{m}.") for m in modules) for p in self.layers.parameters[layer])
 
 
 AuxBuilder = Callable[[Site], nn.Module]
@@ -130,6 +147,7 @@ class Head:
         linears: Y; 1 or more.
         hidden: the width of the linear layers before the last.
         widen: a factor for all widths.
+        outputs: what the last linear layer makes; 0: one number per class. Contrastive losses take 128.
 
     Example (the published 1c2f head of a 16-channel module)::
 
@@ -142,6 +160,7 @@ class Head:
     linears: int = 2
     hidden: int = 128
     widen: int = 1
+    outputs: int = 0
 
     def __post_init__(self) -> None:
         low = [
@@ -149,6 +168,7 @@ class Head:
             ("linears", self.linears, 1),
             ("hidden", self.hidden, 1),
             ("widen", self.widen, 1),
+            ("outputs", self.outputs, 0),
         ]
         check(f"Head({name}={value}): {name} must be {least} or more." for name, value, least in low if value < least)
 
@@ -163,82 +183,10 @@ class Head:
         for _ in range(self.linears - 1):
             body += [nn.Linear(width, self.hidden * self.widen), nn.ReLU()]
             width = self.hidden * self.widen
-        head = nn.Sequential(*body, nn.Linear(width, site.outputs))
+        head = nn.Sequential(*body, nn.Linear(width, self.outputs or site.outputs))
         init_convs(head)
         return head
 
     def _width(self, site: Site) -> int:
         """16 -> 32 -> 64 -> 64 in a network whose last features have 64 channels."""
         return min(2 * channels(site.features), channels(site.layers.shapes[-1])) * self.widen
-
-
-@dataclass(frozen=True)
-class SampledLayers:
-    """AugLocal's auxiliary network: fresh layers shaped like a uniform sample of those that follow, then a classifier.
-
-    After layer l of n, the head copies the shapes (not the weights) of the layers `round(l + (n-1-l)/d * i)`, i = 1..d, the
-    last layer always among them; d falls linearly with the module's number k of K from `depth` to
-    `depth * (1 - pyramid) + pyramid`, so that deeper modules have smaller heads. Python rounds halves to even, as the
-    official code does. Each sampled layer is a residual block of its width; strides follow the halvings of the map, at most
-    one per block, a surplus one deferred to the next block.
-
-    Attributes:
-        depth: d at the first module.
-        pyramid: tau, how much of the depth the last head has lost; 0 keeps it.
-
-    Raises:
-        BadInput: features that are no maps (N, C, H, W).
-
-    Example (ResNet-32, depth 2, first module)::
-
-        unit 0 (16 channels, 32x32) -> block like unit 8 (32, /2) -> block like unit 15 (64, /2) -> average -> Linear
-
-    Source: Ma et al., Scaling Supervised Local Learning with Augmented Auxiliary Networks, ICLR 2024, arXiv 2402.17318.
-    """
-
-    depth: int = 2
-    pyramid: float = 0.5
-
-    def __post_init__(self) -> None:
-        problems = [f"depth={self.depth} must be 1 or more."] if self.depth < 1 else []
-        if not 0 <= self.pyramid <= 1:
-            problems.append(f"pyramid={self.pyramid} must lie in [0, 1].")
-        check(problems)
-
-    def __call__(self, site: Site) -> nn.Module:
-        if not is_map(site.features):
-            raise BadInput(
-                [
-                    f"SampledLayers copies convolutional layers, but module {site.module} ends with features of shape "
-                    f"{tuple(site.features)}: it needs maps (N, C, H, W). Use aux=Head() for this network."
-                ]
-            )
-        depth = self.depth_at(site.module, site.modules)
-        blocks, shape, owed = list[nn.Module](), site.features, 0.0
-        for position in self.positions(site.layer, len(site.layers), depth):
-            following = site.layers.shapes[position]
-            if not is_map(following):
-                break
-            owed += math.log2(shape[2] / following[2])
-            stride = 2 if owed >= 1 else 1
-            owed -= stride - 1
-            blocks.append(BasicBlock(channels(shape), channels(following), stride))
-            shape = following
-        # Official code: a BatchNorm before the classifier where the head has but one layer.
-        norm = [nn.BatchNorm1d(channels(shape))] if depth <= 1 else []
-        head = nn.Sequential(*blocks, Pool(), *norm, nn.Linear(channels(shape), site.outputs))
-        init_convs(head)
-        return head
-
-    def depth_at(self, module: int, modules: int) -> int:
-        """The depth d of the head of one of `modules` modules."""
-        passed = self.pyramid * module / (modules - 2) if modules > 2 else 0.0
-        return max(1, round(self.depth * (1 - passed) + passed))
-
-    @staticmethod
-    def positions(layer: int, layers: int, depth: int) -> list[int]:
-        """The layers that a head of this depth after `layer` is shaped like."""
-        left = layers - 1 - layer
-        if depth >= left:
-            return list(range(layer + 1, layers))
-        return [round(layer + left / depth * i) for i in range(1, depth + 1)]

@@ -119,6 +119,9 @@ class _Reader:
         name = _name_of(node.func if isinstance(node, ast.Call) else node)
         if name is not None:
             return self._made(name, node, top)
+        if isinstance(node, ast.Tuple):
+            members = tuple(self.value(member) for member in node.elts)
+            return _FAILED if _FAILED in members else members
         try:
             return ast.literal_eval(node)
         except (ValueError, TypeError, SyntaxError, MemoryError):
@@ -198,6 +201,8 @@ def _fits(value: object, default: object) -> bool:
     """Whether a value is of the default's kind: a text for a text, an auxiliary network for an auxiliary network."""
     if default is inspect.Parameter.empty:
         return True
+    if default is None:
+        return value is None or _fits(value, 0.0)
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, bool | int | str):
@@ -216,5 +221,9 @@ def _kind(part: object) -> object:
 def _wanted(default: object) -> str:
     if isinstance(default, bool):
         return "True or False"
+    if default is None:
+        return "a number or None"
+    if isinstance(default, tuple):
+        return f"a tuple such as {default!r}"
     words = {int: "a whole number", float: "a number", str: "a text"}
     return words.get(type(default)) or f"a part such as {type(default).__name__}()"

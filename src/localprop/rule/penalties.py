@@ -1,0 +1,214 @@
+"""Penalties: what a method adds to the loss of every module, the task's too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localprop.errors import check
+from localprop.rule.auxiliary import Site
+from localprop.rule.losses import LocalLoss, Seen
+
+
+class _Added(LocalLoss):
+    """A loss and what is added to it; it looks at all that the loss itself looks at."""
+
+    def __init__(self, base: LocalLoss) -> None:
+        super().__init__()
+        self.base = base
+        self.inlet, self.taps, self.attached = base.inlet, base.taps, base.attached
+
+    def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        """Those of the loss."""
+        return self.base.problems(targets, outputs)
+
+
+# --- residual branches ----------------------------------------------------------------------------------------------------
+
+Step = tuple[str, str]  # the modules before and after a plain layer; the first is "" for the module's own input
+
+
+class _KineticLoss(_Added):
+    def __init__(
+        self, base: LocalLoss, branches: tuple[str, ...], steps: tuple[Step, ...], factor: float, norm: str
+    ) -> None:
+        super().__init__(base)
+        self.branches, self.steps, self.factor, self.norm = branches, steps, factor, norm
+        self.inlet = base.inlet or any(not before for before, _ in steps)
+        names = (*base.taps, *branches, *(name for step in steps for name in step if name))
+        self.taps = tuple(dict.fromkeys(names))
+
+    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
+        loss: Tensor = self.base(features, aux, seen)
+        residues = [seen.taps[name] for name in self.branches]
+        residues += [seen.taps[after] - self._before(before, seen) for before, after in self.steps]
+        return loss + self.factor * torch.stack([self._squared(residue) for residue in residues]).sum()
+
+    @staticmethod
+    def _before(name: str, seen: Seen) -> Tensor:
+        if name:
+            return seen.taps[name]
+        assert seen.inlet is not None
+        return seen.inlet
+
+    def _squared(self, residue: Tensor) -> Tensor:
+        squares = residue.square()
+        return squares.mean() if self.norm == "mean" else squares.sum() / len(squares)
+
+
+@dataclass(frozen=True)
+class Kinetic:
+    """TRGL's kinetic energy: modules that move their features least. Each module's loss gains a sum over its residual blocks::
+
+        sum over the blocks m of |r_m|^2 / (2 tau)        r_m: the residual branch's output, before the shortcut is added
+
+    A block that changes the shape counts too. Layers without such a branch, as the stem, do not, unless `plain` says so. With
+    several losses at a module's end the first one gains it, and modules that are joined under a later loss do not.
+    Left out: the rule of the CIFAR-100 table, where tau changes with the loss during training.
+
+    Attributes:
+        tau: how far features may move; the published values, 0.5 to 1e6, belong to the mean.
+        late: what tau is multiplied by in the second half of the modules; the paper's tables double it.
+        norm: |r|^2 is the "mean" of the squares over samples, channels and space, as in the code, or their sum per
+            "sample", averaged over those, as in the paper.
+        branches: the modules at whose end a layer's residual branches end, by their names within the layer: of these sets the
+            first of which a layer has all. The first two are those of ResNets with and without bottlenecks, the others are
+            our reading for transformer blocks, of timm and torchvision's Swin and of this package's language model, before
+            any dropping or scaling of branches.
+        plain: whether a layer without branches that keeps its shape counts by what it adds to its input, T(x) - x.
+
+    Raises:
+        BadInput: a tau or factor that is not positive, an unknown norm.
+
+    Example:
+        >>> Kinetic(tau=0.5, late=2.0).factor(module=1, modules=4), Kinetic(tau=0.5, late=2.0).factor(module=2, modules=4)
+        (1.0, 0.5)
+
+    Source: Karkar, Ayed, de Bézenac, Gallinari, Module-wise Training of Neural Networks via the Minimizing Movement Scheme,
+    NeurIPS 2023, and its code.
+    """
+
+    tau: float = 1.0
+    late: float = 1.0
+    norm: str = "mean"
+    branches: tuple[tuple[str, ...], ...] = (("bn3",), ("bn2",), ("attn", "mlp"), ("attention", "mlp"))
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (("tau", self.tau), ("late", self.late))
+        problems = [
+            f"{name}={value} must be positive and finite." for name, value in sizes if not 0 < value < float("inf")
+        ]
+        check(
+            [*problems, *([] if self.norm in ("mean", "sample") else [f"norm={self.norm!r} must be mean or sample."])]
+        )
+
+    def __call__(self, site: Site, loss: LocalLoss) -> LocalLoss:
+        layers = range(site.start, site.layer + 1)
+        branches = tuple(name for layer in layers for name in self._branches_of(site, layer))
+        steps = tuple(self._plain_steps(site)) if self.plain else ()
+        if site.objective or not (branches or steps):
+            return loss
+        return _KineticLoss(loss, branches, steps, self.factor(site.module, site.modules), self.norm)
+
+    def factor(self, module: int, modules: int) -> float:
+        """1 / (2 tau) of one of `modules` modules."""
+        return 1 / (2 * self.tau * (self.late if module >= modules / 2 else 1))
+
+    def _branches_of(self, site: Site, layer: int) -> tuple[str, ...]:
+        """The names of the modules that end the residual branches of a layer."""
+        name = site.layers.names[layer]
+        known = {child for child, _ in site.layers.model.get_submodule(name).named_modules()}
+        found = next((ends for ends in self.branches if known.issuperset(ends)), ())
+        return tuple(f"{name}.{end}" for end in found)
+
+    def _plain_steps(self, site: Site) -> Iterator[Step]:
+        shapes, names = (site.layers.input_shape, *site.layers.shapes), ("", *site.layers.names)
+        for layer in range(site.start, site.layer + 1):
+            if shapes[layer] == shapes[layer + 1] and not self._branches_of(site, layer):
+                yield names[layer] if layer > site.start else "", names[layer + 1]
+
+
+# --- gradients that agree -------------------------------------------------------------------------------------------------
+
+
+class _ReconciledLoss(_Added):
+    def __init__(self, base: LocalLoss, reconciled: Reconciled, *, last: bool) -> None:
+        super().__init__(base)
+        self.attached = True
+        self.weight, self.distance, self.last = reconciled.weight, reconciled.distance, last
+
+    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
+        assert seen.errors is not None
+        if not features.requires_grad:  # everything so far is frozen
+            features.requires_grad_()
+        loss: Tensor = self.base(features, aux, seen)
+        if seen.inlet is None and self.last:
+            return loss
+        received, error = self._errors(loss, features, seen.inlet)
+        before = seen.errors.pop() if seen.errors else None
+        if error is not None:
+            seen.errors.append(error)
+        if received is None or before is None:
+            return loss
+        return loss + self.weight * self._apart(received.flatten(1), before.flatten(1))
+
+    def _errors(self, loss: Tensor, features: Tensor, inlet: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of each sample's loss with respect to the inlet, differentiable, and to the features, a constant."""
+        asked = [*([] if inlet is None else [inlet]), *([] if self.last else [features])]
+        with torch.autocast(features.device.type, enabled=False):  # as everywhere, autocast is for forwards
+            found = list(torch.autograd.grad(loss, asked, create_graph=True))
+        received = found.pop(0) * len(features) if inlet is not None else None
+        return received, found[0].detach() * len(features) if found else None
+
+    def _apart(self, one: Tensor, other: Tensor) -> Tensor:
+        if self.distance == "cosine":
+            return 1 - functional.cosine_similarity(one, other).mean()
+        return (one - other).square().sum(1).mean()
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """SGR's successive gradient reconciliation: a module's input is to be wanted as the module before wants its output::
+
+        penalty of module k > 0 = weight * mean over samples n of |g_in,n - g_out,n|^2
+        g_out,n = d l_{k-1},n / d h_{k-1}, a constant          g_in,n = d l_k,n / d h_{k-1}
+
+    with l_k,n the loss of sample n at module k's end, before any penalty of this kind. Module k and its auxiliary network
+    are trained by it, by second derivatives; nothing crosses the cut but the constant, and no parameters are added.
+
+    Our reading: the paper's distance, its weight, and whether gradients are those of a sample or of the batch's mean are not
+    known; those of a sample are used, so that micro-batches do not change the penalty's scale.
+
+    It runs in one process, on modules trained by their own loss alone, without recompute. What has no second derivative fails:
+    of attention, fused kernels (choose `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`).
+
+    Attributes:
+        weight: lambda.
+        distance: "squared", the sum of squares over a sample, or "cosine", 1 minus the cosine.
+
+    Raises:
+        BadInput: a weight that is not positive, an unknown distance.
+
+    Example:
+        >>> Reconciled(weight=0.1)
+        Reconciled(weight=0.1, distance='squared')
+
+    Source: Yang, Li, Alfarra, Hammoud, Bibi, Torr, Ghanem, Towards Interpretable Deep Local Learning with Successive Gradient
+    Reconciliation, ICML 2024, arXiv 2406.05222.
+    """
+
+    weight: float = 1.0
+    distance: str = "squared"
+
+    def __post_init__(self) -> None:
+        problems = [] if 0 < self.weight < float("inf") else [f"weight={self.weight} must be positive and finite."]
+        known = self.distance in ("squared", "cosine")
+        check([*problems, *([] if known else [f"distance={self.distance!r} must be squared or cosine."])])
+
+    def __call__(self, site: Site, loss: LocalLoss) -> LocalLoss:
+        return _ReconciledLoss(loss, self, last=site.module == site.modules - 1)
