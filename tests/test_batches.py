@@ -1,5 +1,6 @@
 """Batches against a slow implementation: augmentation, order, normalisation."""
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -7,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from localprop.data import Augment, Batches, Dataset, Split
+from localprop.data import Augment, Batches, Images, Split
 from localprop.data.arrays import assemble
-from localprop.data.batches import augmented
+from localprop.data.augment import augmented, cut_out
 from localprop.errors import BadInput
 
 
-def dataset(images: Tensor, augment: Augment | None = None) -> Dataset:
+def dataset(images: Tensor, augment: Augment | None = None) -> Images:
     split = Split(images, torch.arange(len(images)) % 4)
     return assemble("test", split, split, tuple("abcd"), augment=augment or Augment(), validation=0)
 
@@ -52,6 +53,74 @@ def test_augmentation_equals_a_slow_one(augment: Augment, dtype: torch.dtype) ->
     expected = torch.stack([slowly(*pair) for pair in zip(images, [augment] * 64, draws, strict=False)])
     assert result.dtype == dtype
     assert torch.equal(result.double(), expected)
+
+
+def holed(image: Tensor, side: int, draw: Tensor) -> Tensor:
+    """One image, pixel by pixel: zero where both distances to the centre are within half a side."""
+    result = image.clone()
+    height, width = image.shape[-2:]
+    row, col = int(float(draw[0]) * height), int(float(draw[1]) * width)
+    for i in range(max(0, row - side // 2), min(height, row + side - side // 2)):
+        for j in range(max(0, col - side // 2), min(width, col + side - side // 2)):
+            result[:, i, j] = 0
+    return result
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 16])
+def test_cutout_equals_a_slow_one(side: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, draws = torch.rand(40, 2, 7, 6, generator=generator) + 1, torch.rand(40, 2, generator=generator)
+    draws[0], draws[1] = 0, 1 - 2**-24  # both ends
+    result = cut_out(images, side, draws)
+    assert torch.equal(
+        result, torch.stack([holed(image, side, draw) for image, draw in zip(images, draws, strict=True)])
+    )
+    if side < 6:
+        holes = (result == 0).all(1).sum((1, 2))
+        assert holes.max() == side**2  # clipped at the border, whole inside
+
+
+def test_cutout_comes_after_normalisation_and_belongs_to_the_sample() -> None:
+    images = torch.rand(30, 1, 6, 6) + 5
+    data = dataset(images, Augment(cutout=4))
+    plain, *_ = (x for x, _ in Batches(data, "train", 30).epoch(2))
+    ordered, shuffled = (
+        torch.cat([x for x, _ in Batches(data, "train", 7, augment=True, shuffle=shuffle, seed=1).epoch(2)])
+        for shuffle in (False, True)
+    )
+    hole = ordered != plain
+    assert (ordered[hole] == 0).all()
+    assert hole.flatten(1).any(1).all()
+    assert {tuple(x) for x in ordered.flatten(1).tolist()} == {tuple(x) for x in shuffled.flatten(1).tolist()}
+    other, *_ = (x for x, _ in Batches(data, "train", 30, augment=True, seed=1).epoch(3))
+    assert not torch.equal(other, ordered)
+
+
+def test_cutout_leaves_the_draws_of_crop_and_flip_alone() -> None:
+    images = torch.rand(30, 1, 6, 6) + 5
+    first, second = (
+        next(Batches(dataset(images, Augment(2, False, True, cutout)), "train", 30, augment=True).epoch(1))[0]
+        for cutout in (0, 3)
+    )
+    kept = second != 0
+    assert torch.equal(first[kept], second[kept])
+    assert 0 < kept.double().mean() < 1
+
+
+def test_the_draws_of_an_epoch_are_what_they_always_were() -> None:
+    """Published figures hang on these bits: order and crops come from these two generators, in this way."""
+
+    def generator(purpose: str) -> torch.Generator:
+        digest = hashlib.blake2b(f"{purpose} 3 5".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+    images = torch.randint(0, 256, (20, 1, 6, 6), dtype=torch.uint8)
+    data = dataset(images, Augment(2, True, True))
+    found = torch.cat([x for x, _ in Batches(data, "train", 8, shuffle=True, augment=True, seed=3).epoch(5)])
+    order = torch.randperm(20, generator=generator("order"))
+    draws = torch.rand(20, 3, generator=generator("augment"))
+    wanted = torch.stack([slowly(images[i], data.augment, draws[i]) for i in order.tolist()])
+    torch.testing.assert_close(found, ((wanted / 255 - data.mean[0]) / data.std[0]).float())
 
 
 def test_draws_differ_between_samples_and_reach_every_crop() -> None:
@@ -133,10 +202,24 @@ def test_bad_batches() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_on_a_gpu_equal_those_on_the_cpu() -> None:
-    data = dataset(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), Augment(4, True, True))
+    data = dataset(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), Augment(4, True, True, cutout=4))
     options: dict[str, Any] = {"shuffle": True, "augment": True, "seed": 2}
     here, there = (Batches(data, "train", 16, device=device, **options) for device in ("cpu", "cuda"))
     for (x, y), (gpu_x, gpu_y) in zip(here.epoch(1), there.epoch(1), strict=True):
         assert gpu_x.is_cuda
+        assert there.held_bytes == data.train.images.nbytes + data.train.labels.nbytes > here.held_bytes == 0
         torch.testing.assert_close(gpu_x.cpu(), x)
         assert torch.equal(gpu_y.cpu(), y)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_large_split_stays_in_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8))
+    moved = Batches(data, "train", 16, device="cuda")
+    monkeypatch.setattr("localprop.data.arrays.MOST_HELD_BYTES", 10)
+    kept = Batches(data, "train", 16, device="cuda")
+    assert (moved.held_bytes > 0, kept.held_bytes) == (True, 0)
+    for (x, y), (other_x, other_y) in zip(moved, kept, strict=True):
+        assert torch.equal(x, other_x)
+        assert torch.equal(y, other_y)

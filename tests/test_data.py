@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from localprop.data import Augment, Dataset, Split, load, load_npz
+from localprop.data import Augment, Batches, Images, Options, Split, load, load_npz
 from localprop.data.arrays import assemble, first_per_class, hold_out, measure
 from localprop.errors import BadInput
 
@@ -34,7 +34,7 @@ def saved(folder: Path, **changes: Any) -> Path:
     return folder / "mine.npz"
 
 
-def dataset(images: Tensor, augment: Augment | None = None) -> Dataset:
+def dataset(images: Tensor, augment: Augment | None = None) -> Images:
     split = Split(images, torch.arange(len(images)) % 4)
     return assemble("test", split, split, tuple("abcd"), augment=augment or Augment(), validation=0)
 
@@ -194,3 +194,59 @@ def test_every_bad_option_at_once() -> None:
         load("mnist", limit=0, augment="rotate", validation=1.0)
     words = [problem.split()[1] for problem in caught.value.problems]
     assert words == ["is", "limit", "augmentation", "validation"]
+
+
+@pytest.mark.parametrize(
+    ("options", "augment"),
+    [
+        ({"augment": "crop"}, Augment(4, reflect=True)),
+        ({"augment": "crop,flip"}, Augment(4, reflect=True, flip=True)),
+        ({"augment": "flip, crop", "padding": "zeros"}, Augment(4, flip=True)),
+        ({"augment": "cutout"}, Augment(cutout=16)),
+        ({"augment": "flip,cutout", "cutout": 2}, Augment(flip=True, cutout=2)),
+        ({"augment": "none", "cutout": 2}, Augment()),
+        ({}, Augment()),
+    ],
+)
+def test_augmentation_in_words(options: dict[str, Any], augment: Augment) -> None:
+    assert load("digits", **options).augment == augment
+
+
+def test_padding_alone_changes_the_usual_augmentation() -> None:
+    usual = Augment(pad=4, reflect=True, flip=True)
+    assert Options(padding="zeros").augmentation(usual) == Augment(pad=4, flip=True)
+    assert Options().augmentation(usual) == usual
+
+
+def test_mean_and_std_replace_the_usual_ones() -> None:
+    data = load("digits", mean=(0.5,), std=(0.25,))
+    assert (data.mean, data.std) == ((0.5,), (0.25,))
+    (images, _), *_ = Batches(data, "test", 360)
+    torch.testing.assert_close(images * 0.25 + 0.5, data.test.images)
+    assert data.sample(3)[0].shape == (3, 1, 8, 8)
+    assert load("digits").moments == (load("digits").mean, load("digits").std)
+
+
+def test_the_validation_share() -> None:
+    held = [len(load("digits", validation=share).validation) for share in (0.0, 0.1, 0.5)]
+    assert held == pytest.approx([0, 143.7, 718.5], abs=5)  # rounded for each of ten classes
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"augment": "random_resized_crop"}, "use crop"),
+        ({"augment": "crop,rotate"}, "unknown"),
+        ({"augment": ""}, "unknown"),
+        ({"padding": "mirror"}, "choose reflect or zeros"),
+        ({"cutout": 0}, "cutout is 0"),
+        ({"mean": (0.5,)}, "both or none"),
+        ({"mean": (0.5,), "std": (0.0,)}, "positive"),
+        ({"mean": (), "std": ()}, "finite numbers"),
+        ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "2 numbers for 1 channel"),
+        ({"mean": (float("nan"),), "std": (1.0,)}, "finite numbers"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        load("digits", **options)

@@ -51,6 +51,38 @@ def test_a_constant_schedule_is_constant() -> None:
     assert {lr_at(Config(epochs=30, lr_schedule="constant"), epoch) for epoch in range(1, 31)} == {0.1}
 
 
+def test_a_multistep_schedule_by_hand() -> None:
+    """PredSim's: a quarter after 50, 75, 89 and 94 of 100 epochs."""
+    config = Config(epochs=100, lr=0.4, lr_schedule="multistep", milestones=(50, 75, 89, 94), lr_factor=0.25)
+    wanted = {
+        1: 0.4,
+        50: 0.4,
+        51: 0.1,
+        75: 0.1,
+        76: 0.025,
+        89: 0.025,
+        90: 0.00625,
+        94: 0.00625,
+        95: 0.0015625,
+        100: 0.0015625,
+    }
+    assert {epoch: lr_at(config, epoch) for epoch in wanted} == pytest.approx(wanted)
+
+
+def test_a_multistep_schedule_may_warm_up() -> None:
+    config = Config(epochs=9, lr=0.4, lr_schedule="multistep", milestones=(5,), warmup_epochs=2)
+    assert [lr_at(config, epoch) for epoch in (1, 2, 3, 5, 6)] == pytest.approx([0.01, 0.205, 0.4, 0.4, 0.04])
+
+
+def test_a_cosine_above_zero_is_counted_from_0() -> None:
+    """AugLocal's for ImageNet: lr (1 + cos(pi e / E)) / 2, e from 0, without warm-up."""
+    config = Config(epochs=90, lr=0.4, lr_schedule="cosine_above_zero", warmup_epochs=0)
+    for e in (0, 1, 45, 89):
+        assert lr_at(config, e + 1) == pytest.approx(0.2 * (1 + math.cos(math.pi * e / 90)))
+    assert lr_at(config, 1) == 0.4
+    assert Config(epochs=1, lr_schedule="cosine_above_zero").problems() == []
+
+
 # training
 
 
@@ -72,6 +104,9 @@ def test_the_loss_goes_down_and_every_optimizer_follows_the_schedule() -> None:
     assert all(last < first for first, last in zip(reports[0].losses, reports[-1].losses, strict=True))
     assert reports[-1].validation_accuracy is not None
     assert reports[-1].validation_accuracy > 0.5
+    assert reports[-1].validation_loss is not None
+    assert reports[0].validation_loss is not None
+    assert reports[-1].validation_loss < min(reports[0].validation_loss, math.log(10))
     assert steps == [(epoch, step, 4) for epoch in range(1, 5) for step in range(1, 5)]
 
 
@@ -104,7 +139,8 @@ def test_runs_are_reproducible_and_leave_random_state_alone() -> None:
 def test_without_a_validation_split_there_is_no_validation_accuracy() -> None:
     dataset = load_data(SMALL)
     empty = replace(dataset, validation=dataset.validation.select(torch.arange(0)))
-    assert train(build(SMALL, dataset), empty, SMALL)[-1].validation_accuracy is None
+    last = train(build(SMALL, dataset), empty, SMALL)[-1]
+    assert (last.validation_accuracy, last.validation_loss) == (None, None)
 
 
 def test_losses_are_read_at_intervals_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +185,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(at: int, place: s
     assert "precision" not in story
 
 
-# accuracy
+def test_a_network_whose_loss_is_not_finite_has_failed() -> None:
+    dataset, learner = prepared(replace(SMALL, epochs=2))
+    learner.step = lambda batch: None  # type: ignore[method-assign, assignment, return-value]
+    with torch.no_grad():
+        [*learner.model.parameters()][-1].fill_(math.nan)
+    with pytest.raises(RunFailed, match="loss is nan on the test split: lower lr"):
+        trainer.test_score(learner, dataset, SMALL)
+
+
+# accuracy and loss
+
+
+def test_the_loss_is_a_mean_over_labels() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    batches = [(logits, torch.tensor([0, 0])), (logits[1:], torch.tensor([1]))]
+    score = evaluate(nn.Identity(), batches)
+    assert score.loss == pytest.approx((math.log(2) + math.log(4 / 3) + math.log(4)) / 3)
+    tokens = [(logits[None], torch.tensor([[0, 1]]))]
+    assert evaluate(nn.Identity(), tokens) == pytest.approx((0.5, (math.log(2) + math.log(4)) / 2))
 
 
 def test_evaluation_counts_and_restores_modes() -> None:
@@ -161,10 +215,10 @@ def test_evaluation_counts_and_restores_modes() -> None:
     statistics = network[1].running_mean.clone()
     batches = [(images, torch.tensor([0, 1, 0])), (images[:1], torch.tensor([0]))]
     with evaluating(network):
-        assert evaluate(network, batches) == 0.75
+        assert evaluate(network, batches).accuracy == 0.75
     assert [module.training for module in network.modules()] == [True, True, False, True]
     assert torch.equal(network[1].running_mean, statistics)
-    assert evaluate(network, []) == 0
+    assert evaluate(network, []) == (0, 0)
 
 
 def test_modes_are_restored_after_a_failure() -> None:

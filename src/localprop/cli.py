@@ -9,17 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, asdict, fields
-from inspect import cleandoc
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from localprop.cli_flags import add_config, given, reader
 from localprop.errors import BadInput, RunFailed, StepFailed
 from localprop.ranks.launch import rank, world
-from localprop.training.config import Config, accepted_types
+from localprop.training.config import Config
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -78,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(subparsers)
     _add_train(subparsers)
     _add_show(subparsers)
+    _add_recipes(subparsers)
     _add_plan(subparsers)
     _add_bench(subparsers)
     return parser
@@ -107,8 +107,20 @@ _COMPARED = (
     "BackLink + ContSup + AugLocal's heads: "
     "Rule(credit=BackwardLinks(), aux=SampledLayers(), context=ContextSupply(input=True, previous=1))",
 )
-# Chosen once, so that end-to-end has converged on the digits; a value that is given replaces it.
-_COMPARED_WITH = {"model": "resnet14", "epochs": 8, "batch_size": 64}
+# The methods that a network of tokens can be trained with as they are.
+_COMPARED_ON_TEXT = (*_COMPARED[:4], "backlink()", "interlocking(wise=2)")
+# Of each task the methods and values; chosen once, so that end-to-end has converged on the digits, and so that a language model
+# takes two CPU cores some minutes. What is given replaces them.
+_TASKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "images": (_COMPARED, {"model": "resnet14", "epochs": 8, "batch_size": 64}),
+    "lm": (
+        _COMPARED_ON_TEXT,
+        {
+            "model": "transformer:width=64,blocks=3", "data": "text", "context": 64, "epochs": 3, "batch_size": 32,
+            "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01, "lr_schedule": "cosine_above_zero", "warmup_epochs": 0,
+        },
+    ),
+}  # fmt: skip
 
 
 def _add_compare(subparsers: Subparsers) -> None:
@@ -116,26 +128,31 @@ def _add_compare(subparsers: Subparsers) -> None:
         subparsers, "compare", "train methods side by side: accuracy, memory, time and parameters of each"
     )
     parser.add_argument(
-        "--methods", nargs="+", default=_COMPARED, metavar="METHOD",
-        help="expressions such as 'backlink(layers=2)', 'end_to_end() with recompute' or 'LABEL: Rule(...)'; "
-        "gaps refer to the first (default: every method)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=_reader((int,)), default=3, metavar="N", help="runs of each method (default: 3)"
+        "--task",
+        choices=sorted(_TASKS),
+        default="images",
+        help="image classification, or language modelling (default: images)",
     )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD",
+        help="expressions such as 'backlink(layers=2)', 'end_to_end() with recompute' or 'LABEL: Rule(...)'; "
+        "gaps refer to the first (default: every method that suits the task)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=reader((int,)), default=3, metavar="N", help="runs of each method (default: 3)")
     _add_rounds(parser)
     parser.add_argument("--out", metavar="DIR", help="directory for compare.json, every figure of every run")
     parser.add_argument("--overwrite", action="store_true", help="replace the result in --out")
-    add_config(parser, skip=("method", "recompute"))
+    add_config(parser, skip=("method", "recompute", "phases"))
     parser.set_defaults(run=_run_compare)
 
 
 def _run_compare(args: argparse.Namespace) -> int:
     from localprop import cli_compare
 
-    config = Config(**{**_COMPARED_WITH, **given(args)})
+    methods, usual = _TASKS[args.task]
+    config = Config(**{**usual, **given(args)})
     figures = cli_compare.run_compare(
-        config, args.methods, seeds=args.seeds, rounds=args.rounds, out=args.out, overwrite=args.overwrite
+        config, args.methods or methods, seeds=args.seeds, rounds=args.rounds, out=args.out, overwrite=args.overwrite
     )
     _print_figures(args, figures)
     return 0
@@ -146,6 +163,7 @@ def _run_compare(args: argparse.Namespace) -> int:
 
 def _add_train(subparsers: Subparsers) -> None:
     parser = _command(subparsers, "train", "train a network and measure it on test data")
+    _add_recipe(parser)
     parser.add_argument("--out", metavar="DIR", help="directory for config, metrics, checkpoint and summary")
     used = parser.add_mutually_exclusive_group()
     used.add_argument("--resume", action="store_true", help="go on with the run in --out, with its config")
@@ -156,9 +174,11 @@ def _add_train(subparsers: Subparsers) -> None:
 
 def _run_train(args: argparse.Namespace) -> int:
     from localprop import cli_train
+    from localprop.cli_recipes import beside, fields_of
 
+    chosen, published = fields_of(args.recipe, given(args)), beside(args.recipe)
     try:
-        summary = cli_train.run(given(args), out=args.out, resume=args.resume, overwrite=args.overwrite)
+        summary = cli_train.run(chosen, out=args.out, resume=args.resume, overwrite=args.overwrite)
     except KeyboardInterrupt:
         if args.out:
             print(f"Go on with: localprop train --out {shlex.quote(args.out)} --resume", file=sys.stderr)
@@ -166,9 +186,11 @@ def _run_train(args: argparse.Namespace) -> int:
     if rank() > 0:
         return 0
     if args.json:
-        print_json(summary)
-    else:
-        print(f"test accuracy {summary['test_accuracy']:.4f}")
+        print_json({**published, **summary})
+        return 0
+    print(cli_train.result_of(summary))
+    if published.get("published"):
+        print(f"published, for the recipe as it is: {published['published']}")
     return 0
 
 
@@ -177,33 +199,41 @@ def _run_train(args: argparse.Namespace) -> int:
 
 def _add_show(subparsers: Subparsers) -> None:
     parser = _command(subparsers, "show", "print layers, credit table, schedule and costs, without training")
+    _add_recipe(parser)
     add_config(parser)
     parser.set_defaults(run=_run_show)
 
 
 def _run_show(args: argparse.Namespace) -> int:
-    from localprop.training.config import prepared
+    from localprop import cli_recipes
 
-    config = Config(**given(args))
-    _, learner = prepared(config)
-    if not args.json:
-        print(learner.explain())
-        return 0
-    memory = learner.memory()
-    print_json(
-        {
-            "config": asdict(config),
-            "rule": repr(learner.rule),
-            "layers": learner.partition.layers.names,
-            "modules": [list(module) for module in learner.partition.modules],
-            "credit": str(learner.wiring.table).splitlines(),
-            "schedule": str(learner.schedule),
-            "peak_bytes": memory.peak_bytes,
-            "resting_bytes": memory.resting_bytes,
-            "module_bytes": [memory.module_bytes[m] for m in sorted(memory.module_bytes)],
-        }
-    )
+    _print_figures(args, cli_recipes.shown(args.recipe, given(args)))
     return 0
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+def _add_recipes(subparsers: Subparsers) -> None:
+    parser = _command(subparsers, "recipes", "list published experiments by name, with what their papers report")
+    parser.add_argument("word", nargs="?", default="", metavar="WORD", help="only those whose names contain it")
+    parser.set_defaults(run=_run_recipes)
+
+
+def _run_recipes(args: argparse.Namespace) -> int:
+    from localprop import cli_recipes
+
+    _print_figures(args, cli_recipes.listing(args.word))
+    return 0
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="a published experiment (see `localprop recipes`); flags replace its values",
+    )
 
 
 # --- plan -----------------------------------------------------------------------------------------------------------
@@ -213,7 +243,7 @@ def _add_plan(subparsers: Subparsers) -> None:
     parser = _command(
         subparsers, "plan", "what methods would give on a pipeline of devices, from seconds measured here"
     )
-    whole = {"type": _reader((int,)), "metavar": "N"}
+    whole = {"type": reader((int,)), "metavar": "N"}
     parser.add_argument("--model", default="resnet110", metavar="TEXT", help="as for train (default: resnet110)")
     parser.add_argument(
         "--input", type=_shape, default=(3, 32, 32), dest="input_shape", metavar="C,H,W", help="default: 3,32,32"
@@ -310,7 +340,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _add_rounds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rounds", type=_reader((int,)), default=15, metavar="N", help="interleaved rounds of the timing (default: 15)"
+        "--rounds", type=reader((int,)), default=15, metavar="N", help="interleaved rounds of the timing (default: 15)"
     )
 
 
@@ -330,59 +360,9 @@ def _command(subparsers: Subparsers, name: str, purpose: str) -> argparse.Argume
     return parser
 
 
-def add_config(parser: argparse.ArgumentParser, skip: Iterable[str] = ()) -> None:
-    """A flag for each field of :class:`Config` but those to skip; what is not given is absent from the arguments.
-
-    Values stay as they can be read, so that :meth:`Config.problems` lists all that are wrong, not argparse the first.
-    """
-    group = parser.add_argument_group("the run")
-    helps = _field_helps()
-    for field in fields(Config):
-        if field.name in skip:
-            continue
-        flag, kinds = "--" + field.name.replace("_", "-"), accepted_types()[field.name]
-        default = "" if field.default in (None, MISSING) else f" (default: {field.default})"
-        options: dict[str, Any] = {
-            "default": argparse.SUPPRESS,
-            "help": (helps[field.name] + default).replace("%", "%%"),
-        }
-        if kinds == (bool,):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        else:
-            group.add_argument(flag, type=_reader(kinds), metavar=_metavar(kinds), **options)
-
-
-def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of :class:`Config` that were given as flags."""
-    return {field.name: getattr(args, field.name) for field in fields(Config) if hasattr(args, field.name)}
-
-
 def print_json(value: object) -> None:
     """Print a value as JSON on stdout."""
     print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def _reader(kinds: tuple[type, ...]) -> Any:
-    def read(text: str) -> object:
-        for kind in (kind for kind in (int, float) if kind in kinds):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-        return text
-
-    return read
-
-
-def _metavar(kinds: tuple[type, ...]) -> str:
-    return "N" if int in kinds else "X" if float in kinds else "TEXT"
-
-
-def _field_helps() -> dict[str, str]:
-    """The attributes' descriptions in the docstring of :class:`Config`, which are the flags' help."""
-    section = cleandoc(Config.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    helps = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE))
-    return {field.name: " ".join(helps.get(field.name, "").split()).rstrip(".") for field in fields(Config)}
 
 
 def _complain(title: str, problems: Iterable[str]) -> None:

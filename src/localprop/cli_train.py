@@ -9,17 +9,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from localprop.data import Dataset
+from localprop.data import Dataset, is_text
 from localprop.errors import BadInput, StepFailed, check
 from localprop.learner import Learner
 from localprop.ranks.launch import attempt, rank, world
-from localprop.training.config import Config, noting, prepared
+from localprop.training.config import Config, course_of, noting, prepared
+from localprop.training.phases import Course
 from localprop.training.rundir import RunDir
-from localprop.training.trainer import EpochReport, OnEpoch, OnStep, test_accuracy, train
+from localprop.training.trainer import EpochReport, OnEpoch, OnStep, Score, test_score, train
 
 # torchrun ends all ranks when one is lost, maybe before the others have seen who it was: they live on for so long.
 LINGER_S = 3
-MAY_DIFFER = ("device", "root", "download", "timeout_s")  # where a run goes on, not what it computes
+MAY_DIFFER = ("device", "root", "download", "timeout_s", "workers")  # where a run goes on, not what it computes
 
 
 def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: b
         overwrite: replace the run in `out`.
 
     Returns:
-        The summary: config, rule, accuracies, every epoch, parameters and seconds.
+        The summary: config, rule, accuracies and losses, every epoch, parameters and seconds.
 
     Raises:
         BadInput: of the values, the directory, or a resumed run that was started with other values.
@@ -56,13 +57,14 @@ def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: b
             folder.refuse_used(overwrite=overwrite)
     with noting(problems):
         dataset, learner = prepared(config)
+        course = course_of(config, dataset, learner)
     check(problems)
     config = _resolved(config, learner)
-    done = folder.resume(learner) if folder and resume else 0
+    done = folder.resume(learner, course.others) if folder and resume else 0
     if folder and not resume:
         folder.start(config)
     try:
-        reports = _trained(learner, dataset, config, folder, done)
+        reports = _trained(learner, dataset, config, course, folder, done)
         summary = _summary(learner, dataset, config, reports)
     except (StepFailed, BadInput) as error:
         if folder and error.record and error.record["seen_by"] == rank():
@@ -90,29 +92,46 @@ def _resolved(config: Config, learner: Learner) -> Config:
     return replace(config, modules=modules, warmup_epochs=config.warmup, device=device)
 
 
-def _trained(learner: Learner, dataset: Dataset, config: Config, folder: RunDir | None, done: int) -> list[EpochReport]:
+def _trained(
+    learner: Learner, dataset: Dataset, config: Config, course: Course, folder: RunDir | None, done: int
+) -> list[EpochReport]:
     def keep(report: EpochReport) -> None:
         if folder:
-            folder.keep(report, learner)
+            folder.keep(report, learner, course.others)
         tell(report)
 
     before = folder.reports[:] if folder else []
     with _progress(config, done) as (tell, on_step):
-        return before + train(learner, dataset, config, start_epoch=done, on_epoch=keep, on_step=on_step)
+        return before + train(learner, dataset, config, start_epoch=done, course=course, on_epoch=keep, on_step=on_step)
 
 
 def _summary(learner: Learner, dataset: Dataset, config: Config, reports: list[EpochReport]) -> dict[str, Any]:
+    score = test_score(learner, dataset, config)
     return {
         "config": asdict(config),
         "rule": repr(learner.rule),
         "layers": len(learner.partition.layers),
         "parameters": {part: sum(p.numel() for p in module.parameters()) for part, module in learner.parts().items()},
-        "test_accuracy": test_accuracy(learner, dataset, config),
+        "test_accuracy": score.accuracy,
+        "test_loss": score.loss,
         "validation_accuracy": reports[-1].validation_accuracy,
+        "validation_loss": reports[-1].validation_loss,
         "seconds": sum(report.seconds for report in reports),
         "peak_memory_bytes": max((report.peak_memory_bytes or 0 for report in reports), default=0) or None,
         "epochs": [asdict(report) for report in reports],
     }
+
+
+def result_of(summary: Mapping[str, Any]) -> str:
+    """The result of a run in one line: of images the accuracy, of text the bits per byte, too.
+
+    Example:
+        >>> result_of({"config": {"data": "digits"}, "test_accuracy": 0.5, "test_loss": 1.0})
+        'test accuracy 0.5000'
+    """
+    score = Score(summary["test_accuracy"], summary["test_loss"])
+    words = f"test accuracy {score.accuracy:.4f}"
+    return f"{words}  bits per byte {score.bits:.3f}" if is_text(summary["config"]["data"]) else words
 
 
 # --- progress -------------------------------------------------------------------------------------------------------
@@ -151,6 +170,8 @@ def line_of(report: EpochReport, config: Config) -> str:
     words = [f"epoch {report.epoch:{width}d}/{config.epochs}", f"lr {report.lr:<7.4g}", f"losses {' .. '.join(ends)}"]
     if report.validation_accuracy is not None:
         words.append(f"validation {report.validation_accuracy:.4f}")
+    if report.validation_loss is not None and is_text(config.data):
+        words.append(f"{Score(0.0, report.validation_loss).bits:.3f} bits per byte")
     words.append(f"{report.seconds:.1f} s")
     if report.peak_memory_bytes is not None:
         words.append(f"peak {report.peak_memory_bytes / 2**20:.1f} MiB")

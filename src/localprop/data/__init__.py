@@ -1,4 +1,4 @@
-"""Image data in memory: data sets by name or from `.npz`, and batches augmented on the device.
+"""Data sets by name or from files, and their batches: images in memory, images in folders, text as bytes.
 
 ```python
 from localprop import data
@@ -10,9 +10,27 @@ for images, labels in batches.epoch(0):
 ```
 """
 
-from localprop.data.arrays import Augment, Dataset, Split
+from localprop.data.arrays import Images, Split
+from localprop.data.augment import Augment
 from localprop.data.batches import Batches
+from localprop.data.dataset import Dataset, Moments
+from localprop.data.folder import load_folder
 from localprop.data.npz import load_npz
+from localprop.data.options import Options, is_text
 from localprop.data.sources import load
+from localprop.data.text import load_text
 
-__all__ = ["Augment", "Batches", "Dataset", "Split", "load", "load_npz"]
+__all__ = [
+    "Augment",
+    "Batches",
+    "Dataset",
+    "Images",
+    "Moments",
+    "Options",
+    "Split",
+    "is_text",
+    "load",
+    "load_folder",
+    "load_npz",
+    "load_text",
+]

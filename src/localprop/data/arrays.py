@@ -1,13 +1,17 @@
 """Image classification data in memory: a training, a validation and a test split."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from localprop.data.augment import Augment, augmented, cut_out
+from localprop.data.dataset import Moments, generator_of
+
 HOLD_OUT_SEED = 0  # a constant: the validation images of a data set are the same in every run
+MOST_HELD_BYTES = 2**32  # of a split on an accelerator; larger ones stay in the host's memory, and batches are moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,31 +37,14 @@ class Split:
         """The samples at `indices` (M,), in their order."""
         return Split(self.images[indices], self.labels[indices])
 
-
-@dataclass(frozen=True)
-class Augment:
-    """Random crop after padding, and random horizontal flip; the default changes nothing.
-
-    Args:
-        pad: pixels added on each side before a crop of the image's own size; 0 crops nothing.
-        reflect: pad by reflection instead of zeros (black).
-        flip: mirror each image left to right with probability one half.
-
-    Example:
-        >>> Augment(pad=4, reflect=True, flip=True)  # CIFAR-10's
-        Augment(pad=4, reflect=True, flip=True)
-    """
-
-    pad: int = 0
-    reflect: bool = False
-    flip: bool = False
+    def on(self, device: torch.device) -> "Split":
+        """The same samples in the memory of a device."""
+        return Split(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set with what is needed to train on it.
-
-    The validation split is for choosing and stopping, the test split for the figure that is reported.
+class Images:
+    """A data set of images in memory, with what is needed to train on it.
 
     Args:
         name: for reports.
@@ -83,6 +70,8 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    unit = "images"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
@@ -94,13 +83,66 @@ class Dataset:
         """The number of classes."""
         return len(self.classes)
 
+    @property
+    def moments(self) -> Moments:
+        """How inputs are made from pixels."""
+        return Moments(self.mean, self.std)
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and standard deviation per channel, on the scale of `as_float`."""
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images (count, C, H, W), float32, and labels (count,), int64: zeros."""
+        return torch.zeros(count, *self.shape), torch.zeros(count, dtype=torch.int64)
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    def problems(self, *, augment: bool) -> list[str]:
+        """Why no batches can be made: a reflection wider than the images."""
+        pad, (_, height, width) = self.augment.pad, self.shape
+        if not (augment and self.augment.reflect and pad >= min(height, width)):
+            return []
+        return [
+            f"The images are {height}x{width}, but reflection by {pad} pixels needs more than that on each"
+            " side: crop less, or not at all."
+        ]
+
+    def reader(self, split: str, *, augment: bool, seed: int, device: torch.device) -> "ImageReader":
+        """What makes batches of the split of this name."""
+        return ImageReader(
+            getattr(self, split), self.augment if augment else Augment(), self.moments, seed=seed, device=device
+        )
+
+
+class ImageReader:
+    """Batches of images, augmented and normalised on the device, to which the split is moved once if it is not too large.
+
+    Args:
+        split: the samples.
+        augment: what to do to them.
+        moments: to normalise by.
+        seed: of augmentation.
+        device: where batches are made.
+    """
+
+    def __init__(self, split: Split, augment: Augment, moments: Moments, *, seed: int, device: torch.device) -> None:
+        moved = device.type != "cpu" and split.images.nbytes <= MOST_HELD_BYTES
+        self.split = split.on(device) if moved else split
+        self.held_bytes = self.split.images.nbytes + self.split.labels.nbytes if moved else 0
+        self.augment = augment
+        self.seed = seed
+        self.device = device
+        self._mean, self._std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in moments)
+
+    def epoch(self, number: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (N, C, H, W), float32, and labels (N,), int64, for each tensor of indices (N,)."""
+        count = len(self.split)
+        draws = torch.rand(count, 3, generator=generator_of("augment", self.seed, number))
+        spots = torch.rand(count, 2, generator=generator_of("cutout", self.seed, number))
+        for indices in batches:
+            place = indices.to(self.split.images.device)
+            images = self.split.images[place].to(self.device)
+            if self.augment.pad or self.augment.flip:
+                images = augmented(images, self.augment, draws[indices])
+            inputs = (as_float(images) - self._mean) / self._std
+            if self.augment.cutout:
+                inputs = cut_out(inputs, self.augment.cutout, spots[indices])
+            yield inputs, self.split.labels[place].to(self.device)
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -118,7 +160,7 @@ def assemble(
     moments: Moments | None = None,
     limit: int | None = None,
     validation: float = 0.1,
-) -> Dataset:
+) -> Images:
     """Hold the validation split out of the training images, apply the limit, and measure what is not given.
 
     Args:
@@ -139,7 +181,7 @@ def assemble(
     if limit is not None:
         training = training.select(first_per_class(training.labels, limit))
     found = moments or measure(training.images)
-    return Dataset(name, training, train.select(held_out), test, classes, augment, mean=found.mean, std=found.std)
+    return Images(name, training, train.select(held_out), test, classes, augment, mean=found.mean, std=found.std)
 
 
 def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from localprop.data.arrays import Augment, Dataset, Split, assemble
+from localprop.data.arrays import Images, Split, assemble
+from localprop.data.augment import Augment
 from localprop.errors import BadInput, check
 
 Array = NDArray[Any]
@@ -20,7 +21,7 @@ NOTHING = Augment()
 
 def load_npz(
     path: str | Path, *, augment: Augment = NOTHING, limit: int | None = None, validation: float = 0.1
-) -> Dataset:
+) -> Images:
     """Read images and labels from an `.npz` file; nothing in it is ever unpickled.
 
     The file holds `train_images` and `test_images` (N, H, W, C) or (N, H, W), uint8 or floating;

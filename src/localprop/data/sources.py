@@ -1,14 +1,20 @@
-"""Data sets by name: digits from scikit-learn, five from torchvision, and `.npz` files."""
+"""Data sets by name: digits from scikit-learn, five from torchvision, `.npz` files, folders of images, and text."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from localprop.data.arrays import Augment, Dataset, Moments, Split, assemble
+from localprop.data.arrays import Images, Split, assemble
+from localprop.data.augment import Augment
+from localprop.data.dataset import Dataset, Moments
+from localprop.data.folder import IMAGENET_AUGMENT, load_folder
 from localprop.data.npz import load_npz
+from localprop.data.options import Options, is_folder, is_text
+from localprop.data.text import load_text
 from localprop.errors import BadInput, check
 
 CIFAR_AUGMENT = Augment(pad=4, reflect=True, flip=True)
@@ -29,83 +35,86 @@ TORCHVISION: dict[str, tuple[str, Augment, Moments | None]] = {
 }
 TEN_DIGITS = tuple(str(digit) for digit in range(10))
 BY_SPLIT = ("svhn", "stl10")  # torchvision's split="train", where the others have train=True
-AUGMENTS = {
-    "none": Augment(),
-    "crop": Augment(pad=4, reflect=True),
-    "flip": Augment(flip=True),
-    "crop,flip": CIFAR_AUGMENT,
-}
 
 
-def load(
-    name_or_path: str | Path,
-    *,
-    root: str | Path | None = None,
-    download: bool = False,
-    limit: int | None = None,
-    augment: str | None = None,
-    validation: float = 0.1,
-) -> Dataset:
-    """Load a data set by name, or from an `.npz` file.
+def load(name_or_path: str | Path, **options: Any) -> Dataset:
+    """Load a data set by name, or from a file or folder.
 
     Args:
         name_or_path: "digits" (ships with scikit-learn), "cifar10", "cifar100", "svhn" (without its extra
-            images), "stl10" (its labelled images), "fashion_mnist", or a path that ends in .npz (see
-            `load_npz`).
-        root: folder of torchvision's data sets; if None, the environment variable LOCALPROP_DATA or else
-            ~/.cache/localprop.
-        download: fetch what is absent under `root`.
-        limit: keep that many training images at most, the first of each class, with equal shares.
-        augment: "none", "crop", "flip" or "crop,flip"; the data set's own if None (none for `.npz`).
-        validation: share of the training images that is held out, always the same ones.
+            images), "stl10" (its labelled images), "fashion_mnist", a path that ends in .npz (see `load_npz`),
+            "folder:PATH" (images in folders, see `load_folder`), "text" (ships with Python, see `load_text`), or a path
+            that ends in .txt.
+        options: the fields of :class:`Options`.
 
     Returns:
         The data set; the validation split never contains test images.
 
     Raises:
-        BadInput: for an unknown name or option, absent files, a failed download, and problems of an `.npz`.
+        BadInput: for an unknown name or option, absent files, a failed download, and problems of a file.
 
     Example:
         >>> data = load("digits")
         >>> len(data.train), len(data.validation), len(data.test)
         (1295, 142, 360)
     """
-    name = str(name_or_path)
-    check(_problems(name, limit, augment, validation))
-    chosen = None if augment is None else AUGMENTS[augment]
+    name, chosen = str(name_or_path), Options(**options)
+    check([*_name_problems(name), *chosen.problems(name)])
+    if is_text(name):
+        return load_text(name, context=chosen.context, limit=chosen.limit)
+    if is_folder(name):
+        return load_folder(
+            name.removeprefix("folder:"),
+            augment=chosen.augmentation(IMAGENET_AUGMENT),
+            moments=_for_channels(chosen.moments, 3),
+            limit=chosen.limit,
+            validation=chosen.validation,
+            image_size=chosen.image_size,
+            workers=chosen.workers,
+        )
+    return _in_memory(name, chosen)
+
+
+def _name_problems(name: str) -> list[str]:
+    if name.endswith(".npz") or name == "digits" or name in TORCHVISION or is_text(name) or is_folder(name):
+        return []
+    known = ", ".join(["digits", *TORCHVISION, "text"])
+    return [f"There is no data set {name!r}: choose {known}, folder:PATH, or a path that ends in .npz or .txt."]
+
+
+def _for_channels(moments: Moments | None, chans: int) -> Moments | None:
+    """One number for all channels repeated, others checked."""
+    if moments is None:
+        return None
+    wrong = [values for values in moments if len(values) not in (1, chans)]
+    check(
+        f"{values} are {len(values)} numbers for {chans} channel(s): give one for each, or one for all."
+        for values in wrong
+    )
+    mean, std = (values * chans if len(values) == 1 else values for values in moments)
+    return Moments(mean, std)
+
+
+def _in_memory(name: str, chosen: Options) -> Images:
+    shares: dict[str, Any] = {"limit": chosen.limit, "validation": chosen.validation}
     if name.endswith(".npz"):
-        return load_npz(name, augment=chosen or Augment(), limit=limit, validation=validation)
+        return _normalised(load_npz(name, augment=chosen.augmentation(Augment()), **shares), chosen)
     if name == "digits":
         train, test, classes = _digits()
-        return assemble(name, train, test, classes, augment=chosen or Augment(), limit=limit, validation=validation)
+        return _normalised(
+            assemble(name, train, test, classes, augment=chosen.augmentation(Augment()), **shares), chosen
+        )
     class_name, usual, moments = TORCHVISION[name]
-    folder = Path(root or os.environ.get("LOCALPROP_DATA") or "~/.cache/localprop").expanduser()
-    (train, classes), (test, _) = (_torchvision(class_name, folder, part, download) for part in ("train", "test"))
-    return assemble(
-        name,
-        train,
-        test,
-        classes,
-        augment=usual if chosen is None else chosen,
-        moments=moments,
-        limit=limit,
-        validation=validation,
-    )
+    folder = Path(chosen.root or os.environ.get("LOCALPROP_DATA") or "~/.cache/localprop").expanduser()
+    parts = [_torchvision(class_name, folder, part, chosen.download) for part in ("train", "test")]
+    (train, classes), (test, _) = parts
+    augment = chosen.augmentation(usual)
+    return _normalised(assemble(name, train, test, classes, augment=augment, moments=moments, **shares), chosen)
 
 
-def _problems(name: str, limit: int | None, augment: str | None, validation: float) -> list[str]:
-    problems = []
-    if not name.endswith(".npz") and name != "digits" and name not in TORCHVISION:
-        known = ", ".join(["digits", *TORCHVISION])
-        problems.append(f"There is no data set {name!r}: choose {known}, or a path that ends in .npz.")
-    if limit is not None and limit < 1:
-        problems.append(f"The limit is {limit} training images, but at least 1 is needed: raise it.")
-    if augment is not None and augment not in AUGMENTS:
-        known = " or ".join(f"'{kind}'" for kind in AUGMENTS)
-        problems.append(f"The augmentation is {augment!r}, which is unknown: choose {known}.")
-    if not 0 <= validation < 1:
-        problems.append(f"The validation share is {validation}, but 0 <= share < 1 is needed: try 0.1.")
-    return problems
+def _normalised(images: Images, chosen: Options) -> Images:
+    moments = _for_channels(chosen.moments, images.shape[0])
+    return images if moments is None else replace(images, mean=moments.mean, std=moments.std)
 
 
 def _digits() -> tuple[Split, Split, tuple[str, ...]]:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from localprop.data import Batches, Dataset
 from localprop.errors import BadInput
 from localprop.learner import Learner
@@ -15,7 +17,7 @@ from localprop.report.contender import Contender
 from localprop.report.costs import PlainLoop, Timing, interleaved, peak_bytes
 from localprop.rule.losses import Batch
 from localprop.training.config import Config, build, optimizer_of
-from localprop.training.trainer import test_accuracy, train
+from localprop.training.trainer import Score, test_score, train
 
 Progress = Callable[[str, int], object]  # (what is going on, how many epochs have been done since the last call)
 _PLAIN = "plain PyTorch loop"
@@ -31,6 +33,9 @@ class Row:
         accuracy_mean: test accuracy after the last epoch, mean over the seeds, in percent.
         accuracy_std: its standard deviation over the seeds, in points.
         accuracies: of each seed.
+        loss_mean: mean cross-entropy on the test split after the last epoch, in nats per label, mean over the seeds.
+        loss_std: its standard deviation over the seeds.
+        losses: of each seed.
         peak_bytes: measured peak of a training step.
         peak_ratio: to the plain PyTorch loop's.
         step_ratio: seconds per step to the plain PyTorch loop's, median of interleaved rounds.
@@ -46,6 +51,9 @@ class Row:
     accuracy_mean: float
     accuracy_std: float
     accuracies: tuple[float, ...]
+    loss_mean: float
+    loss_std: float
+    losses: tuple[float, ...]
     peak_bytes: int
     peak_ratio: float
     step_ratio: float
@@ -95,7 +103,7 @@ def compare(
 
     Args:
         config: what all runs share; its method and recompute are replaced by each contender's.
-        dataset: trained on its training split, accuracy on its test split after the last epoch, which selects nothing.
+        dataset: trained on its training split, accuracy and loss on its test split after the last epoch, which selects nothing.
         contenders: the methods.
         seeds: how many runs of each; the first has the seed `config.seed`.
         rounds: interleaved rounds of the timing.
@@ -131,10 +139,10 @@ def _check(configs: dict[str, Config], dataset: Dataset) -> None:
         raise BadInput(problems)
 
 
-def _score(config: Config, dataset: Dataset, on_epoch: Callable[[], object]) -> float:
+def _score(config: Config, dataset: Dataset, on_epoch: Callable[[], object]) -> Score:
     learner = build(config, dataset)
     train(learner, dataset, config, on_epoch=lambda report: on_epoch())
-    return 100 * test_accuracy(learner, dataset, config)
+    return test_score(learner, dataset, config)
 
 
 @dataclass(frozen=True)
@@ -152,10 +160,10 @@ def _costs(
 ) -> tuple[dict[str, Any], dict[str, _Costs]]:
     learners = {label: build(own, dataset) for label, own in configs.items()}
     any_learner = next(iter(learners.values()))
-    batches = Batches(dataset, "train", config.batch_size, shuffle=True, seed=config.seed, device=any_learner.device)
-    batch = Batch(*next(iter(batches.epoch(0))))
+    batch = _first_batch(dataset, config, any_learner.device)
     plain = _plain(config, dataset, batch)
     steps = {_PLAIN: plain.step, **{label: _stepping(learner, batch) for label, learner in learners.items()}}
+    flops = {label: learner.flops(batch) for label, learner in learners.items()}
     for step in steps.values():
         step()
     peaks = {label: peak_bytes(learner, batch) for label, learner in learners.items()}
@@ -167,7 +175,7 @@ def _costs(
             modules=learner.wiring.table.effective_modules,
             peak_bytes=peaks[label],
             timing=timings[label],
-            flops=learner.flops(batch),
+            flops=flops[label],
             head_parameters=sum(p.numel() for p in learner.heads.parameters()),
             context_parameters=sum(p.numel() for p in learner.encoders.parameters()),
         )
@@ -175,22 +183,32 @@ def _costs(
     }
 
 
+def _first_batch(dataset: Dataset, config: Config, device: torch.device) -> Batch:
+    """A batch alone: a data set that is kept on the device would be counted among a step's memory."""
+    batches = Batches(dataset, "train", config.batch_size, shuffle=True, seed=config.seed, device=device)
+    return Batch(*next(batches.epoch(0)))
+
+
 def _plain(config: Config, dataset: Dataset, batch: Batch) -> PlainLoop:
     model = build(config, dataset).model
-    return PlainLoop(model, optimizer_of(config)(list(model.parameters())), batch)
+    return PlainLoop(model, optimizer_of(config)(list(model.parameters())), batch, config.label_smoothing)
 
 
 def _stepping(learner: Learner, batch: Batch) -> Callable[[], object]:
     return lambda: learner.step(batch)
 
 
-def _row(label: str, scores: list[float], costs: _Costs, baseline: dict[str, Any]) -> Row:
+def _row(label: str, scores: list[Score], costs: _Costs, baseline: dict[str, Any]) -> Row:
+    accuracies, losses = tuple(100 * score.accuracy for score in scores), tuple(score.loss for score in scores)
     return Row(
         method=label,
         modules=costs.modules,
-        accuracy_mean=statistics.mean(scores),
-        accuracy_std=statistics.stdev(scores) if len(scores) > 1 else 0.0,
-        accuracies=tuple(scores),
+        accuracy_mean=statistics.mean(accuracies),
+        accuracy_std=_deviation(accuracies),
+        accuracies=accuracies,
+        loss_mean=statistics.mean(losses),
+        loss_std=_deviation(losses),
+        losses=losses,
         peak_bytes=costs.peak_bytes,
         peak_ratio=costs.peak_bytes / baseline["peak_bytes"],
         step_ratio=costs.timing.ratio,
@@ -200,3 +218,7 @@ def _row(label: str, scores: list[float], costs: _Costs, baseline: dict[str, Any
         head_parameters=costs.head_parameters,
         context_parameters=costs.context_parameters,
     )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

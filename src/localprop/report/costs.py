@@ -28,17 +28,20 @@ class PlainLoop:
         model: trained in place.
         optimizer: of all its parameters.
         batch: the batch that every step sees.
+        label_smoothing: of the cross-entropy.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, batch: Batch, label_smoothing: float = 0.0) -> None:
         self.model = model
         self.optimizer = optimizer
         self.batch = batch
+        self.label_smoothing = label_smoothing
 
     def step(self) -> Tensor:
         """One training step."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(self.model(self.batch.inputs), self.batch.targets)
+        logits = self.model(self.batch.inputs).flatten(0, -2)  # (N, T, classes): a target for each position
+        loss = functional.cross_entropy(logits, self.batch.targets.flatten(), label_smoothing=self.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss

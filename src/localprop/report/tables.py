@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from localprop.data import is_text
 from localprop.report.bench import MemoryRow, Setting, SpeedRow
 from localprop.report.compare import Comparison, Row
+from localprop.training.trainer import Score
 
 _MIB = 2**20
+_IMAGE_FIGURES = ("accuracy %", "gap")
+_TEXT_FIGURES = ("bits/byte", "gap", "next byte %")
 Cells = Sequence[str]
 
 
@@ -36,16 +40,22 @@ def _line(cells: Cells, widths: Sequence[int]) -> str:
 def comparison_table(comparison: Comparison) -> str:
     """The table of `localprop compare`, with what its columns mean."""
     config, n = comparison.config, len(comparison.seeds)
-    head = ["method", "modules", "accuracy %", "gap", "peak MiB", "peak", "step time", "FLOPs", "heads", "context"]
-    baseline = comparison.rows[0].accuracy_mean
-    table = markdown(head, [_cells(row, baseline) for row in comparison.rows])
+    text = is_text(config.data)
+    figures = _TEXT_FIGURES if text else _IMAGE_FIGURES
+    head = ["method", "modules", *figures, "peak MiB", "peak", "step time", "FLOPs", "heads", "context"]
+    table = markdown(head, [_cells(row, comparison.rows[0], text) for row in comparison.rows])
     base = comparison.baseline
+    told = (
+        "bits/byte: cross-entropy on the test text after the last epoch, and next byte: share of its bytes that are foretold"
+        if text
+        else "accuracy: on the test images after the last epoch"
+    )
     return "\n".join(
         [
             table,
             "",
-            f"{config.model} on {config.data}, {config.epochs} epochs, batch {config.batch_size}. accuracy: on the test "
-            f"images after the last epoch, mean +- standard deviation of {n} seed(s); gap: to the first row, in points.",
+            f"{config.model} on {config.data}, {config.epochs} epochs, batch {config.batch_size}. {told}, mean +- standard "
+            f"deviation of {n} seed(s); gap: to the first row{'' if text else ', in points'}.",
             f"peak: measured bytes of a training step, its share of the plain PyTorch loop's ({base['peak_bytes'] / _MIB:.1f} "
             f"MiB); step time and FLOPs: ratios to that loop ({1000 * base['step_seconds']:.1f} ms), time with quartiles of "
             "interleaved rounds; heads, context: parameters of auxiliary networks (dropped) and encoders (deployed).",
@@ -53,12 +63,18 @@ def comparison_table(comparison: Comparison) -> str:
     )
 
 
-def _cells(row: Row, baseline: float) -> list[str]:
+def _cells(row: Row, first: Row, text: bool) -> list[str]:
+    accuracy = f"{row.accuracy_mean:.2f} +- {row.accuracy_std:.2f}"
+    if text:
+        gap = Score(0.0, row.loss_mean - first.loss_mean).bits
+        bits, deviation = (Score(0.0, loss).bits for loss in (row.loss_mean, row.loss_std))
+        figures = [f"{bits:.3f} +- {deviation:.3f}", f"{gap:+.3f}", accuracy]
+    else:
+        figures = [accuracy, f"{row.accuracy_mean - first.accuracy_mean:+.2f}"]
     return [
         row.method,
         str(row.modules),
-        f"{row.accuracy_mean:.2f} +- {row.accuracy_std:.2f}",
-        f"{row.accuracy_mean - baseline:+.2f}",
+        *figures,
         f"{row.peak_bytes / _MIB:.1f}",
         f"{100 * row.peak_ratio:.0f}%",
         f"{row.step_ratio:.2f} ({row.step_ratio_low:.2f}-{row.step_ratio_high:.2f})",

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -87,13 +88,14 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     learner.steps = state["steps"]
 
 
-def save(path: str | Path, learner: Learner, epoch: int) -> None:
+def save(path: str | Path, learner: Learner, epoch: int, others: Mapping[str, Learner] = MappingProxyType({})) -> None:
     """Write a learner's state to a file, which is either complete or as it was before. Of several ranks, rank 0 writes.
 
     Args:
         path: the file.
         learner: what to save.
         epoch: the epochs done.
+        others: the learners of other methods on the same network, by method, of a run in phases.
 
     Raises:
         RunFailed: the file cannot be written.
@@ -106,6 +108,8 @@ def save(path: str | Path, learner: Learner, epoch: int) -> None:
     if state is None:
         return
     whole = {"format": FORMAT, "version": VERSION, "epoch": epoch} | state
+    if others:  # the network is one, and kept once
+        whole["others"] = {method: (state_of(other) or {}) | {"model": {}} for method, other in others.items()}
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -117,8 +121,8 @@ def save(path: str | Path, learner: Learner, epoch: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | Path, learner: Learner) -> int:
-    """Read a file of :func:`save` into a learner.
+def load(path: str | Path, learner: Learner, others: Mapping[str, Learner] = MappingProxyType({})) -> int:
+    """Read a file of :func:`save` into a learner and, of a run in phases, those of its other methods.
 
     Returns:
         The epochs done.
@@ -147,8 +151,12 @@ def load(path: str | Path, learner: Learner) -> int:
             f"{path} has version {whole.get('version')!r}, but this localprop reads version {VERSION}: use the localprop "
             "that wrote it."
         )
+    states = whole.get("others", {})
     try:
+        check(_difference("phases", [m for m in others if m not in states], [m for m in states if m not in others]))
         restore(learner, whole)
+        for method, other in others.items():
+            restore(other, states[method] | {"model": whole["model"]})
     except BadInput as error:
         raise BadInput([f"{path}: {problem}" for problem in error.problems]) from error
     epoch: int = whole["epoch"]

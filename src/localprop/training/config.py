@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,17 +9,28 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from localprop.errors import BadInput, check
+from localprop.training.device import device_of as device_of
 from localprop.training.expression import rule_of
+from localprop.training.phases import Course, phases_of
+from localprop.training.values import COSINES, value_problems
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from localprop.data import Dataset
     from localprop.learner import Learner
+    from localprop.network import Partition
 
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    types.NoneType: "None",
+    tuple[int, ...]: "whole numbers with commas",
+    tuple[float, ...]: "numbers with commas",
+}
 
 
 @dataclass(frozen=True)
@@ -29,18 +38,29 @@ class Config:
     """Everything that a run depends on. The defaults train on two CPU cores in half a minute.
 
     Attributes:
-        model: resnet8 to resnet110, mlp, mlp:512,512 (hidden widths), timm:NAME or torchvision:NAME.
-        data: digits, cifar10, cifar100, svhn, stl10, fashion_mnist, or a path that ends in .npz.
+        model: a name of localprop.models such as resnet32, mlp:512,512 (hidden widths) or transformer:width=64,blocks=2 (for
+            text), timm:NAME or torchvision:NAME.
+        data: digits, cifar10, cifar100, svhn, stl10, fashion_mnist, a path that ends in .npz, or folder:PATH; for language
+            models text (which ships with Python) or a path that ends in .txt.
         method: the training rule as an expression, such as "backlink(layers=2)" or "greedy(aux=Head(convs=0))".
+        phases: instead of the method, several in turn, such as "greedy() for 4; end_to_end() for 1", or one module after the
+            other, "greedy() for 50 on 0; greedy() for 60 on 1"; begun anew until the epochs are over.
         modules: the number of local modules; one per layer if not given.
-        epochs: passes over the training images; with the cosine schedule the last one has a learning rate of 0.
-        batch_size: images per batch.
+        cuts: instead of modules, the number of the last layer of each module but the final one, from 0.
+        epochs: passes over the training data; with the cosine schedule the last one has a learning rate of 0.
+        batch_size: images, or windows of text, per batch.
+        optimizer: sgd, adam or adamw.
         lr: the highest learning rate.
-        momentum: of stochastic gradient descent.
-        nesterov: use Nesterov's momentum.
+        momentum: of sgd.
+        nesterov: use Nesterov's momentum in sgd.
         weight_decay: on all parameters.
-        lr_schedule: cosine (per epoch, after a warm-up) or constant.
-        warmup_epochs: epochs of linear warm-up; if not given a tenth of the epochs, at most 10, and none if constant.
+        clip_norm: the largest norm of the gradient of each segment, and of each auxiliary network; not clipped if not given.
+        label_smoothing: of the task's loss, the last module's.
+        lr_schedule: cosine (per epoch, after a warm-up), cosine_above_zero (an epoch later, so that the first has lr and the
+            last more than 0), multistep or constant.
+        warmup_epochs: epochs of linear warm-up; if not given a tenth of the epochs, at most 10, and none if there is no cosine.
+        milestones: of multistep, the epochs after which the learning rate is multiplied by lr_factor.
+        lr_factor: of multistep.
         seed: of initial weights, data order, augmentation and every random draw of a step.
         device: auto (the accelerator if there is one), cpu, or a name of torch's such as cuda:1.
         precision: fp32, or bf16 (autocast).
@@ -48,8 +68,17 @@ class Config:
         microbatches: parts that a batch is run in; gradients accumulate.
         replicas: under torchrun, pipelines of ranks, each with its share of every batch (and so many micro-batches).
         timeout_s: under torchrun, seconds to wait for another rank before it is taken for lost.
-        augment: none, crop, flip or "crop,flip"; if not given, what is usual for the data.
-        limit: keep that many training images at most.
+        augment: none, or several of crop, flip, cutout and random_resized_crop (folders only), as in "crop,flip"; if not given,
+            what is usual for the data.
+        padding: of crop, reflect or zeros; if not given, what is usual for the data.
+        cutout: side of the square that is cut out, in pixels.
+        mean: to normalise images by, one number per channel or one for all; if not given, what is usual for the data.
+        std: likewise.
+        validation: share of the training images that is held out to validate on; of text always a tenth.
+        context: tokens in a window of text.
+        image_size: height and width of images from a folder, in pixels.
+        workers: processes that read images from a folder.
+        limit: keep that many training images, or windows of text, at most.
         root: folder of the data sets.
         download: fetch data that is absent.
 
@@ -61,15 +90,22 @@ class Config:
     model: str = "resnet20"
     data: str = "digits"
     method: str = "Rule()"
+    phases: str | None = None
     modules: int | None = None
+    cuts: tuple[int, ...] | None = None
     epochs: int = 20
     batch_size: int = 64
+    optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
     lr_schedule: str = "cosine"
     warmup_epochs: int | None = None
+    milestones: tuple[int, ...] = ()
+    lr_factor: float = 0.1
     seed: int = 0
     device: str = "auto"
     precision: str = "fp32"
@@ -78,6 +114,14 @@ class Config:
     replicas: int = 1
     timeout_s: float = 300.0
     augment: str | None = None
+    padding: str | None = None
+    cutout: int = 16
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    validation: float = 0.1
+    context: int = 128
+    image_size: int = 224
+    workers: int = 4
     limit: int | None = None
     root: str | None = None
     download: bool = False
@@ -85,7 +129,7 @@ class Config:
     @property
     def warmup(self) -> int:
         """Epochs of warm-up, as given or by default."""
-        usual = min(10, self.epochs // 10) if self.lr_schedule == "cosine" else 0
+        usual = min(10, self.epochs // 10) if self.lr_schedule in COSINES else 0
         return usual if self.warmup_epochs is None else self.warmup_epochs
 
     def problems(self) -> list[str]:
@@ -97,12 +141,24 @@ class Config:
         """
         found = [_mistyped(name, getattr(self, name)) for name in self._mistyped()]
         sound = self.sound()
-        found += [*_range_problems(sound), *_choice_problems(sound)]
+        found += value_problems(sound)
         with noting(found):
             device_of(sound.device)
         with noting(found):
             rule_of(sound.method)
+        if sound.phases is not None:
+            with noting(found):
+                phases_of(sound.phases)
+            if sound.method != Config.method:
+                found.append(
+                    f"method={sound.method!r}, but there are phases, which name their own: leave one of them out."
+                )
         return found
+
+    @property
+    def first_method(self) -> str:
+        """The method that the run begins with."""
+        return phases_of(self.phases)[0].method if self.phases else self.method
 
     def sound(self) -> Config:
         """The same config with defaults for the values of a wrong type, so that the others can be looked at.
@@ -119,7 +175,7 @@ class Config:
         return [name for name in types_of if not _is_of(getattr(self, name), types_of[name])]
 
 
-def accepted_types() -> dict[str, tuple[type, ...]]:
+def accepted_types() -> dict[str, tuple[Any, ...]]:
     """The types that each field of :class:`Config` takes.
 
     Example:
@@ -127,83 +183,26 @@ def accepted_types() -> dict[str, tuple[type, ...]]:
         (<class 'int'>, <class 'NoneType'>)
     """
     hints = get_type_hints(Config)
-    return {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in fields(Config)}
+    return {field.name: _alternatives(hints[field.name]) for field in fields(Config)}
 
 
-def _is_of(value: object, kinds: tuple[type, ...]) -> bool:
-    return type(value) in kinds or (float in kinds and type(value) is int)
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _is_of(value: object, kinds: tuple[Any, ...]) -> bool:
+    for kind in kinds:
+        if isinstance(kind, types.GenericAlias):  # tuple[int, ...]
+            if isinstance(value, tuple) and all(_is_of(item, get_args(kind)[:1]) for item in value):
+                return True
+        elif type(value) is kind or (kind is float and type(value) is int):
+            return True
+    return False
 
 
 def _mistyped(name: str, value: object) -> str:
     wanted = " or ".join(_WORDS[kind] for kind in accepted_types()[name])
     return f"{name}={value!r} is a {type(value).__name__}, but must be {wanted}: correct it."
-
-
-def _range_problems(config: Config) -> Iterator[str]:
-    for name in ("epochs", "batch_size", "microbatches", "modules", "replicas"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            yield f"{name}={value}, but at least 1 is needed: raise it."
-    if not 0 < config.lr < math.inf:
-        yield f"lr={config.lr} must be positive and finite: try 0.1."
-    if not 0 <= config.momentum < 1:
-        yield f"momentum={config.momentum} must lie in [0, 1): try 0.9."
-    elif config.nesterov and config.momentum == 0:
-        yield "nesterov=True needs a momentum, but momentum=0: switch nesterov off too."
-    if not 0 <= config.weight_decay < math.inf:
-        yield f"weight_decay={config.weight_decay} must be 0 or more, and finite: try 1e-4."
-    if not 0 <= config.seed < 2**63:
-        yield f"seed={config.seed} must lie in 0..2**63-1: choose another."
-    if not 0 < config.timeout_s < math.inf:
-        yield f"timeout_s={config.timeout_s} must be positive and finite: try 300."
-    if config.microbatches > config.batch_size >= 1:
-        yield f"microbatches={config.microbatches} of a batch of {config.batch_size}: use {config.batch_size} or fewer."
-    yield from _schedule_problems(config)
-
-
-def _schedule_problems(config: Config) -> Iterator[str]:
-    if config.lr_schedule == "cosine" and config.epochs == 1:
-        yield "epochs=1 of a cosine schedule is its end, a learning rate of 0: use 2 or more, or lr_schedule=constant."
-    if config.epochs >= 1 and not 0 <= config.warmup < config.epochs:
-        yield f"warmup_epochs={config.warmup}, but it must lie in 0..{config.epochs - 1} for {config.epochs} epochs."
-
-
-def _choice_problems(config: Config) -> Iterator[str]:
-    for name, choices in (("lr_schedule", ("cosine", "constant")), ("precision", ("fp32", "bf16"))):
-        value = getattr(config, name)
-        if value not in choices:
-            yield f"{name}={value!r} is unknown: choose {' or '.join(choices)}."
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name, "auto" being the accelerator if there is one and else the CPU.
-
-    Raises:
-        BadInput: no device of torch's, or one that this machine lacks.
-
-    Example:
-        >>> device_of("cpu")
-        device(type='cpu')
-    """
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    own = accelerator and name in ("auto", accelerator.type) and "LOCAL_RANK" in os.environ
-    if own and accelerator:  # torchrun's: a device for each rank of a machine
-        return torch.device(accelerator.type, int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    there = "cpu" + (f" and {accelerator.type} (0..{torch.accelerator.device_count() - 1})" if accelerator else "")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BadInput(f"device={name!r} is unknown to torch: choose auto; this machine has {there}.") from error
-    if device.type == "cpu" and device.index:
-        raise BadInput(f"device={name!r} is not available: there is one cpu; this machine has {there}.")
-    exists = accelerator and device.type == accelerator.type and (device.index or 0) < torch.accelerator.device_count()
-    if not exists and device.type != "cpu":
-        raise BadInput(f"device={name!r} is not available: choose auto; this machine has {there}.")
-    return device
 
 
 def load_data(config: Config) -> Dataset:
@@ -216,13 +215,14 @@ def load_data(config: Config) -> Dataset:
         >>> load_data(Config(limit=100)).name
         'digits'
     """
-    from localprop.data import load
+    from localprop.data import Options, load
 
-    return load(config.data, root=config.root, download=config.download, limit=config.limit, augment=config.augment)
+    return load(config.data, **{field.name: getattr(config, field.name) for field in fields(Options)})
 
 
 def build(config: Config, dataset: Dataset) -> Learner:
-    """The learner of a config: a new model, its optimizers and rule, for batches of the data set.
+    """The learner of a config: a new model, its optimizers and rule, for batches of the data set. Of a run in phases it is the
+    first one's.
 
     The initial weights depend on the seed alone; the caller's random state is left as it was.
 
@@ -234,50 +234,108 @@ def build(config: Config, dataset: Dataset) -> Learner:
         >>> len(build(config, load_data(config)).partition.modules)
         4
     """
+    with _sized():
+        model = _checked_model(config, dataset)
+        return _learner(config, dataset, model, _cut(config, dataset, model))
+
+
+def course_of(config: Config, dataset: Dataset, first: Learner) -> Course:
+    """Who learns in which epoch of a run: the learner of :func:`build` and, in phases of other methods, others like it.
+
+    Raises:
+        BadInput: phases that the network or its rules refuse.
+
+    Example:
+        >>> course_of(config, dataset, learner).others
+        {}
+    """
+    with _sized():
+        return Course(first, config, lambda other: _learner(other, dataset, first.model, first.partition))
+
+
+@contextmanager
+def _sized() -> Iterator[None]:
+    """Torch's own refusals, as of an impossible size or memory that is not there, are bad input."""
     try:
-        return _built(config, dataset)
-    except RuntimeError as error:  # torch's own, as of an impossible size or memory that is not there
+        yield
+    except RuntimeError as error:
         raise BadInput(f"This run cannot be built ({str(error).splitlines()[0]}): choose smaller sizes.") from error
 
 
-def _built(config: Config, dataset: Dataset) -> Learner:
-    import torch
-
-    from localprop.learner import Learner
-    from localprop.network import Partition, layers_of
-    from localprop.ranks.pipeline import Ranks
-
-    problems = config.problems() or _batch_problems(config, len(dataset.train))
+def _checked_model(config: Config, dataset: Dataset) -> nn.Module:
+    problems = config.problems() or _batch_problems(config, dataset)
     model: nn.Module | None = None
     with noting(problems):
         model = _new_model(config.sound(), dataset)
     check(problems)
     assert model is not None
-    device = device_of(config.device)
-    count = min(config.batch_size, len(dataset.train))
-    sample = torch.zeros(count, *dataset.shape), torch.zeros(count, dtype=torch.int64)
-    layers = layers_of(model.to(device), sample)
+    return model
+
+
+def _sample(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    return dataset.sample(min(config.batch_size, len(dataset.train)))
+
+
+def _cut(config: Config, dataset: Dataset, model: nn.Module) -> Partition:
+    from localprop.network import Partition, layers_of
+
+    layers = layers_of(model.to(device_of(config.device)), _sample(config, dataset))
+    if config.cuts is not None:
+        return Partition.at(layers, config.cuts)
+    return Partition.uniform(layers, config.modules or len(layers))
+
+
+def _learner(config: Config, dataset: Dataset, model: nn.Module, partition: Partition) -> Learner:
+    from localprop.learner import Learner
+    from localprop.ranks.pipeline import Ranks
+    from localprop.rule.auxiliary import Normalised
+    from localprop.rule.losses import CrossEntropy
+
     return Learner(
         model,
-        rule_of(config.method),
-        partition=Partition.uniform(layers, config.modules or len(layers)),
+        rule_of(config.first_method),
+        partition=partition,
         optimizer=optimizer_of(config),
-        sample=sample,
+        sample=_sample(config, dataset),
+        task=CrossEntropy(config.label_smoothing),
         recompute=config.recompute,
         microbatches=config.microbatches,
         precision=config.precision,
         seed=config.seed,
+        normalised=Normalised(*dataset.moments) if dataset.moments else None,
         ranks=Ranks(replicas=config.replicas, timeout_s=config.timeout_s),
     )
 
 
 def optimizer_of(config: Config) -> Callable[[list[nn.Parameter]], Optimizer]:
-    """A factory of the optimizer of a config: stochastic gradient descent."""
-    from torch.optim import SGD
+    """A factory of the optimizer of a config."""
+    from torch.optim import SGD, Adam, AdamW
 
-    return lambda parameters: SGD(
-        parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
-    )
+    def make(parameters: list[nn.Parameter]) -> Optimizer:
+        if config.optimizer != "sgd":
+            kind = Adam if config.optimizer == "adam" else AdamW
+            return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+
+    norm = config.clip_norm
+    return make if norm is None else lambda parameters: _clipped(make(parameters), norm)
+
+
+def _clipped(optimizer: Optimizer, norm: float) -> Optimizer:
+    """An optimizer that brings the norm of its whole gradient down to `norm` before each step."""
+    from torch.nn.utils import clip_grad_norm_
+
+    def clip(optimizer: Optimizer, *_: object) -> None:
+        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+
+    optimizer.register_step_pre_hook(clip)
+    return optimizer
 
 
 def prepared(config: Config) -> tuple[Dataset, Learner]:
@@ -309,14 +367,15 @@ def _new_model(config: Config, dataset: Dataset) -> nn.Module:
         return create_model(config.model, dataset.num_classes, dataset.shape)
 
 
-def _batch_problems(config: Config, images: int) -> list[str]:
-    left = images % config.batch_size
+def _batch_problems(config: Config, dataset: Dataset) -> list[str]:
+    samples = len(dataset.train)
+    left = samples % config.batch_size
     last = left if left > 1 else config.batch_size
     if config.microbatches * config.replicas <= last:
         return []
     parts = f"microbatches={config.microbatches}" + (f" in replicas={config.replicas}" if config.replicas > 1 else "")
     return [
-        f"The last batch of an epoch has {last} of the {images} training images, too few for {parts}: use fewer, or "
+        f"The last batch of an epoch has {last} of the {samples} training {dataset.unit}, too few for {parts}: use fewer, or "
         "another batch_size."
     ]
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -101,10 +102,11 @@ class RunDir:
         if not isinstance(values, dict):
             raise BadInput(f"{file} is damaged (it is no object): start a new run.")
         check(f"{file} has {key!r}, which no config has: remove it." for key in values if key not in known)
-        return Config(**values)
+        read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return Config(**read)
 
-    def resume(self, learner: Learner) -> int:
-        """Bring a learner to where the run stopped.
+    def resume(self, learner: Learner, others: Mapping[str, Learner] = MappingProxyType({})) -> int:
+        """Bring a learner, and of a run in phases those of its other methods, to where the run stopped.
 
         Returns:
             The epochs done; 0 if the run had ended none.
@@ -112,11 +114,11 @@ class RunDir:
         Raises:
             BadInput: last.pt or metrics.jsonl is damaged or of another learner.
         """
-        done = checkpoint.load(self.path / _LAST, learner) if (self.path / _LAST).exists() else 0
+        done = checkpoint.load(self.path / _LAST, learner, others) if (self.path / _LAST).exists() else 0
         self.reports = [report for report in self._read_reports() if report.epoch <= done]
         return done
 
-    def keep(self, report: EpochReport, learner: Learner) -> None:
+    def keep(self, report: EpochReport, learner: Learner, others: Mapping[str, Learner] = MappingProxyType({})) -> None:
         """Write the report of an epoch, then the learner's state: a report without a state is dropped by a resume.
 
         Raises:
@@ -125,7 +127,7 @@ class RunDir:
         self.reports.append(report)
         if self.writes:
             write_text(self.path / _METRICS, "".join(json_text(asdict(each), indent=None) for each in self.reports))
-        checkpoint.save(self.path / _LAST, learner, report.epoch)
+        checkpoint.save(self.path / _LAST, learner, report.epoch, others)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, the sign that the run has ended.

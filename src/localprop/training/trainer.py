@@ -1,20 +1,24 @@
-"""Epochs of steps: learning rates, losses that are read now and then, and accuracy."""
+"""Epochs of steps: learning rates, losses that are read now and then, and how well the network does."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from localprop.data import Batches, Dataset
 from localprop.errors import RunFailed
 from localprop.learner import Learner
 from localprop.step.state import Losses
-from localprop.training.config import Config
+from localprop.training.config import Config, course_of
+from localprop.training.phases import Course
+from localprop.training.values import COSINES
 
 LOOK_EVERY = 50  # steps; a look at the losses waits for the device
 WARMUP_START = 0.01  # the learning rate of the first epoch in the recipe of InfoPro (2021, arXiv 2101.10832)
@@ -28,10 +32,11 @@ class EpochReport:
         epoch: its number, from 1.
         lr: its learning rate.
         modules: the modules that have a loss, from 0.
-        losses: the mean loss of each of them over the epoch's images.
+        losses: the mean loss of each of them over the epoch's samples.
         validation_accuracy: of the network after the epoch, 0..1; None without a validation split.
         seconds: of training, without validation.
-        peak_memory_bytes: the most that CUDA's allocator held while training; None on other devices.
+        peak_memory_bytes: the most that CUDA's allocator held while training, the data set left out; None on other devices.
+        validation_loss: the mean cross-entropy of the network, in nats per label; None without a validation split.
     """
 
     epoch: int
@@ -41,6 +46,29 @@ class EpochReport:
     validation_accuracy: float | None
     seconds: float
     peak_memory_bytes: int | None = None
+    validation_loss: float | None = None
+
+
+class Score(NamedTuple):
+    """How well a network does on a split.
+
+    Attributes:
+        accuracy: the share of labels that it gives rightly, 0..1; of text the share of next tokens.
+        loss: the mean cross-entropy, in nats per label.
+    """
+
+    accuracy: float
+    loss: float
+
+    @property
+    def bits(self) -> float:
+        """The mean cross-entropy in bits per label: of text per byte.
+
+        Example:
+            >>> Score(0.5, math.log(2)).bits
+            1.0
+        """
+        return self.loss / math.log(2)
 
 
 OnEpoch = Callable[[EpochReport], object]
@@ -51,7 +79,8 @@ def lr_at(config: Config, epoch: int) -> float:
     """The learning rate of an epoch: half a cosine from `lr` to 0, mixed with a small start during the warm-up.
 
     With E epochs, w of them warm-up: b(e) = lr (1 + cos(pi e / E)) / 2, and for e <= w b(e) (e-1)/w + 0.01 (w+1-e)/w. The
-    last epoch has 0, where only the statistics of BatchNorm move. A constant schedule has b = lr.
+    last epoch has 0, where only the statistics of BatchNorm move. "cosine_above_zero" has b(e - 1) for b(e), so that the
+    first epoch has lr; "multistep" has b = lr times lr_factor for each milestone that is over; "constant" has b = lr.
 
     Args:
         config: with lr, lr_schedule, epochs and the warm-up.
@@ -62,11 +91,14 @@ def lr_at(config: Config, epoch: int) -> float:
         >>> [round(lr_at(config, epoch), 5) for epoch in (1, 2, 11, 80, 160)]
         [0.01, 0.08897, 0.79071, 0.4, 0.0]
 
-    Source: the official code of InfoPro, AugLocal and ContSup.
+    Source: the official code of InfoPro, AugLocal and ContSup; cosine_above_zero: AugLocal's for ImageNet.
     """
     base, warmup = config.lr, config.warmup
-    if config.lr_schedule == "cosine":
-        base = 0.5 * config.lr * (1 + math.cos(math.pi * epoch / config.epochs))
+    if config.lr_schedule in COSINES:
+        done = epoch if config.lr_schedule == "cosine" else epoch - 1
+        base = 0.5 * config.lr * (1 + math.cos(math.pi * done / config.epochs))
+    elif config.lr_schedule == "multistep":
+        base = config.lr * config.lr_factor ** sum(epoch > milestone for milestone in config.milestones)
     if epoch > warmup:
         return base
     start = min(WARMUP_START, config.lr)  # a smaller rate than the recipe's 0.8 or 0.1 is not to be exceeded
@@ -79,6 +111,7 @@ def train(
     config: Config,
     *,
     start_epoch: int = 0,
+    course: Course | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
 ) -> list[EpochReport]:
@@ -89,10 +122,12 @@ def train(
         dataset: the training split is trained on, the validation split measured after each epoch, the test split not read.
         config: epochs, batch size, learning rates and seed.
         start_epoch: epochs done already, by a run whose state the learner has.
+        course: who learns in which epoch; made of the config's phases if not given.
         on_epoch: called after each epoch, with its report.
         on_step: called after each step with the epoch, the steps done in it and the steps that it has.
 
     Raises:
+        BadInput: phases that the learner's network refuses.
         RunFailed: a loss that is not finite; says the epoch, step, module and value.
         StepFailed: a step that stopped half-way.
 
@@ -113,18 +148,24 @@ def train(
         # A last batch of one image is left out: BatchNorm cannot normalise by one value per channel.
         drop_last=len(dataset.train) % config.batch_size == 1 < len(dataset.train),
     )
+    course = course or course_of(config, dataset, learner)
+    validation = None
+    if len(dataset.validation):
+        validation = Batches(dataset, "validation", config.batch_size, device=learner.device)
     reports = []
     for epoch in range(start_epoch + 1, config.epochs + 1):
-        report = _epoch(learner, dataset, batches, config, epoch, on_step)
+        with course.learning(epoch) as active:
+            report = _epoch(active, batches, config, epoch, on_step)
+        if validation:
+            score = _finite(evaluate(active.predict, validation), f"after epoch {epoch}", config)
+            report = replace(report, validation_accuracy=score.accuracy, validation_loss=score.loss)
         reports.append(report)
         if on_epoch:
             on_epoch(report)
     return reports
 
 
-def _epoch(
-    learner: Learner, dataset: Dataset, batches: Batches, config: Config, epoch: int, on_step: OnStep | None
-) -> EpochReport:
+def _epoch(learner: Learner, batches: Batches, config: Config, epoch: int, on_step: OnStep | None) -> EpochReport:
     lr = lr_at(config, epoch)
     for optimizer in learner.optimizers:
         for group in optimizer.param_groups:
@@ -143,10 +184,9 @@ def _epoch(
     with learner.reported():
         means = meter.means()
     means = learner.total(means)  # which ends what is late on several ranks
-    seconds, peak = time.perf_counter() - began, _peak_bytes(learner.device)
-    validation = _validation(learner, dataset, config)
+    seconds, peak = time.perf_counter() - began, _peak_bytes(learner.device, batches.held_bytes)
     modules = tuple(learner.wiring.table.at[number] for number in means)
-    return EpochReport(epoch, lr, modules, tuple(means.values()), validation, seconds, peak)
+    return EpochReport(epoch, lr, modules, tuple(means.values()), None, seconds, peak)
 
 
 class _Meter:
@@ -158,36 +198,36 @@ class _Meter:
         self._epoch = epoch
         self._config = config
         self._steps = 0
-        self._images = 0
+        self._samples = 0
         self._unread: list[tuple[Tensor, int]] = []
         self._sums: list[float] = []
 
-    def add(self, losses: Losses, images: int) -> None:
-        """Note the losses of one step over so many images."""
+    def add(self, losses: Losses, samples: int) -> None:
+        """Note the losses of one step over so many samples."""
         self.numbers, self.modules = losses.numbers, losses.modules
         read = torch.stack([loss.float() for loss in losses]) if losses else torch.empty(0)  # a rank may have none
-        self._unread.append((read, images))
+        self._unread.append((read, samples))
 
     def look(self) -> None:
         """Read the losses noted since the last look, and refuse those that are not finite."""
         if not self._unread:
             return
         read = torch.stack([losses for losses, _ in self._unread]).tolist()
-        counts = [images for _, images in self._unread]
+        counts = [samples for _, samples in self._unread]
         self._unread.clear()
         self._sums = self._sums or [0.0] * len(self.numbers)
-        for losses, images in zip(read, counts, strict=True):
+        for losses, samples in zip(read, counts, strict=True):
             self._steps += 1
-            self._images += images
+            self._samples += samples
             for place, loss in enumerate(losses):
                 if not math.isfinite(loss):
                     raise RunFailed(self._story(self.modules[place], loss))
-                self._sums[place] += loss * images
+                self._sums[place] += loss * samples
 
     def means(self) -> dict[int, float]:
-        """The mean of each loss here, by its number, over the epoch's images."""
+        """The mean of each loss here, by its number, over the epoch's samples."""
         self.look()
-        return {number: total / self._images for number, total in zip(self.numbers, self._sums, strict=True)}
+        return {number: total / self._samples for number, total in zip(self.numbers, self._sums, strict=True)}
 
     def _story(self, module: int, loss: float) -> str:
         lr = lr_at(self._config, self._epoch)
@@ -200,14 +240,24 @@ class _Meter:
         )
 
 
-def _validation(learner: Learner, dataset: Dataset, config: Config) -> float | None:
-    if not len(dataset.validation):
-        return None
-    return evaluate(learner.predict, Batches(dataset, "validation", config.batch_size, device=learner.device))
+def test_score(learner: Learner, dataset: Dataset, config: Config) -> Score:
+    """How well the network does on the test split; to be read once, after the last epoch.
+
+    Raises:
+        RunFailed: a loss that is not finite.
+
+    Example:
+        >>> config = Config(model="mlp", epochs=2)
+        >>> dataset, learner = prepared(config)
+        >>> 0 <= test_score(learner, dataset, config).accuracy <= 1
+        True
+    """
+    batches = Batches(dataset, "test", config.batch_size, device=learner.device)
+    return _finite(evaluate(learner.predict, batches), "on the test split", config)
 
 
 def test_accuracy(learner: Learner, dataset: Dataset, config: Config) -> float:
-    """The share of test images that the network labels rightly, 0..1; to be read once, after the last epoch.
+    """The accuracy of :func:`test_score`, 0..1.
 
     Example:
         >>> config = Config(model="mlp", epochs=2)
@@ -215,30 +265,43 @@ def test_accuracy(learner: Learner, dataset: Dataset, config: Config) -> float:
         >>> 0 <= test_accuracy(learner, dataset, config) <= 1
         True
     """
-    return evaluate(learner.predict, Batches(dataset, "test", config.batch_size, device=learner.device))
+    return test_score(learner, dataset, config).accuracy
 
 
-test_accuracy.__test__ = False  # type: ignore[attr-defined] # to pytest the name is that of a test
+test_score.__test__ = False  # type: ignore[attr-defined] # to pytest the names are those of tests
+test_accuracy.__test__ = False  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
-def evaluate(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of images that are labelled rightly, 0..1.
+def evaluate(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
+    """The share of labels that are given rightly, and the mean cross-entropy.
 
     Args:
-        predict: from images (N, ...) to logits (N, classes): a learner's `predict`.
-        batches: images and labels (N,); none at all make an accuracy of 0.
+        predict: from inputs (N, ...) to logits (N, classes), or (N, T, classes): a learner's `predict`.
+        batches: inputs and labels (N,), or (N, T); none at all make an accuracy and a loss of 0.
 
     Example:
-        >>> evaluate(nn.Flatten(), [(torch.eye(3), torch.tensor([0, 1, 0]))])
+        >>> evaluate(nn.Flatten(), [(torch.eye(3), torch.tensor([0, 1, 0]))]).accuracy
         0.6666666666666666
     """
     right: Tensor | int = 0
-    images = 0
+    losses: list[Tensor] = []  # stay on the device until the end; summed on the CPU in double precision
+    count = 0
     for inputs, labels in batches:
-        right = right + (predict(inputs).argmax(-1) == labels).sum()
-        images += len(labels)
-    return int(right) / max(images, 1)
+        logits = predict(inputs).float()
+        right = right + (logits.argmax(-1) == labels).sum()
+        losses.append(functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum"))
+        count += labels.numel()
+    total = sum(torch.stack(losses).tolist()) if losses else 0.0
+    return Score(int(right) / max(count, 1), total / max(count, 1))
+
+
+def _finite(score: Score, where: str, config: Config) -> Score:
+    if math.isfinite(score.loss):
+        return score
+    raise RunFailed(
+        f"The network's loss is {score.loss} {where}: lower lr (now {config.lr}), or train with clip_norm=1."
+    )
 
 
 def _forget_peak(device: torch.device) -> None:
@@ -246,5 +309,5 @@ def _forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_bytes(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+def _peak_bytes(device: torch.device, data_bytes: int) -> int | None:
+    return torch.cuda.max_memory_allocated(device) - data_bytes if device.type == "cuda" else None

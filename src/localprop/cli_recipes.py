@@ -1,0 +1,85 @@
+"""What the command line does with recipes: the command `recipes`, and the RECIPE of `train` and `show`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from localprop import recipes
+from localprop.training.config import Config
+
+
+def fields_of(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a run: those of a recipe, if one is named, with what is given in their place.
+
+    Raises:
+        BadInput: an unknown recipe, with close matches.
+
+    Example:
+        >>> fields_of("transformer_text_solo_k2", {"epochs": 2})["epochs"]
+        2
+    """
+    return recipes.find(name).varied(given) if name else dict(given)
+
+
+def beside(name: str | None) -> dict[str, Any]:
+    """What stands beside the result of a run: its recipe and what the paper reports for it, unchanged.
+
+    Raises:
+        BadInput: an unknown recipe, with close matches.
+
+    Example:
+        >>> beside("resnet110_cifar10_auglocal_d6")["published"]
+        'test accuracy 93.96 %, as quoted by others; best or last epoch is not stated'
+    """
+    if name is None:
+        return {}
+    recipe = recipes.find(name)
+    return {"recipe": recipe.name, "paper": recipe.paper, "published": recipe.published, "notes": recipe.notes}
+
+
+def listing(word: str) -> dict[str, Any]:
+    """The recipes whose names contain a word: as rows, and as the table that is printed.
+
+    Example:
+        >>> print(listing("svhn_dgl_k16")["table"])
+        resnet110_svhn_dgl_k16  test error 5.55 +- 0.34 %, mean and standard deviation of 5 runs; best or last epoch is not stated
+    """
+    found = [recipes.find(name) for name in recipes.names(word)]
+    width = max((len(recipe.name) for recipe in found), default=0)
+    lines = [f"{recipe.name:{width}}  {recipe.published}".rstrip() for recipe in found]
+    rows = [beside(recipe.name) for recipe in found]
+    return {"recipes": rows, "table": "\n".join(lines) or f"No recipe's name contains {word!r}."}
+
+
+def shown(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `show` tells of a run: a recipe's own words, and the learner's; of a recipe the data need not be there.
+
+    Raises:
+        BadInput: an unknown recipe, and what the values, the data and the model are refused for.
+
+    Example:
+        >>> shown(None, {"model": "mlp"})["layers"]
+        ['1', '3', '5']
+    """
+    from localprop.recipes.standin import blank
+    from localprop.training.config import build, prepared
+
+    config = Config(**fields_of(name, given))
+    learner = build(config, blank(config)) if name else prepared(config)[1]
+    memory = learner.memory()
+    story = [recipes.find(name).story()] if name else []
+    return {
+        **beside(name),
+        "config": asdict(config),
+        "rule": repr(learner.rule),
+        "layers": learner.partition.layers.names,
+        "modules": [list(module) for module in learner.partition.modules],
+        "credit": str(learner.wiring.table).splitlines(),
+        "schedule": str(learner.schedule),
+        "peak_bytes": memory.peak_bytes,
+        "resting_bytes": memory.resting_bytes,
+        "module_bytes": [memory.module_bytes[m] for m in sorted(memory.module_bytes)],
+        "table": "\n\n".join([*story, learner.explain()]),
+    }
