@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_python_in_the_readme() -> None:
     assert len(names["losses"]) == 16  # type: ignore[arg-type]
 
 
+def test_the_worked_example_of_a_new_method() -> None:
+    """All blocks of the page are one program."""
+    page = (ROOT / "docs" / "adding-a-method.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile("\n".join(blocks), "adding-a-method.md", "exec", dont_inherit=True), {"__name__": "__main__"})
+
+
 def commands() -> list[str]:
     lines = (ROOT / "README.md").read_text().splitlines()
     return [line.strip().split("  #")[0].strip() for line in lines if line.startswith("    localprop ")]
@@ -63,6 +71,20 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_in_the_readme_parse(command: str) -> None:
     assert _parser().parse_args(shlex.split(command)[1:]).run
+
+
+def test_the_page_of_methods_is_up_to_date() -> None:
+    """All but the costs, which take a minute: run `python docs/write_methods.py` after a change of a docstring."""
+    spec = importlib.util.spec_from_file_location("write_methods", ROOT / "docs" / "write_methods.py")
+    assert spec is not None
+    assert spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    page = writer.PAGE.read_text()
+    assert writer.text_part() in page
+    assert page.startswith(writer.INTRO)
+    assert page.endswith(writer.TAIL.read_text().rstrip() + "\n")
+    assert [name for name in writer.methods() if f"| [`{name}`](#{name}) |" not in page] == []
 
 
 def test_the_readme_names_no_target_that_make_lacks() -> None:

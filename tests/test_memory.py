@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from reference import network
 from torch import Tensor, nn
 
 import localprop as lp
@@ -154,3 +155,16 @@ def test_the_allocator_agrees() -> None:
     predicted = learner.memory(batch).peak_bytes
     learner.step(batch)
     assert peak_bytes(learner, batch) == pytest.approx(predicted, rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_memory_is_predicted_in_mid_training(optimizer: type[torch.optim.Optimizer]) -> None:
+    """Adam looks at the value of its step counter, which a fake tensor must know."""
+    model, (batch, *_) = network("mlp")
+    learner = lp.Learner(
+        model, lp.greedy(), modules=4, optimizer=lambda params: optimizer(params, lr=1e-3), sample=batch
+    )
+    before = learner.memory().peak_bytes
+    learner.step(batch)
+    assert learner.memory().peak_bytes == before
+    assert "Predicted peak" in learner.explain()

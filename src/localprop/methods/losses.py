@@ -105,8 +105,7 @@ def infopro(
         >>> import localprop as lp
         >>> rule = lp.infopro(first=(5.0, 0.0), last=(0.5, 1.0))       # ResNet-110, CIFAR-10, 16 modules
 
-    Reference: Wang, Ni, Song, Yang, Huang, Revisiting Locally Supervised Learning: an Alternative to End-to-end Training, ICLR
-    2021, arXiv 2101.10832.
+    Reference: Wang et al., Revisiting Locally Supervised Learning (InfoPro), ICLR 2021, arXiv 2101.10832.
     """
     if contrast and isinstance(aux, Head) and not aux.outputs:
         aux = replace(aux, outputs=aux.hidden)

@@ -192,7 +192,7 @@ def _owns_matrix(module: nn.Module) -> bool:
 
 
 def _stem(clean: dict[str, Call], first: Call) -> Call | None:
-    """The last clean cut before the first unit, if weights come before it; of several at one tensor the outermost."""
+    """The last clean cut before the first unit, if weights come before it; of several at one tensor the innermost."""
     before = [call for call in clean.values() if _made_at(call) <= first.started]
     if not before:
         return None

@@ -230,8 +230,9 @@ def depth(vertex: Vertex) -> int:
     """How many weights, tensors of two dimensions or more, the longest path to a vertex meets."""
     longest: dict[Vertex, int] = {}
     for here in reversed(_topological(vertex)):
-        before = [longest[each] for each in _predecessors(here)]
-        longest[here] = max(before, default=0) + any(_is_weight(each) for each in _predecessors(here))
+        before = _predecessors(here)
+        meets = not _is_weight(here) and any(map(_is_weight, before))  # a transposed weight is met once
+        longest[here] = max((longest[each] for each in before), default=0) + meets
     return longest[vertex]
 
 

@@ -75,8 +75,8 @@ class Site:
         """The stretch of an nn.Sequential, or the one module, that is all of a layer."""
         name, model = self.layers.names[layer], self.layers.model
         pieces = [piece.name for piece in self.layers.pieces[layer]]
-        end = pieces.index(name) if name in pieces else 0
-        own, after = pieces[: end + 1] or [name], pieces[end + 1 :] if layer == len(self.layers) - 1 else []
+        end = pieces.index(name) + 1 if name in pieces else len(pieces)
+        own, after = pieces[:end] if name in pieces else [name], pieces[end:] if layer == len(self.layers) - 1 else []
         parents = {piece.rpartition(".")[0] for piece in own}
         chained = len(parents) == 1 and type(model.get_submodule(*parents)) is nn.Sequential
         if len(own) > 1 and chained and self._owns([*own, *after], layer):
@@ -188,5 +188,6 @@ class Head:
         return head
 
     def _width(self, site: Site) -> int:
-        """16 -> 32 -> 64 -> 64 in a network whose last features have 64 channels."""
-        return min(2 * channels(site.features), channels(site.layers.shapes[-1])) * self.widen
+        """16 -> 32 -> 64 -> 64 in a network whose last maps have 64 channels."""
+        last = next(shape for shape in reversed(site.layers.shapes) if is_map(shape))
+        return min(2 * channels(site.features), channels(last)) * self.widen

@@ -179,11 +179,11 @@ def _copies(site: Site, positions: list[int]) -> nn.Module:
     head = nn.Sequential(*copies, gathered(site, width), nn.Linear(width, site.outputs))
     twin = on_meta(head).to(site.layers.dtypes[site.layer])
     try:
-        twin(torch.empty(site.features, dtype=site.layers.dtypes[site.layer], device="meta"))
-    except RuntimeError as error:
+        twin(torch.empty((2, *site.features[1:]), dtype=site.layers.dtypes[site.layer], device="meta"))
+    except Exception as error:  # whatever the user's layers raise
         names = ", ".join(site.layers.names[position] for position in positions)
         raise BadInput(
             f"SampledLayers copies layers, but copies of {names} do not fit on features {tuple(site.features)} "
-            f"({str(error).splitlines()[0]}): copies need layers that keep their shape. Use aux=Head() for this network."
+            f"({error}): copies need layers that keep their shape. Use aux=Head() for this network."
         ) from error
     return head

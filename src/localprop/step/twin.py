@@ -72,7 +72,13 @@ class _Fakes:
 
     def of(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self.memo:
-            fake: Tensor = self.mode.from_tensor(tensor.detach(), static_shapes=True)
+            fake: Tensor
+            if tensor.ndim == 0 and not isinstance(tensor, nn.Parameter):
+                value = tensor.item()
+                with self.mode:  # made here, its value is known: Adam asks for that of its counter
+                    fake = torch.tensor(value, dtype=tensor.dtype, device=tensor.device)
+            else:
+                fake = self.mode.from_tensor(tensor.detach(), static_shapes=True)
             if isinstance(tensor, nn.Parameter):
                 fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
             self.memo[id(tensor)] = fake
