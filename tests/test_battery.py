@@ -49,7 +49,8 @@ def test_it_learns(method: Method) -> None:
     first = learner.step(batch())
     for _ in range(25):
         last = learner.step(batch())
-    assert all(after < before for before, after in zip(first, last, strict=True))
+    # A published weight may be 0, as that of the last of HPFF's windows.
+    assert all(after < before or before == 0 for before, after in zip(first, last, strict=True))
     assert last.task < first.task / 2
     assert (learner.network(batch()[0]).argmax(1) == batch()[1]).float().mean() > 0.9
 

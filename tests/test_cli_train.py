@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,45 @@ def test_a_run_prints_its_accuracy_and_logs_to_stderr(capsys: pytest.CaptureFixt
     assert [line.split("  ")[0] for line in err.splitlines()] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
 
 
+def test_text_is_told_in_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--data",
+        "text",
+        "--model",
+        "transformer:width=8,blocks=1",
+        "--context",
+        "16",
+        "--limit",
+        "64",
+        "--epochs",
+        "2",
+    ]
+    assert train(*words, quick=False) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"test accuracy 0\.\d+  bits per byte \d\.\d{3}\n", out)
+    assert all("bits per byte" in line for line in err.splitlines())
+
+
+def test_every_field_is_a_flag() -> None:
+    values = {
+        "cuts": ("0,2", (0, 2)), "milestones": ("3", (3,)), "mean": ("0.5", (0.5,)), "std": ("1,2.5", (1.0, 2.5)),
+        "clip_norm": ("2", 2), "limit": ("many", "many"), "phases": ("greedy() for 1", "greedy() for 1"), "lr": ("1e-3", 1e-3),
+    }  # fmt: skip
+    flags = [word for name, (text, _) in values.items() for word in ("--" + name.replace("_", "-"), text)]
+    given = cli.given(cli._parser().parse_args(["train", *flags]))
+    assert given == {name: value for name, (_, value) in values.items()}
+
+
+def test_a_run_with_tuples_is_resumed(tmp_path: Path) -> None:
+    words = ["--model", "resnet8", "--limit", "60", "--epochs", "2", "--cuts", "0,2", "--mean", "0.5", "--std", "0.5"]
+    assert train(*words, "--lr-schedule", "multistep", "--milestones", "1", "--out", tmp_path, quick=False) == 0
+    whole = timeless(tmp_path)
+    (tmp_path / "last.pt").unlink()
+    assert train("--out", tmp_path, "--resume", "--cuts", "0,2", quick=False) == 0
+    assert timeless(tmp_path) == whole
+    assert train("--out", tmp_path, "--resume", "--cuts", "0", quick=False) == 2
+
+
 def test_json_is_all_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--json", "--method", "contsup", "--modules", 1) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -61,6 +101,8 @@ def test_a_run_directory(tmp_path: Path) -> None:
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert metrics == summary["epochs"]
     assert summary["rule"].startswith("Rule(credit=Own(")
+    assert summary["test_loss"] > 0
+    assert summary["validation_loss"] == metrics[-1]["validation_loss"]
 
 
 def test_show_prints_the_credit_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,10 +198,10 @@ def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, *, epoch: int, at: st
     """A run that Ctrl-C ends in the given epoch, before or after its report is kept."""
     keep = rundir.RunDir.keep
 
-    def kept(self: rundir.RunDir, report: trainer.EpochReport, learner: Any) -> None:
+    def kept(self: rundir.RunDir, report: trainer.EpochReport, *learners: Any) -> None:
         if report.epoch == epoch and at == "before":
             raise KeyboardInterrupt
-        keep(self, report, learner)
+        keep(self, report, *learners)
         if report.epoch == epoch:
             raise KeyboardInterrupt
 

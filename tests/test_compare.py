@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,48 @@ def test_the_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert greedy["head_parameters"] > 0 == greedy["context_parameters"] < context["context_parameters"]
     assert len(greedy["accuracies"]) == 2
     assert figures["baseline"]["peak_bytes"] > 0
+
+
+def test_a_language_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("to be or not to be, that is the question. " * 60)
+    words = [
+        "--task",
+        "lm",
+        "--model",
+        "transformer:width=16,blocks=2",
+        "--limit",
+        "64",
+        "--context",
+        "16",
+        "--epochs",
+        "2",
+    ]
+    words += [
+        "--epochs",
+        "2",
+        "--seeds",
+        "2",
+        "--rounds",
+        "2",
+        "--device",
+        "cpu",
+        "--methods",
+        "end_to_end()",
+        "greedy()",
+    ]
+    code, out, _ = run(capsys, "compare", *words, "--out", str(tmp_path))
+    assert code == 0
+    assert out.startswith("| method")
+    assert "bits/byte" in out.splitlines()[0]
+    assert "next byte %" in out.splitlines()[0]
+    assert "digits" not in out
+    figures = json.loads((tmp_path / "compare.json").read_text())
+    first, second = figures["rows"]
+    assert first["loss_mean"] == pytest.approx(sum(first["losses"]) / 2)
+    assert f"{first['loss_mean'] / math.log(2):.3f} +- " in out
+    assert f"{(second['loss_mean'] - first['loss_mean']) / math.log(2):+.3f}" in out
+    assert figures["config"]["optimizer"] == "adamw"
+    assert first["flops_ratio"] == pytest.approx(1)
 
 
 def test_the_same_seed_gives_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import localprop as lp
+from localprop.data import Batches, Options
 from localprop.errors import BadInput
+from localprop.rule.auxiliary import Normalised
+from localprop.step.wiring import wire
 from localprop.training.config import Config, accepted_types, build, device_of, load_data, prepared
 from localprop.training.expression import methods, parts, rule_of
 
@@ -48,8 +52,8 @@ def test_expressions(text: str, rule: lp.Rule) -> None:
     [
         ("backlnk()", ["did you mean backlink?", *methods()]),
         ("greedy(aux=Hed())", ["did you mean Head?", "SampledLayers"]),
-        ("backlink(layer=2)", ["no argument 'layer'", "did you mean layers?", "layers, weight, aux"]),
-        ("backlink(1, 2, Head(), 4)", ["is given 4 arguments, but has 3"]),
+        ("backlink(layer=2)", ["no argument 'layer'", "did you mean layers?", "It has layers, weight, "]),
+        ("greedy(Head(), 4)", ["is given 2 arguments, but has 1"]),
         ("backlink(1, layers=2)", ["layers twice"]),
         ("backlink(layers=2, layers=2)", ["layers twice"]),
         ("backlink(layers=1.5)", ["layers must be a whole number"]),
@@ -182,12 +186,23 @@ def test_defaults_are_sound() -> None:
         ("method", None),
         ("recompute", 1),
         ("epochs", None),
+        ("optimizer", "adagrad"),
+        ("clip_norm", 0.0),
+        ("label_smoothing", 1.0),
+        ("milestones", (3,)),
+        ("milestones", [3]),
+        ("milestones", (0.5,)),
+        ("lr_factor", 0.0),
+        ("cuts", (3, 1)),
+        ("cuts", (-1,)),
+        ("mean", "0.5"),
+        ("phases", "greedy for two"),
     ],
 )
 def test_each_bad_value_is_one_problem(name: str, value: object) -> None:
     problems = Config(**{name: value}).problems()  # type: ignore[arg-type]
     assert len(problems) == 1
-    assert name in problems[0] or "nothing" in problems[0]
+    assert name in problems[0] or "nothing" in problems[0] or name == "phases"
 
 
 def test_all_problems_at_once() -> None:
@@ -235,6 +250,86 @@ def test_the_learner_is_that_of_the_config() -> None:
     group = learner.optimizers[0].param_groups[0]
     assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.25, 0.9, True, 0.5)
     assert len(build(Config(model="resnet8"), dataset).partition.modules) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"optimizer": "adam", "momentum": 0.5}, "adam has none"),
+        ({"lr_schedule": "multistep"}, "give one or more"),
+        ({"lr_schedule": "multistep", "milestones": (5, 20)}, "between 1 and 19"),
+        ({"lr_schedule": "multistep", "milestones": (5, 5)}, "increase"),
+        ({"cuts": (0, 2), "modules": 2}, "make 3"),
+    ],
+)
+def test_values_that_do_not_fit_each_other(values: dict[str, Any], told: str) -> None:
+    (problem,) = Config(**values).problems()
+    assert told in problem
+
+
+def test_values_that_fit() -> None:
+    multistep = {"lr_schedule": "multistep", "milestones": (5, 19), "cuts": (0, 2), "modules": 3}
+    assert Config(optimizer="adamw", clip_norm=1, mean=(1, 0.5), std=(1.0,), **multistep).problems() == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimizers(name: str, kind: type) -> None:
+    _, learner = prepared(Config(model="mlp", optimizer=name, lr=0.25, weight_decay=0.5))
+    assert {type(optimizer) for optimizer in learner.optimizers} == {kind}
+    group = learner.optimizers[0].param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.25, 0.5)
+
+
+def test_gradients_are_clipped_for_each_optimizer() -> None:
+    sgd: dict[str, Any] = {"model": "mlp:8", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "lr": 1.0}
+    moves = []
+    for clip in (None, 0.01):
+        dataset, learner = prepared(Config(**sgd, clip_norm=clip))
+        groups = [optimizer.param_groups[0]["params"] for optimizer in learner.optimizers]
+        before = [[p.detach().clone() for p in group] for group in groups]
+        learner.step(next(iter(Batches(dataset, "train", 64))))
+        moves.append(
+            [[p - old for p, old in zip(group, olds, strict=True)] for group, olds in zip(groups, before, strict=True)]
+        )
+    for free, clipped in zip(*moves, strict=True):
+        norm = torch.cat([move.flatten() for move in free]).norm()
+        assert norm > 0.02
+        for long, short in zip(free, clipped, strict=True):
+            torch.testing.assert_close(short, long * (0.01 / norm), rtol=1e-3, atol=1e-6)
+
+
+def test_cuts_are_numbers_of_last_layers() -> None:
+    _, learner = prepared(Config(model="resnet8", cuts=(0, 2)))
+    assert learner.partition.modules == (range(0, 1), range(1, 3), range(3, 4))
+    with pytest.raises(BadInput, match="must increase and lie between"):
+        prepared(Config(model="resnet8", cuts=(3,)))
+
+
+def test_label_smoothing_is_the_tasks() -> None:
+    _, learner = prepared(Config(model="mlp", label_smoothing=0.3, method="greedy()"))
+    assert [learner.wiring.heads[k]["loss"].label_smoothing for k in learner.wiring.heads][-1] == 0.3  # type: ignore[index]
+    assert learner.wiring.heads["0"]["loss"].label_smoothing == 0  # type: ignore[index]
+    assert learner.wiring.task.label_smoothing == 0.3
+
+
+def test_losses_that_look_at_pixels_are_told_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = []
+    monkeypatch.setattr(
+        lp.learner, "wire", lambda *args, **kwargs: noted.append(kwargs["normalised"]) or wire(*args, **kwargs)
+    )
+    dataset = load_data(Config(mean=(0.25,), std=(0.5,)))
+    build(Config(model="mlp"), dataset)
+    assert noted == [Normalised((0.25,), (0.5,))]
+    text = Config(model="transformer:width=8,blocks=1", data="text", context=8, limit=64)
+    prepared(text)
+    assert noted[1:] == [None]
+
+
+def test_data_options_are_fields_of_a_config() -> None:
+    shared = {field.name: field.default for field in fields(Options)}
+    assert shared == {name: getattr(Config(), name) for name in shared}
 
 
 def test_devices() -> None:

@@ -245,7 +245,6 @@ def test_sites_that_cannot_be_served_are_refused(loss: LossBuilder, at: lp.Site,
         (lambda: lp.Terms(()), "empty"),
         (lambda: lp.Terms((lp.CrossEntropy(),)), "where Term"),
         (lambda: lp.Terms(lp.Term()), "must be a tuple"),
-        (lambda: lp.Each((1,)), "has 1"),
         (lambda: lp.predsim(beta=1.5), "beta=1.5"),
     ],
 )
@@ -336,11 +335,6 @@ def test_a_sum_asks_for_what_its_parts_ask_for() -> None:
 def test_a_sum_says_what_its_parts_find_wrong() -> None:
     (problem,) = lp.Terms()(site()).problems(torch.tensor([0, 9]), torch.Size((2, 3)))
     assert "Labels run from 0 to 9" in problem
-
-
-def test_each_loss_at_a_modules_end_is_another() -> None:
-    each = lp.Each((lambda site: Weighed(1), lambda site: Weighed(2)))
-    assert [total(each, replace(site(), objective=i)) for i in (0, 1)] == [1, 2]
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from localprop.rule.sampled import SampledLayers
     from localprop.rule.similarity import Similarity
     from localprop.rule.table import CreditTable, Entry
-    from localprop.rule.terms import Each, Term, Terms
+    from localprop.rule.terms import Term, Terms
     from localprop.rule.windowed import OwnAndWindowLosses
     from localprop.step.schedule import Schedule
     from localprop.step.wiring import wire
@@ -96,7 +96,7 @@ _HOMES = {
     "localprop.rule.sampled": ("SampledLayers",),
     "localprop.rule.similarity": ("Similarity",),
     "localprop.rule.table": ("CreditTable", "Entry"),
-    "localprop.rule.terms": ("Each", "Term", "Terms"),
+    "localprop.rule.terms": ("Term", "Terms"),
     "localprop.rule.windowed": ("OwnAndWindowLosses",),
     "localprop.step.schedule": ("Schedule",),
     "localprop.step.wiring": ("wire",),
@@ -118,7 +118,6 @@ __all__ = [
     "ConvHead",
     "CreditTable",
     "CrossEntropy",
-    "Each",
     "EndToEnd",
     "Entry",
     "FeatureReconstruction",

@@ -116,8 +116,9 @@ _TASKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "lm": (
         _COMPARED_ON_TEXT,
         {
-            "model": "transformer:width=64,blocks=3", "data": "text", "context": 64, "epochs": 3, "batch_size": 32,
-            "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01, "lr_schedule": "cosine_above_zero", "warmup_epochs": 0,
+            "model": "transformer:width=64,blocks=3", "data": "text", "context": 64, "limit": 4000, "epochs": 3,
+            "batch_size": 32, "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01, "lr_schedule": "cosine_above_zero",
+            "warmup_epochs": 0,
         },
     ),
 }  # fmt: skip

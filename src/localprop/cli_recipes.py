@@ -60,8 +60,8 @@ def shown(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         BadInput: an unknown recipe, and what the values, the data and the model are refused for.
 
     Example:
-        >>> shown(None, {"model": "mlp"})["layers"]
-        ['1', '3', '5']
+        >>> shown(None, {"model": "mlp"})["modules"]
+        [[0], [1], [2]]
     """
     from localprop.recipes.standin import blank
     from localprop.training.config import build, prepared

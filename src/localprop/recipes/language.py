@@ -10,7 +10,7 @@ from localprop.training.config import Config
 
 SOLO = "Yin et al., SOLO, 2026, arXiv 2609.35440"
 LOPT = "Shi et al., LoPT, 2026, arXiv 2605.04913"
-# 8 blocks of width 256, 6.4 million parameters: what trains on one small machine.
+# 8 blocks of width 256, 6.5 million parameters: what trains on one small machine.
 SETTING = Config(
     model="transformer:width=256,heads=8,blocks=8",
     data="text",
@@ -22,7 +22,7 @@ SETTING = Config(
     epochs=20,
 )
 SMALL = (
-    "Ours are the network (6 million parameters), the bytes it reads, and its setting: the paper trains {theirs}, which is "
+    "Ours are the network (6.5 million parameters), the bytes it reads, and its setting: the paper trains {theirs}, which is "
     "not here. Its size is reached by --model transformer:{size} --context {context} --data FILE.txt."
 )
 SOLO_NOTES = SMALL.format(

@@ -88,8 +88,16 @@ def setting(data: str) -> Config:
 
 def whole(data: str) -> Config:
     """The setting of end-to-end training."""
-    slow = {"lr_schedule": "multistep", "milestones": (120, 160, 200), "lr_factor": 0.2}
-    return replace(setting(data), lr=0.1, label_smoothing=0.0, method="end_to_end()", modules=1, **slow)
+    return replace(
+        setting(data),
+        method="end_to_end()",
+        modules=1,
+        lr=0.1,
+        label_smoothing=0.0,
+        lr_schedule="multistep",
+        milestones=(120, 160, 200),
+        lr_factor=0.2,
+    )
 
 
 def local_method(row: str, tau: float, late: float = 1.0, aux: str = "OneConvHead()", plain: bool = False) -> str:
@@ -113,9 +121,7 @@ def stl10(row: str, local: str) -> Recipe:
     config = replace(setting("stl10"), model="resnet110:shortcut=pad", method=method, cuts=ends(sizes))
     own = "tau of the balanced rows is not stated: 0.5, then 1, is our reading." if row.startswith("b") else ""
     which = (
-        "The paper's rows do not name their numbers of modules, which are found by InfoPro's errors beside."
-        if own
-        else ""
+        "Which figure belongs to which number of modules is inferred from InfoPro's figures beside them." if own else ""
     )
     interval = "" if own else ", 95 % interval"
     published = f"test accuracy {trgl if local == 'trgl' else plain} %{interval}"
@@ -153,12 +159,11 @@ def tinyimagenet(network: str, row: str) -> Recipe:
 def imagenet(row: str) -> Recipe:
     """ResNet-101 in two modules."""
     data = "folder:imagenet"
-    config = replace(setting(data), method=local_method(row, 500000.0), cuts=(17,)) if row != "e2e" else whole(data)
+    method = local_method(row, 500000.0, aux="OneConvHead(pools=(8, 8, 8, 4))")
+    config = replace(setting(data), method=method, cuts=ends(CIFAR100["resnet101"][0])) if row != "e2e" else whole(data)
     accuracy = dict(zip(ROWS, ("78.71", "78.11", "79.41"), strict=True))[row]
     name = f"resnet101_imagenet_{_named(row)}" + ("" if row == "e2e" else "_k2")
-    notes = (
-        "tau, cuts and learning rates of ImageNet are not stated: those of TinyImageNet and CIFAR-100 are our reading."
-    )
+    notes = "tau, cuts, heads and learning rates of ImageNet are not stated: those of TinyImageNet and CIFAR-100 are our reading."
     config = replace(config, model="torchvision:resnet101")
     return Recipe(name, config, PAPER, f"top-1 accuracy {accuracy} %", notes)
 

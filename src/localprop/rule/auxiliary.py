@@ -34,7 +34,7 @@ class Site:
 
     Attributes:
         module: the module's number, from 0.
-        modules: how many modules have a loss of their own, the last one included.
+        modules: how many modules there are; those that are joined under the last loss count as one.
         layer: the number of the module's last layer.
         layers: all layers of the network, with their shapes; those after `layer` are what follows.
         features: the shape of the module's output, batch first.

@@ -98,7 +98,7 @@ class _Readout(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         wide: Tensor = self.widened(self.body(features))
-        normed = self.norm(wide.to(self.norm.weight.dtype))  # precise under autocast, which leaves this norm as it is
+        normed: Tensor = self.norm(wide.to(self.norm.weight.dtype))  # precise under autocast, which leaves it alone
         return self.temperature * normed @ self.readout.T
 
 

@@ -185,7 +185,7 @@ class Reconciled:
     known; those of a sample are used, so that micro-batches do not change the penalty's scale.
 
     It runs in one process, on modules trained by their own loss alone, without recompute. What has no second derivative fails:
-    of attention, fused kernels (choose `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`).
+    of attention, fused kernels (step under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`).
 
     Attributes:
         weight: lambda.

@@ -1,8 +1,8 @@
-"""Losses made of losses: weighted sums, and another loss for each of those at a module's end."""
+"""Losses made of losses: weighted sums, with weights that change from module to module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -94,7 +94,7 @@ class Terms:
     terms: tuple[Term, ...] = (Term(),)
 
     def __post_init__(self) -> None:
-        check(_problems_of("terms", self.terms, lambda term: isinstance(term, Term), "Term(...)"))
+        check(self._problems())
 
     def __call__(self, site: Site) -> LocalLoss:
         weighted = [(term, weight) for term in self.terms if (weight := term.weight(site)) > 0]
@@ -105,33 +105,12 @@ class Terms:
             )
         return _Sum([term.loss(site) for term, _ in weighted], [weight for _, weight in weighted])
 
-
-@dataclass(frozen=True)
-class Each:
-    """A loss of its own for each of those at a module's end, in the credit's order; the last serves all that follow.
-
-    Attributes:
-        losses: at least one.
-
-    Raises:
-        BadInput: no losses, or what is none.
-
-    Example (a module's own loss, and that of a window):
-        >>> loss = lp.Each((lp.CrossEntropy(), lp.CrossEntropy(label_smoothing=0.1)))
-    """
-
-    losses: tuple[LossBuilder, ...] = (CrossEntropy(),)
-
-    def __post_init__(self) -> None:
-        check(_problems_of("losses", self.losses, callable, "a loss such as CrossEntropy()"))
-
-    def __call__(self, site: Site) -> LocalLoss:
-        return self.losses[min(site.objective, len(self.losses) - 1)](site)
-
-
-def _problems_of(name: str, parts: object, good: Callable[[object], bool], wanted: str) -> list[str]:
-    if not isinstance(parts, tuple):
-        return [f"{name}={parts!r} must be a tuple: write ({wanted},) for one."]
-    if not parts:
-        return [f"{name}=() is empty: give at least one {wanted}."]
-    return [f"{name} has {part!r}, where {wanted} is needed." for part in parts if not good(part)]
+    def _problems(self) -> Iterator[str]:
+        if not isinstance(self.terms, tuple):
+            yield f"terms={self.terms!r} must be a tuple: write (Term(...),) for one."
+        elif not self.terms:
+            yield "terms=() is empty: give at least one Term(...)."
+        else:
+            yield from (
+                f"terms has {term!r}, where Term(...) is needed." for term in self.terms if not isinstance(term, Term)
+            )

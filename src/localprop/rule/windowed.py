@@ -61,7 +61,7 @@ class OwnAndWindowLosses:
     def __call__(self, site: Site) -> LocalLoss:
         if site.objective == 0:
             return Terms((Term(CrossEntropy(), self.own),))(site)
-        reconstruction, task = self.weights(site.module, site.modules + 1)  # the first module has no loss of its own
+        reconstruction, task = self.weights(site.module, site.modules)
         if reconstruction == task == 0:
             return _NoLoss()
         pixels = PixelReconstruction(patches=self.patches)

@@ -61,9 +61,10 @@ def loss_of(heads: nn.ModuleDict, k: int) -> LocalLoss:
 def _site(partition: Partition, table: CreditTable, k: int, normalised: Normalised | None) -> Site:
     module = partition.modules[table.at[k]]
     layer, layers = module[-1], partition.layers
+    local = [table.at[loss] for loss in table.losses if table.at[loss] < len(partition.modules) - 1]
     return Site(
         module=table.at[k],
-        modules=len({table.at[loss] for loss in table.losses}),
+        modules=max(local, default=-1) + 2,
         layer=layer,
         layers=layers,
         features=layers.shapes[layer],
