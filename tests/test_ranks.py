@@ -12,7 +12,6 @@ import timm
 import torch
 import torchvision
 from crew import Blocks, Crew, Outcome, Run, Stream, assert_same, attempt, noise, train
-from test_battery import Method, each_method
 from test_schedule import wiring_of
 from torch import Tensor, nn
 from torch.nn import functional
@@ -66,14 +65,6 @@ COMBINATIONS = {
     "context that skips ranks": lp.Rule(lp.Interlocked(2), context=lp.ContextSupply(previous=4)),
     "a loss that reads the input": lp.Rule(lp.BackwardLinks(1), loss=reconstruction),
 }
-
-
-@each_method
-@pytest.mark.parametrize("order", ["1f1b", "gpipe"])
-def test_every_method(crew: Crew, method: Method, order: str) -> None:
-    """Also with segments that run again, and looked at in mid-training."""
-    options = {"modules": 6, "microbatches": 3, "recompute": order == "gpipe"}
-    compare(crew, Run(method(), options=options, ranks={"order": order}, pause=(1,)), 2, 3, 4)
 
 
 @pytest.mark.parametrize("rule", COMBINATIONS.values(), ids=COMBINATIONS)
