@@ -217,7 +217,7 @@ class Lends:
         (Lends(decay=0.75), lambda w: [0 * w[0], w[1] / 4, w[1] * 3 / 16 + w[2] / 4, None]),
         (Lends(decay=0.75, lag=1), lambda w: [0 * w[0], w[0] / 4, w[0] * 3 / 16 + w[1] / 4, None]),
     ],
-    ids=str,
+    ids=["copied", "every second step", "lag", "averaged", "averaged with a lag"],
 )
 def test_borrowed_parameters_follow_their_owner(lends: Lends, expected: Callable[..., list[Tensor | None]]) -> None:
     model, batches = network("mlp")
