@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -112,7 +113,8 @@ class Blocks(nn.Module):
     @staticmethod
     def _block(width: int) -> nn.Module:
         norm, conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1)
-        return nn.Sequential(norm, nn.ReLU(inplace=True), nn.Dropout(0.2), conv)
+        parts = {"bn2": norm, "relu": nn.ReLU(inplace=True), "drop": nn.Dropout(0.2), "conv": conv}
+        return nn.Sequential(OrderedDict(parts))  # bn2: what TRGL takes for the end of a residual branch
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from crew import Crew, Run
+from crew import Blocks, Crew, Run
 from test_battery import Method, each_method
 from test_ranks import compare, train_on_ranks
 from torch import nn
@@ -16,9 +16,9 @@ import localprop as lp
 pytestmark = pytest.mark.xdist_group("ranks")
 
 REFUSED = {
-    "man": "borrows '.*', which another rank trains",
-    "man_plus": "borrows '.*', which another rank trains",
-    "solo": "borrows 'head.weight', which another rank trains",
+    "man": "borrows '.*', which another rank has",
+    "man_plus": "borrows '.*', which another rank has",
+    "solo": "borrows 'head.weight', which another rank has",
     "sgr": "is of second order",
 }
 
@@ -50,3 +50,25 @@ class _OnlyFirst:
 
     def __call__(self, site: lp.Site) -> nn.Module:
         return lp.NextLayerHead()(site) if site.module == 0 else lp.Head()(site)
+
+
+@pytest.mark.parametrize("credit", [lp.Own(), lp.BackwardLinks(layers=1)], ids=["own", "links"])
+@pytest.mark.parametrize("order", ["1f1b", "gpipe"])
+def test_inner_outputs_of_segments_that_run_again(crew: Crew, credit: lp.Own, order: str) -> None:
+    """Under gpipe an earlier micro-batch runs again while a later one is current."""
+    rule = lp.Rule(credit, penalty=lp.Kinetic(plain=True))
+    options = {"modules": 4, "microbatches": 2, "recompute": True}
+    compare(crew, Run(rule, options=options, ranks={"order": order}), 2)
+
+
+def test_a_frozen_read_out_on_another_rank_is_refused(crew: Crew) -> None:
+    run = Run(lp.solo(blocks=0), build=frozen_readout, options={"modules": 4})
+    for refusal in crew.run(2, train_on_ranks, run):
+        assert isinstance(refusal, lp.BadInput)
+        assert "borrows 'head.weight', which another rank has" in str(refusal)
+
+
+def frozen_readout() -> nn.Module:
+    model = Blocks()
+    model.head.weight.requires_grad_(False)
+    return model

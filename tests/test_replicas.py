@@ -14,16 +14,20 @@ from crew import Blocks, Crew, Outcome, Run, Stream, noise, train
 from test_battery import METHODS, Method
 from test_rank_faults import TIMEOUT_S, endings, sgd, signalled
 from test_ranks import COMBINED, train_on_ranks
+from test_ranks_methods import REFUSED
 from torch import Tensor, nn
 
 import localprop as lp
 from localprop.step.schedule import Op
 
 pytestmark = pytest.mark.xdist_group("ranks")
-RULES = [*METHODS, lambda: COMBINED]
-NAMES = [method.__name__ for method in METHODS] + ["combined"]
-each_rule = pytest.mark.parametrize("rule", RULES, ids=NAMES)
-each_mesh = pytest.mark.parametrize("ranks", [2, 4])
+RULES = {method.__name__: method for method in METHODS} | {"combined": lambda: COMBINED}
+# Two replicas of one stage, and of two stages where a method may be divided between ranks.
+PLACES = [(rule, 2, name) for name, rule in RULES.items()]
+PLACES += [(rule, 4, name) for name, rule in RULES.items() if name not in REFUSED]
+each_place = pytest.mark.parametrize(
+    ("rule", "ranks"), [place[:2] for place in PLACES], ids=[f"{name}-{ranks}" for _, ranks, name in PLACES]
+)
 
 
 def exact() -> nn.Module:
@@ -36,7 +40,8 @@ def exact_noise() -> Stream:
 
 def both(crew: Crew, rule: lp.Rule, ranks: int, microbatches: int) -> tuple[Outcome, list[Outcome]]:
     """One process, and two replicas of so many micro-batches each."""
-    run = Run(rule, exact, {"modules": 6, "microbatches": 2 * microbatches}, batches=exact_noise, pause=(1,))
+    options = {"modules": 6, "microbatches": 2 * microbatches, "normalised": lp.Normalised()}
+    run = Run(rule, exact, options, batches=exact_noise, pause=(1,))
     alone = train(run, alone=True)
     run = replace(run, options=run.options | {"microbatches": microbatches}, ranks={"replicas": 2})
     together = crew.run(ranks, train_on_ranks, run)
@@ -65,18 +70,17 @@ def difference(alone: Outcome, together: list[Outcome]) -> float:
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
 
 
-@each_rule
-@each_mesh
+@each_place
 def test_one_micro_batch_each(crew: Crew, rule: Method, ranks: int) -> None:
     alone, together = both(crew, rule(), ranks, microbatches=1)
     assert difference(alone, together) == 0
 
 
-@each_rule
-@each_mesh
+@each_place
 def test_two_micro_batches_each(crew: Crew, rule: Method, ranks: int) -> None:
     alone, together = both(crew, rule(), ranks, microbatches=2)
-    assert difference(alone, together) < 1e-12
+    # Several BatchNorm1d over three samples stand in DGL's heads: each may multiply a rounding by 1 / sqrt(eps) = 316.
+    assert difference(alone, together) < (1e-8 if rule.__name__ in ("dgl", "man_plus") else 1e-12)
 
 
 def test_the_network_has_the_statistics_of_replica_0(crew: Crew) -> None:

@@ -302,3 +302,44 @@ def test_looking_elsewhere_is_refused() -> None:
 
     with pytest.raises(lp.BadInput, match="inside its own module only, but '14' is in another one"):
         lp.Learner(model, lp.Rule(loss=elsewhere), modules=4, optimizer=sgd, sample=batch)
+
+
+def test_two_losses_may_tap_one_output() -> None:
+    """Of two losses at a module's end the second only looks; the error that the first has left there is not lost."""
+
+    class Twice(lp.LocalLoss):
+        taps = ("2",)
+
+        def __init__(self, weight: float) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, features: Tensor, aux: nn.Module, seen: lp.Seen) -> Tensor:
+            loss = functional.cross_entropy(aux(features), seen.targets)
+            return loss + self.weight * seen.taps["2"].square().mean() if self.weight else loss
+
+    def build(site: lp.Site) -> lp.LocalLoss:
+        if site.module != 1:
+            return lp.CrossEntropy()(site)
+        return Twice(0.0 if site.objective else 0.3)
+
+    states = []
+    for loss in (build, lp.CrossEntropy()):
+        model, (batch, *_) = network("mlp")
+        partition = lp.Partition.at(lp.layers_of(model, batch), last=[0, 3])
+        learner = lp.Learner(
+            model, lp.Rule(lp.OwnAndWindows(), loss=loss), partition=partition, optimizer=sgd, sample=batch
+        )
+        learner.step(batch)
+        states.append(model[2].weight)
+    assert not torch.equal(*states)
+
+
+def test_a_second_order_loss_shares_its_module_with_no_other() -> None:
+    model, (batch, *_) = network("mlp")
+
+    def first_only(site: lp.Site, loss: lp.LocalLoss) -> lp.LocalLoss:
+        return second_order(site) if site.module == 0 else loss
+
+    with pytest.raises(lp.BadInput, match="differentiates through its module"):
+        lp.Learner(model, lp.Rule(lp.BackwardLinks(99), penalty=first_only), modules=4, optimizer=sgd, sample=batch)

@@ -80,7 +80,7 @@ def wiring_problems(wiring: Wiring, *, recompute: bool, one_optimizer: bool) -> 
                 f"recompute=True, but loss {objective.loss} differentiates through its module, whose graph must stay: use "
                 "recompute=False, or more modules."
             )
-        late = [loan.borrow.source for loan in objective.loans if loan.borrow.lag == 0]
+        late = [loan.borrow.source for loan in objective.loans if loan.borrow.lag == 0 and loan.donor is not None]
         if late and one_optimizer:
             yield (
                 f"Loss {objective.loss} borrows {late[0]!r} right after its step, but an optimizer of all parameters steps at "

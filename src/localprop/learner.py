@@ -227,7 +227,7 @@ class Learner:
     ) -> Losses:
         """Like :meth:`step`, but leaves all gradients in `.grad` and steps nothing, for loops that others own.
 
-        Gradients add to those that are there; a failure drops all of them.
+        Gradients add to those that are there; a failure drops all of them. Averages that heads keep move once per call.
 
         Args:
             batch: (inputs, targets).

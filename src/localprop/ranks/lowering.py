@@ -76,7 +76,7 @@ def lower(
     whole_orders = (_with_sends(plan, receivers, i, own) for i, own in enumerate(orders))
     sent = [_with_reruns(_split_late(far, own), recomputed) for own in whole_orders]
     whole = [_with_receives(plan, i, sent) for i in range(len(sent))]
-    return tuple(Schedule(_merged(stage, own)) for stage, own in zip(placement.stages, whole, strict=True))
+    return tuple(Schedule(_merged(stage, own, wiring)) for stage, own in zip(placement.stages, whole, strict=True))
 
 
 def layer_cost(wiring: Wiring) -> Cost:
@@ -95,7 +95,7 @@ def layer_cost(wiring: Wiring) -> Cost:
 def _add_reduces(waits: dict[Action, set[Action]]) -> None:
     steps = {step: reduce for reduce, step in REDUCES.items()}
     for action in [action for action in waits if action.op in steps]:
-        reduce = Action(steps[action.op], action.segment)
+        reduce = Action(steps[action.op], action.segment, action.flow)
         waits[reduce], waits[action] = waits[action], {reduce}
 
 
@@ -278,11 +278,11 @@ def _with_reruns(own: Halves, recomputed: frozenset[int]) -> Halves:
     return Halves(whole[:soon], whole[soon:])
 
 
-def _merged(stage: range, own: Halves) -> Iterator[Action]:
+def _merged(stage: range, own: Halves, wiring: Wiring) -> Iterator[Action]:
     """The steady loop: the late actions of the batch before, in their order, among those of this batch.
 
-    A step comes before its segment's next forward and loss, what the rank before waits for comes first of all, and the rest
-    before the last segment's forward.
+    A step comes before its segment's next forward and loss, and before those that borrow its parameters; what the rank before
+    waits for comes first of all, and the rest before the last segment's forward.
     """
     forwards = {action.segment: place for place, action in reversed([*enumerate(own.soon)]) if action.op is Op.F}
     while forwards[stage[0]] > 0 and own.soon[forwards[stage[0]] - 1].op in RECEIVES:
@@ -290,8 +290,10 @@ def _merged(stage: range, own: Halves) -> Iterator[Action]:
     moved: dict[int, list[Action]] = defaultdict(list)
     limit = forwards[stage[-1]]
     for action in reversed(own.late):
-        if action.op in (Op.S, Op.H):
-            limit = min(limit, forwards[action.segment])
+        if action.op in (Op.S, Op.H, Op.P):
+            borrowers = (o.segment for o in wiring.objectives if any(a.donor == action.segment for a in o.loans))
+            users = (action.segment, *(borrowers if action.op is Op.S else ()))
+            limit = min(limit, *(forwards[s] for s in users if s in forwards))
         elif action.op is Op.SEND_B:
             limit = 0
         moved[limit].insert(0, action._replace(late=True))

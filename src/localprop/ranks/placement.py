@@ -79,15 +79,15 @@ def sight_problems(wiring: Wiring, placement: Placement) -> Iterator[str]:
     """What losses need that another rank has. (Inputs and inner outputs of their own modules are always at hand.)"""
     for objective in wiring.objectives:
         loss, here = f"Loss {objective.loss}", placement.stage_of(objective.segment)
-        if objective.attached:
+        if objective.attached and len(placement.stages) > 1:
             yield (
                 f"{loss} is of second order: it needs the error of the module before in the forward, which is not sent between "
                 "ranks. Train in one process."
             )
-        far = [loan.borrow.source for loan in objective.loans if loan.donor is not None]
-        donors = {placement.stage_of(loan.donor) for loan in objective.loans if loan.donor is not None}
-        if donors - {here}:
+        held = wiring.used(placement.stages[here])
+        far = [loan.borrow.source for loan in objective.loans if loan.borrow.source not in held]
+        if far:
             yield (
-                f"{loss} borrows {far[0]!r}, which another rank trains; parameters are not sent between ranks. Train in one "
+                f"{loss} borrows {far[0]!r}, which another rank has; parameters are not sent between ranks. Train in one "
                 "process, or cut where borrower and owner share a rank."
             )

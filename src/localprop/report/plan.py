@@ -18,7 +18,7 @@ from localprop.network import Layers, Partition, layers_of
 from localprop.network.balance import balanced_cuts
 from localprop.ranks.lowering import in_flight, lower
 from localprop.ranks.pipeline import Ranks
-from localprop.ranks.placement import Placement
+from localprop.ranks.placement import Placement, sight_problems
 from localprop.report.contender import Contender
 from localprop.rule.losses import Batch
 from localprop.step.memory import predict
@@ -313,6 +313,7 @@ def on_paper(setting: Setting, measured: Measured, way: Way, plain_s: float) -> 
     contender, learner, seconds = measured
     wiring, of_modules = learner.wiring, seconds.per_module(learner.wiring, setting.microbatches)
     placement = Placement.balanced(wiring, setting.ranks, of_modules)
+    check(f"{contender.label}: {problem}" for problem in sight_problems(wiring, placement))
     programmes = lower(
         wiring, placement, setting.microbatches,
         recomputed=seconds.twice, replicas=setting.replicas, order=way.order, cost=seconds,

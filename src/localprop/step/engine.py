@@ -298,7 +298,7 @@ class Engine:
             self._generators.seed(self.seed, run.number, "F", s, run.first + m)
             return self._opened(run, s, m, handed)
 
-        with self._precision.forward():
+        with self._precision.forward(), self.views.again(run, s, m):
             output = self.rerun(s, run.batches[m].inputs, enter)
         microbatch, run.microbatch = run.microbatch, m
         self._keep_graph(run, s, output)

@@ -21,7 +21,8 @@ def explain(wiring: Wiring, schedule: Schedule, reading: MemoryReading) -> str:
             "Credit: which loss trains which layers (T trained, p the error passes, . no error, | a cut)",
             str(wiring.table),
             "",
-            "Schedule: F forward, L loss, H step of its head, B backward of a flow, S step, by segment",
+            "Schedule: F forward, L loss, H step of its head, B backward of a flow, S step, P copy of what a head borrows; "
+            "by segment",
             str(schedule),
             "",
             *_modules(wiring, reading),

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Views:
     def __init__(self, model: nn.Module, wiring: Wiring, own: Iterable[int]) -> None:
         objectives = [objective for objective in wiring.objectives if objective.segment in own]
         self._wiring = wiring
+        self._again: tuple[State, int, int] | None = None
         self._last = {objective.segment: objective for objective in objectives}
         self._attached = frozenset(o.segment for o in objectives if o.attached)
         self._reads_inlet = frozenset(
@@ -68,13 +70,23 @@ class Views:
 
     def hooked(self, run: State) -> Iterator[RemovableHandle]:
         """Hooks that note inner outputs; one that the network writes into later is handed on as a copy."""
-        for name, _, module in self._tapped:
-            yield module.register_forward_hook(self._hook(run, name, copied=name in self._wiring.layers.spoiled))
+        for name, s, module in self._tapped:
+            yield module.register_forward_hook(self._hook(run, name, s, copied=name in self._wiring.layers.spoiled))
 
-    @staticmethod
-    def _hook(run: State, name: str, *, copied: bool) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    @contextmanager
+    def again(self, run: State, s: int, m: int) -> Iterator[None]:
+        """While segment s of micro-batch m runs again, be it of the batch before, inner outputs are its own."""
+        self._again = run, s, m
+        try:
+            yield
+        finally:
+            self._again = None
+
+    def _hook(self, run: State, name: str, s: int, *, copied: bool) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            run.tapped[name, run.microbatch] = output
+            of, running, m = self._again or (run, s, run.microbatch)
+            if running == s:  # other segments are stubs
+                of.tapped[name, m] = output
             return output.clone() if copied else output
 
         return hook
@@ -113,10 +125,15 @@ class Views:
             if error is not None and tap.flow is not None:
                 place = Place(tap.segment, tap.flow, m)
                 run.tap_errors.setdefault(place, []).append((tap.name, scaled(error, tap.scale)))
-            elif self._last[objective.segment] == objective:
+            elif self._last[objective.segment] == objective and not self._awaited(run, tap.name, m):
                 run.tapped.pop((tap.name, m), None)
         if objective.attached and seen.inlet is not None:
             seen.inlet.grad = None
+
+    @staticmethod
+    def _awaited(run: State, name: str, m: int) -> bool:
+        """Whether another loss has left an error at an inner output."""
+        return any(place.microbatch == m and name == n for place, left in run.tap_errors.items() for n, _ in left)
 
     # --- B ------------------------------------------------------------------------------------------------------------
 

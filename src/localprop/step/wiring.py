@@ -288,7 +288,8 @@ def _detached_problems(table: CreditTable, segments: tuple[Segment, ...], attach
     for k in attached:
         module = table.at[k]
         own = [s for s, segment in enumerate(segments) if segment.module == module]
-        if len(own) > 1 or table.reach(k) != len(segments[own[0]].layers) or table.at.count(module) > 1:
+        others = sum(entry is not None for entry in table.column(segments[own[0]].layers[0])) > 1
+        if len(own) > 1 or others or table.reach(k) != len(segments[own[0]].layers) or table.at.count(module) > 1:
             yield (
                 f"Loss {k} differentiates through its module, so it must train just that: give it credit=Own(), not\n{table}"
             )

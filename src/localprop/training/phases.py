@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,8 @@ class Phase:
     alike, share its heads and the state of its optimizers, those of another method have their own; the network is one. The
     learning rate is that of the epoch in the whole run.
 
-    A module that a phase leaves out stays as it is, and so does its auxiliary network; only the statistics of its
-    BatchNorms go on. That is our reading of sequential training.
+    A module that a phase leaves out stays as it is, and so does its auxiliary network; only the statistics of its BatchNorms
+    go on, and what the auxiliary network borrows. That is our reading of sequential training.
 
     Attributes:
         method: the training rule as an expression.
@@ -100,6 +100,22 @@ def phases_of(text: str) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
+def lap_problems(phases: Iterable[Phase], epochs: int) -> list[str]:
+    """Why so many epochs are too few for a lap: phases that never begin, one sentence.
+
+    Example:
+        >>> lap_problems(phases_of("greedy() for 50 on 0; greedy() for 60 on 1"), 20)
+        ['The phases take 110 epochs, but epochs=20: phase 2 never begins; use --epochs 110.']
+    """
+    lengths = [phase.epochs for phase in phases]
+    late = [number for number in range(2, len(lengths) + 1) if sum(lengths[: number - 1]) >= epochs]
+    if not late:
+        return []
+    total, which = sum(lengths), ("phase " if len(late) == 1 else "phases ") + ", ".join(map(str, late))
+    never = "never begins" if len(late) == 1 else "never begin"
+    return [f"The phases take {total} epochs, but epochs={epochs}: {which} {never}; use --epochs {total}."]
+
+
 class Course:
     """Who learns in which epoch: a learner for each method of a run's phases, all of one network.
 
@@ -111,7 +127,7 @@ class Course:
         another: makes the learner of another method on the same network.
 
     Raises:
-        BadInput: modules that the network has not; encoders of contexts, which belong to one method; several methods on several
+        BadInput: modules that the network has not, or that no phase trains; encoders of contexts, which belong to one method; several methods on several
             ranks.
 
     Example:
@@ -151,16 +167,22 @@ class Course:
     def learning(self, epoch: int) -> Iterator[Learner]:
         """The learner of an epoch, which until the end trains nothing but the phase's modules."""
         learner, phase = self.at(epoch)
+        if epoch > 1 and self.at(epoch - 1)[0] is not learner:
+            learner.engine.views.copy_first()  # another method has trained what its auxiliary networks copy
         learner.steps = max(each.steps for each in self.learners.values())  # random draws go on where the run is
         with only(learner, phase.modules):
             yield learner
 
 
-def _problems(phases: Iterable[Phase], methods: list[str], modules: int) -> Iterator[str]:
+def _problems(phases: Sequence[Phase], methods: list[str], modules: int) -> Iterator[str]:
     for phase in phases:
         strange = [number for number in phase.modules if number >= modules]
         if strange:
             yield f"A phase trains module {strange[0]}, but the network has {modules}, numbered from 0: choose others."
+    left = {*range(modules)}.difference(*(phase.modules for phase in phases))
+    if left and all(phase.modules for phase in phases):
+        numbers = ", ".join(map(str, sorted(left)))
+        yield f"No phase trains module{'s' if len(left) > 1 else ''} {numbers}: name them in a phase, or leave out its modules."
     if len(methods) > 1 and world() > 1:
         yield f"Phases of {len(methods)} methods need the whole network in one process: start without torchrun."
 
