@@ -71,6 +71,14 @@ def test_mlp_sr_pools_to_a_quarter_rounded_up() -> None:
     assert sizes == [(3, 8), (2, 2)]
 
 
+def test_dgl_draws_its_linear_layers_from_narrow_normal_distributions() -> None:
+    torch.manual_seed(0)
+    linears = [part for part in lp.dgl().aux(site(64, 32, 32)).modules() if isinstance(part, nn.Linear)]
+    assert [linear.weight.std().item() for linear in linears] == pytest.approx([0.01] * 4, rel=0.05)
+    assert not any(linear.bias.any() for linear in linears)
+    assert all(part.bias.any() for part in lp.MlpSrHead()(site(16, 32, 32)).modules() if isinstance(part, nn.Linear))
+
+
 def test_mlp_sr_of_tokens_normalises_each() -> None:
     head = lp.MlpSrHead()(site(5, 16, outputs=(5, 10)))
     assert "LayerNorm" in kinds(head)
@@ -169,7 +177,7 @@ def test_bare_heads_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: lp.MlpSrHead(convs=-1, pooled=0), ["convs", "pooled"]),
+        (lambda: lp.MlpSrHead(convs=-1, pooled=0, std=-0.1), ["convs", "pooled", "std"]),
         (lambda: lp.PooledHead(0), ["features=0"]),
         (lambda: lp.ConvHead((8, 0)), ["convs=(8, 0)"]),
         (lambda: lp.OneConvHead(()), ["pools"]),
@@ -297,6 +305,34 @@ def test_copies_of_convolutional_blocks_that_keep_their_shape() -> None:
     here = of(nn.Sequential(model, nn.Linear(4 * 36, 3)), torch.zeros(2, 4, 6, 6), 0)
     head = lp.SampledLayers(3, 0, "copy")(here)
     assert kinds(head) == ["Conv2d", "ReLU"] * 3 + ["Pool", "Linear"]
+
+
+def test_layers_as_wide_as_the_outputs_are_copied() -> None:
+    """Only the last layer can be the classifier, and of a language model the block before it is none."""
+    mlp = of(lp.models.mlp(10, (10, 10, 10, 10)), torch.zeros(2, 10), 0)
+    assert len(lp.SampledLayers(9, 0)(mlp)) == 3 + 2  # of five layers those between the first and the classifier
+    model = LanguageModel(width=12)
+    model.out = nn.Linear(12, 12)
+    here = of(model, TOKENS, 0)
+    assert len(lp.SampledLayers(9, 0)(here)) == len(here.layers) - 1 + 2
+
+
+def test_odd_sides_are_halved_too() -> None:
+    """28 -> 14 -> 7 -> 4 pixels: three strides of 2."""
+    with torch.device("meta"):
+        here = of(torchvision.models.resnet34(), torch.zeros(2, 3, 112, 112), 0)
+        head = lp.SampledLayers(16, 0)(here)
+    strides = [block.conv1.stride[0] for block in head.modules() if isinstance(block, lp.models.BasicBlock)]
+    assert (here.features[2], here.layers.shapes[-1][2]) == (28, 4)
+    assert strides.count(2) == 3
+    assert head[:16](torch.zeros(here.features, device="meta")).shape[2:] == (4, 4)
+
+
+def test_the_imagenet_form_has_no_norm_before_the_linear_layer() -> None:
+    here = of(lp.models.resnet14(), torch.zeros(2, 3, 32, 32), 3)
+    assert kinds(lp.auglocal(depth=1).aux(here))[-3:] == ["Pool", "BatchNorm1d", "Linear"]
+    assert kinds(lp.auglocal(depth=1, joined=False).aux(here))[-2:] == ["Pool", "Linear"]
+    assert "BatchNorm1d" not in kinds(lp.auglocal(depth=1, joined=False).aux(here))
 
 
 def test_copies_that_do_not_fit_are_refused() -> None:

@@ -255,6 +255,15 @@ def test_bad_values_are_refused(make: Callable[[], object], word: str) -> None:
 # --- precision --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("task", [lp.CrossEntropy(), lp.Contrastive()])
+def test_probabilities_are_no_targets_of_contrastive_losses(task: LossBuilder) -> None:
+    images, soft = torch.rand(4, 3, 8, 8), torch.eye(10)[:4]
+    rule = lp.Rule(aux=lp.Head(outputs=128), loss=lp.Contrastive())
+    options = {"modules": 2, "optimizer": lambda params: torch.optim.SGD(params, lr=0.1), "sample": (images, soft)}
+    with pytest.raises(lp.BadInput, match="Contrastive takes classes"):
+        lp.Learner(lp.models.resnet8(), rule, task=task, **options).step((images, soft))
+
+
 @pytest.mark.parametrize("loss", [lp.PixelReconstruction(), lp.Contrastive()])
 def test_autocast_leaves_these_losses_in_float32(loss: LossBuilder) -> None:
     features, seen = batch(*((6, 4, 4) if isinstance(loss, lp.PixelReconstruction) else (6,)))

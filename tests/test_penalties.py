@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchvision
 from connected import Connected, Losses
 from connected import compare as connected_to
 from reference import NETWORKS, batches_of, network, sgd
@@ -125,6 +126,29 @@ def test_kinetic_energy_of_plain_layers_is_what_they_add() -> None:
         return {k: loss + sum((r**2).mean() / 2.0 for r in own[k]) for k, loss in base.items()}
 
     compare("mlp", Kinetic(plain=True), penalised)
+
+
+def test_kinetic_energy_of_torchvision_s_transformer() -> None:
+    """The branches end behind the dropout that follows attention, and behind the MLP."""
+    model = torchvision.models.VisionTransformer(32, 8, 4, 2, 16, 32, num_classes=10)
+    found = lp.layers_of(model, torch.zeros(2, 3, 32, 32))
+    site = lp.Site(0, 2, 2, found, found.shapes[2], 10, start=1)
+    blocks = "encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"
+    loss = Kinetic()(site, lp.CrossEntropy()(site))
+    assert loss.taps == tuple(f"{block}.{end}" for block in blocks for end in ("dropout", "mlp"))
+
+
+@pytest.mark.parametrize(
+    ("model", "plain", "words"),
+    [
+        (lp.models.mlp(8, (6, 6, 6)), False, "no residual branch"),
+        (lp.models.mlp(8, (7, 6, 5)), True, "keeps its shape"),
+    ],
+)
+def test_networks_without_anything_to_penalise_are_refused(model: nn.Module, plain: bool, words: str) -> None:
+    batch = torch.zeros(4, 8), torch.arange(4)
+    with pytest.raises(lp.BadInput, match=words):
+        lp.Learner(model, lp.trgl(plain=plain), modules=2, optimizer=sgd, sample=batch)
 
 
 def test_half_of_the_modules_is_late() -> None:

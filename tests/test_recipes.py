@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +16,11 @@ from torch import Tensor
 
 import localprop as lp
 from localprop import cli, recipes
+from localprop.cli_recipes import fields_of
 from localprop.data import Dataset
 from localprop.recipes import Recipe, tables
 from localprop.recipes.standin import blank
 from localprop.training.config import Config, build, course_of
-from localprop.training.expression import rule_of
-from localprop.training.trainer import lr_at
 
 ALL = [recipes.find(name) for name in recipes.names()]
 
@@ -88,40 +88,6 @@ def test_an_unknown_name_is_bad_input() -> None:
         recipes.find("?")
 
 
-# settings
-
-LEARNING_RATES = {1: 0.01, 2: 0.08897, 5: 0.32523, 10: 0.71408, 11: 0.79071, 80: 0.4, 160: 0.0}
-
-
-@pytest.mark.parametrize("name", ["resnet32_cifar10_dgl_k16", "resnet110_svhn_contsup_r1e_softmax_decoder_k2"])
-def test_learning_rates_of_infopros_setting(name: str) -> None:
-    config = recipes.find(name).config
-    assert (config.epochs, config.batch_size, config.nesterov, config.weight_decay) == (160, 1024, True, 1e-4)
-    assert [lr_at(config, e) for e in LEARNING_RATES] == pytest.approx([*LEARNING_RATES.values()], rel=1e-4, abs=1e-12)
-
-
-def test_learning_rates_of_other_settings() -> None:
-    auglocal = recipes.find("resnet34_imagenet_auglocal_d4").config  # 0.2 (1 + cos(pi e / 200)) for e from 0
-    assert [lr_at(auglocal, e) for e in (1, 101)] == pytest.approx([0.4, 0.2])
-    predsim = recipes.find("vgg8b_cifar10_predsim").config
-    assert [lr_at(predsim, e) for e in (200, 201, 301, 351, 376)] == pytest.approx([5e-4 / 4**i for i in range(5)])
-    interlocking = recipes.find("resnet34_cifar10_interlocking_wise2_k4").config
-    assert [lr_at(interlocking, e) for e in (91, 92, 137, 183)] == pytest.approx([0.1, 0.01, 1e-3, 1e-4])
-    assert {lr_at(recipes.find("resnet110_stl10_trgl_k4").config, e) for e in (1, 300)} == {0.002}
-
-
-def test_weights_of_infopro_at_the_first_and_the_last_local_module() -> None:
-    def weights(name: str) -> list[tuple[float, float | None]]:
-        return [(term.first, term.last) for term in rule_of(recipes.find(name).config.method).loss.terms]  # type: ignore[attr-defined]
-
-    assert weights("resnet32_cifar10_infopro_contrast_k16") == [(5, 0.2), (0.05, 0.5)]
-    assert weights("resnet110_stl10_contsup_r1e_softmax_decoder_k8") == [(20, 5), (0.2, 1)]
-    assert weights("resnet110_svhn_contsup_r1e_softmax_decoder_k4") == [
-        (5, 0.5),
-        (0, 1),
-    ]  # not the official code's 0, 0
-
-
 # cuts
 
 # Units of each module as the papers count them, by network, table and modules.
@@ -135,6 +101,11 @@ SIZES = {
     ("resnet110", 4): [13, 14, 14, 14],
     ("resnet110", 8): [6] + [7] * 7,
     ("resnet110", 16): [3] * 9 + [4] * 7,
+    ("resnet110", 32): [
+        *(3, 1, 2, 1, 2, 2, 2, 2, 1, 2, 1),  # of 1 stem and 18 blocks
+        *(2, 1, 2, 1, 2, 2, 2, 2, 1, 2, 1),
+        *(2, 2, 1, 2, 1, 2, 2, 2, 2, 2),
+    ],
     ("resnet110", 55): [1] * 55,
 }
 BALANCED_SIZES = {
@@ -173,6 +144,7 @@ MODULES = {
     "resnet152_imagenet_dgl_k2": [26, 22 + 3],
     "vgg13_imagenet_dgl_k4": [3, 3, 3, 1],
     "vgg19_imagenet_dgl_k2": [8, 8],
+    "resnet50_tinyimagenet_trgl_k4": [1 + 3, 4, 6, 3],
     "resnet34_cifar10_interlocking_wise2_k4": [1, 1, 1, 14],
     "resnet32_cifar10_gn_dgl_g2_k2": [8, 8, 1],
     "vgg8b_cifar10_predsim": [1] * 8,
@@ -318,6 +290,32 @@ def test_what_is_given_replaces_what_it_excludes() -> None:
     assert Config(**recipes.find("vgg13_imagenet_dgl_k4").varied({"lr_schedule": "constant"})).problems() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        ("resnet32_cifar10_backlink_k16", 2),
+        ("vgg8b_cifar10_e2e", 1),
+        ("vgg8b_cifar10_e2e", 5),
+        ("vgg13_imagenet_dgl_k4", 2),
+        ("resnet32_cifar10_dgl_k4", 5),
+    ],
+)
+def test_fewer_epochs_alone_are_a_sound_run(name: str, epochs: int, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = recipes.find(name)
+    assert replace(recipe.config, epochs=epochs).problems()
+    assert Config(**fields_of(name, {"epochs": epochs})).problems() == []
+    assert f"does not fit epochs={epochs}: " in capsys.readouterr().err
+
+
+def test_what_fits_stays_and_what_is_given_is_taken() -> None:
+    steps = Recipe("steps", Config(epochs=10, lr_schedule="multistep", milestones=(5, 8), warmup_epochs=2), "nobody")
+    assert steps.fitted({"epochs": 9}) == {}
+    assert steps.fitted({"epochs": 4, "milestones": (5,)}) == {}
+    assert steps.fitted({"epochs": 4}) == {"milestones": (2, 3)}
+    assert steps.fitted({"epochs": 1}) == {"warmup_epochs": None, "milestones": (), "lr_schedule": "constant"}
+    assert steps.fitted({"epochs": 1, "lr_schedule": "cosine"}) == {}
+
+
 # the command line
 
 
@@ -327,15 +325,28 @@ def test_train_a_recipe_with_other_values(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("test accuracy 0.")
     assert out[1].startswith("published, for the recipe as it is: +4.00 points")
+    assert out[1].endswith(
+        "; this run replaces data, modules, cuts, epochs, batch_size, lr_schedule, warmup_epochs, limit"
+    )
 
 
-def test_train_a_recipe_to_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_a_recipe_to_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     small = ["--model", "transformer:width=16,heads=2,blocks=1", "--context", "16", "--limit", "64", "--epochs", "2"]
-    assert cli.main(["train", "transformer_text_solo_k2", "--json", *small]) == 0
+    assert (
+        cli.main(["train", "transformer_text_solo_k2", "--json", *small, "--out", str(tmp_path), "--device", "cpu"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["recipe"] == "transformer_text_solo_k2"
     assert found["config"]["optimizer"] == "adamw"
     assert found["config"]["context"] == 16
+    assert (
+        {"model", "context", "limit"}
+        <= {*found["replaced"]}
+        <= {"model", "epochs", "context", "limit", "warmup_epochs"}
+    )
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    assert (kept["recipe"], kept["replaced"]) == ("transformer_text_solo_k2", found["replaced"])
 
 
 def test_show_a_recipe_without_its_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,6 +363,19 @@ def test_show_a_recipe_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["recipe"], found["config"]["cuts"]) == ("resnet32_cifar10_dgl_k4", [3, 7, 11])
 
 
+def test_show_refuses_what_train_would(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--augment", "rotate", "--lr", "-1", "--limit", "0"]
+    assert cli.main(["show", "resnet32_cifar10_dgl_k4", *words]) == 2
+    err = capsys.readouterr().err
+    assert [part in err for part in ("'rotate'", "lr=-1.0", "limit is 0")] == [True] * 3
+    assert cli.main(["show", "resnet32_cifar10_dgl_k4", "--mean", "0.5,0.5", "--std", "0.5"]) == 2
+    assert "mean=(0.5, 0.5) are 2 numbers for 3 channel(s)" in capsys.readouterr().err
+    assert cli.main(["show", "resnet32_cifar10_dgl_k4", "--batch-size", "-5", "--lr", "0"]) == 2
+    err = capsys.readouterr().err
+    assert "batch_size=-5" in err
+    assert "lr=0.0" in err
+
+
 @pytest.mark.parametrize("command", ["train", "show"])
 def test_an_unknown_recipe_exits_with_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command, "resnet32_cifar10_dgl_k15"]) == 2
@@ -364,6 +388,7 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes", "resnet32_cifar10_dgl"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [f"resnet32_cifar10_dgl_k{k}" for k in (2, 4, 8, 16)]
+    assert recipes.names("RESNET32_CIFAR10_DGL") == recipes.names("resnet32_cifar10_dgl")
     assert cli.main(["recipes", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["recipes"]) == len(ALL)
 

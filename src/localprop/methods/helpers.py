@@ -72,12 +72,13 @@ def auglocal(depth: int = 2, pyramid: float = 0.5, joined: bool = True, unit: st
         loss3 ...|...|TTT|TTT
 
     The paper trains layer-wise: `modules` = the number of layers. Its CIFAR code joins the last depth + 1 layers under the
-    true loss, its ImageNet code gives every layer but the last a head (and uses no pyramid).
+    true loss, which K counts as one module; its ImageNet code gives every layer but the last a head (and uses no pyramid).
 
     Args:
         depth: d, the layers of the first auxiliary network.
         pyramid: tau, how far the depth falls towards 1.
-        joined: the CIFAR form (True) or the ImageNet form (False) of the final module.
+        joined: the CIFAR form (True) or the ImageNet form (False) of the final module, and of heads of one basic block, which
+            have a BatchNorm before their linear layer in the first.
         unit: what stands for a layer: a "basic" or "bottleneck" residual block, a "conv" of VGG, or a "copy" of the layer
             itself, for networks whose layers keep their shape (:class:`localprop.SampledLayers`).
 
@@ -90,5 +91,5 @@ def auglocal(depth: int = 2, pyramid: float = 0.5, joined: bool = True, unit: st
     Reference: Ma, Wu, Si, Tan, Scaling Supervised Local Learning with Augmented Auxiliary Networks, ICLR 2024,
     arXiv 2402.17318.
     """
-    credit = Own(joined=depth if joined else 0)
-    return Rule(credit=credit, aux=SampledLayers(depth, pyramid, unit), reference="Ma et al. 2024, arXiv 2402.17318")
+    credit, aux = Own(joined=depth if joined else 0), SampledLayers(depth, pyramid, unit, norm=joined)
+    return Rule(credit=credit, aux=aux, reference="Ma et al. 2024, arXiv 2402.17318")

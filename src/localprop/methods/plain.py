@@ -64,7 +64,7 @@ def greedy(aux: AuxBuilder = Head()) -> Rule:  # noqa: B008 - parts are frozen
     return Rule(credit=Own(), aux=aux, reference="Belilovsky et al. 2020, arXiv 1901.08164")
 
 
-def dgl(aux: AuxBuilder = MlpSrHead()) -> Rule:  # noqa: B008
+def dgl(aux: AuxBuilder = MlpSrHead(std=0.01)) -> Rule:  # noqa: B008
     """DGL: :func:`greedy` with the auxiliary networks of its paper, which cost few operations.
 
     Equations::
@@ -79,7 +79,8 @@ def dgl(aux: AuxBuilder = MlpSrHead()) -> Rule:  # noqa: B008
         loss2 ...|...|TTT|...
         loss3 ...|...|...|TTT
 
-    The default is the paper's "MLP-SR" with three linear layers with bias, as in its official code; AugLocal's code compares
+    The default is the paper's "MLP-SR" with three linear layers with bias, as in its official code, which draws linear
+    weights from N(0, 0.01 squared) and makes their biases 0; AugLocal's code compares
     with `MlpSrHead(linears=2, bias=False)`. Others call :func:`greedy` with 1c2f heads DGL, too: name the head with a result.
 
     Args:

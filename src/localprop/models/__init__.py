@@ -5,7 +5,7 @@
 >>> model = models.create_model("timm:vit_tiny_patch16_224", 10, (3, 32, 32))
 """
 
-from localprop.models.create import create_model
+from localprop.models.create import create_model, takes_tokens
 from localprop.models.densenet import DenseLayer, DenseNetBC, densenet_bc_100_12
 from localprop.models.grouped import ConvClassifier, GroupedResNet, grouped_resnet
 from localprop.models.mlp import mlp
@@ -60,6 +60,7 @@ __all__ = [
     "resnet101_cifar",
     "resnet110",
     "resnet152_cifar",
+    "takes_tokens",
     "transformer_lm",
     "vgg8b",
     "vgg11b",

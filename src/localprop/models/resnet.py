@@ -40,11 +40,30 @@ def init_convs(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
 
 
+def init_linears(module: nn.Module, std: float = 0.01) -> None:
+    """Draw the weights of every linear layer below `module` from N(0, std squared) and make their biases 0.
+
+    Args:
+        module: changed in place; draws come from torch's global generator.
+        std: standard deviation.
+
+    Example:
+        >>> init_linears(nn.Sequential(nn.Linear(3, 16), nn.ReLU()))
+
+    Source: Belilovsky, Eickenberg, Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020, arXiv 1901.08164, official code.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, plus a shortcut: (N, I, H, W) -> (N, O, H / stride, W / stride).
 
     The shortcut is the identity where the shape stays. Where it changes, "conv" is a 1x1 convolution with batch norm
-    (option B), "pad" an average over stride x stride pixels with channels of zeros behind (option A, no parameters).
+    (option B), "pad" every stride-th pixel with channels of zeros behind (option A, no parameters).
 
     Args:
         in_chans: channels of the input.
@@ -92,29 +111,27 @@ class BasicBlock(nn.Module):
 
 
 class Padded(nn.Module):
-    """The shortcut without parameters: average over stride x stride pixels, then channels of zeros behind (option A).
-
-    The average over as many pixels as the stride skips, and zeros behind rather than on both sides, are our reading.
+    """The shortcut without parameters: every stride-th row and column, then channels of zeros behind (option A).
 
     Args:
-        stride: of the average, in height and width.
+        stride: in height and width.
         more: channels of zeros.
 
     Example:
         >>> Padded(2, 16)(torch.ones(1, 16, 7, 7)).shape
         torch.Size([1, 32, 4, 4])
 
-    Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385, section 3.3.
+    Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385, section 3.3; in this form Karkar et
+    al., TRGL, NeurIPS 2023, official code.
     """
 
     def __init__(self, stride: int, more: int) -> None:
         super().__init__()
-        self.pool = nn.AvgPool2d(stride, ceil_mode=True)  # ceil: as many pixels as the strided convolution leaves
-        self.more = more
+        self.stride, self.more = stride, more
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, C + more, ceil(H / stride), ceil(W / stride))."""
-        return functional.pad(self.pool(x), (0, 0, 0, 0, 0, self.more))
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
 
 
 class CifarResNet(nn.Module):
@@ -192,7 +209,7 @@ def _shortcut(kind: Shortcut, in_chans: int, out_chans: int, stride: int, groups
 
 def _shortcut_problems(shortcut: str) -> Iterator[str]:
     if shortcut not in ("conv", "pad"):
-        yield f'shortcut={shortcut!r} is unknown: choose "conv" (1x1 convolutions) or "pad" (average and zeros).'
+        yield f'shortcut={shortcut!r} is unknown: choose "conv" (1x1 convolutions) or "pad" (fewer pixels, and zeros).'
 
 
 def depth_problems(depth: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from localprop.errors import check
 from localprop.models.problems import count_problems, dropout_problems
-from localprop.models.resnet import init_convs
+from localprop.models.resnet import init_convs, init_linears
 
 Plan = Sequence[int | Literal["M"]]  # widths of convolutions; M is a max-pool that halves the map
 
@@ -226,8 +226,10 @@ def _vgg(plan: Plan, num_classes: int, in_chans: int, hidden: int, dropout: floa
     second = _unit(linear=nn.Linear(hidden, hidden), act=nn.ReLU(inplace=True), **drop)
     model = VGG(units, Readout(first, Readout(second, nn.Linear(hidden, num_classes))))
     init_convs(model)
-    for linear in (module for module in model.modules() if isinstance(module, nn.Linear)):
-        nn.init.normal_(linear.weight, std=0.01)
+    init_linears(model)
+    for unit in model.modules():
+        if isinstance(unit, nn.Conv2d) and unit.bias is not None:
+            nn.init.zeros_(unit.bias)
     return model
 
 
@@ -235,7 +237,7 @@ def vgg13(num_classes: int = 1000, in_chans: int = 3, hidden: int = 4096, dropou
     """VGG-13 with batch norm: ten convolutions, 10 layers, the last one with the pool and three linear layers behind it.
 
     The last map is pooled to 7x7, which 224x224 images have already: smaller ones, of 32 pixels and more, work too.
-    Convolutions are drawn with fan-out, linear weights from N(0, 0.01 squared); biases as PyTorch does, our reading.
+    Convolutions are drawn with fan-out, linear weights from N(0, 0.01 squared); biases are 0, as in DGL's code.
 
     Args:
         num_classes: outputs of the classifier.

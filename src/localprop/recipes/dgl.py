@@ -34,12 +34,10 @@ ROWS: tuple[tuple[str, int, tuple[int, ...], str], ...] = (
     ("resnet152", 1, (), "74.4 / 92.1"),
     ("resnet152", 2, (25,), "74.5 / 92.0"),
 )
-NOTES = (
-    "The official code trains in fp16 and makes its optimizer anew, without momentum, when the learning rate falls; the kind of "
-    "momentum is not stated, and Nesterov's is left out."
-)
+NOTES = "The official code trains in fp16 and makes its optimizer anew, without momentum so far, when the learning rate falls."
 HEAD_SIZE = (
-    "The official code pools ResNet-152's head to a size halved once too often; here it is a quarter of the features'."
+    "The official code pools ResNet-152's head to a size halved once too often; here it is a quarter of the features'. It draws "
+    "the network's classifier from N(0, 0.01 squared), with biases of 0; here PyTorch does."
 )
 
 

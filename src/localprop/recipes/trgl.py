@@ -15,9 +15,16 @@ from localprop.training.config import Config
 
 PAPER = "Karkar et al., TRGL, NeurIPS 2023"
 SCORES = (
-    "The official code's score is a maximum over epochs and modules on one half of the test set. It draws weights orthogonally "
-    "with gain 0.1 (here as in the other ResNets), and its last module has a head like the others."
+    "The official code's score is a maximum over epochs and modules on one half of the test set, and its last module has a head "
+    "like the others."
 )
+ORTHOGONAL = "It draws weights orthogonally with gain 0.1, here they are those of the other ResNets."
+CONVOLUTIONAL = f"{SCORES} {ORTHOGONAL}"
+# Per channel, mean and standard deviation.
+MOMENTS = {
+    "cifar100": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "folder:tiny-imagenet-200": ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
+}
 # fmt: off
 # STL-10, ResNet-110: blocks of each module, accuracy in % and 95 % interval of plain local learning and of TRGL.
 STL10 = {
@@ -34,7 +41,7 @@ CIFAR100 = {
     "resnet152": ((25, 25), ("74.80", "75.40", "76.55")),
 }
 TINYIMAGENET = {
-    "resnet50": ((), ("58.10", "58.43", "60.30")),
+    "resnet50": ((3, 4, 6, 3), ("58.10", "58.43", "60.30")),
     "resnet101": ((7, 9, 9, 8), ("62.01", "63.64", "63.71")),
     "resnet152": ((11, 13, 13, 13), ("62.32", "63.87", "64.23")),
     "vgg19": ((), ("58.74", "56.17", "57.28")),
@@ -48,6 +55,7 @@ SWIN = {  # accuracy in % of Swin-T in 4 modules
 IN_TURN = {"sequential": ("73.31", "73.61"), "multilap": ("74.34", "74.78")}
 # fmt: on
 ROWS = ("e2e", "plain", "trgl")
+TINY_CROP = "The official code crops images at random after padding by 4 pixels, too, which is left out here."
 TINY_CUTS = "The cuts of this network are not stated: equal division is our reading."
 LAMBDA = (
     "The paper has no constant tau here: the weight of the cross-entropy grows during training; tau 0.5, where it begins, is our "
@@ -72,9 +80,13 @@ def recipes() -> Iterator[Recipe]:
 
 def setting(data: str) -> Config:
     """SGD with momentum and a constant learning rate."""
-    stl = data == "stl10"
+    stl, (mean, std) = data == "stl10", MOMENTS.get(data, (None, None))
     return Config(
         data=data,
+        augment="flip" if "tiny" in data else None,
+        padding="zeros" if data == "cifar100" else None,
+        mean=mean,
+        std=std,
         batch_size=64 if stl else 256,
         lr=0.002 if stl else 0.003,
         nesterov=False,
@@ -110,7 +122,7 @@ def local_method(row: str, tau: float, late: float = 1.0, aux: str = "OneConvHea
 def stl10_end_to_end() -> Recipe:
     """The reference of the STL-10 rows."""
     config = replace(whole("stl10"), model="resnet110:shortcut=pad")
-    return Recipe("resnet110_stl10_trgl_baseline_e2e", config, PAPER, "test accuracy 77.73 %", SCORES)
+    return Recipe("resnet110_stl10_trgl_baseline_e2e", config, PAPER, "test accuracy 77.73 %", CONVOLUTIONAL)
 
 
 def stl10(row: str, local: str) -> Recipe:
@@ -125,7 +137,7 @@ def stl10(row: str, local: str) -> Recipe:
     )
     interval = "" if own else ", 95 % interval"
     published = f"test accuracy {trgl if local == 'trgl' else plain} %{interval}"
-    return Recipe(f"resnet110_stl10_{_named(local)}_{row}", config, PAPER, published, noted(own, which, SCORES))
+    return Recipe(f"resnet110_stl10_{_named(local)}_{row}", config, PAPER, published, noted(own, which, CONVOLUTIONAL))
 
 
 def cifar100(network: str, row: str) -> Recipe:
@@ -135,7 +147,7 @@ def cifar100(network: str, row: str) -> Recipe:
     config = replace(setting("cifar100"), method=method, cuts=ends(sizes)) if row != "e2e" else whole("cifar100")
     config = replace(config, model=f"{network}_cifar")
     name = f"{network}_cifar100_{_named(row)}" + ("" if row == "e2e" else "_k2")
-    notes = noted(LAMBDA if row == "trgl" else "", "The stem for small images is our reading.", SCORES)
+    notes = noted(LAMBDA if row == "trgl" else "", CONVOLUTIONAL)
     return Recipe(name, config, PAPER, f"test accuracy {accuracies[ROWS.index(row)]} %", notes)
 
 
@@ -152,18 +164,21 @@ def tinyimagenet(network: str, row: str) -> Recipe:
     vgg_note = (
         "The VGG-19 of the paper, and what its layers are penalised for, are not in the official code." if vgg else ""
     )
-    notes = noted("" if sizes or row == "e2e" else TINY_CUTS, vgg_note, "Augmentation is our reading.", SCORES)
+    notes = noted("" if sizes or row == "e2e" else TINY_CUTS, vgg_note, TINY_CROP, CONVOLUTIONAL)
     return Recipe(name, config, PAPER, f"test accuracy {accuracies[ROWS.index(row)]} %", notes)
 
 
 def imagenet(row: str) -> Recipe:
     """ResNet-101 in two modules."""
     data = "folder:imagenet"
-    method = local_method(row, 500000.0, aux="OneConvHead(pools=(8, 8, 8, 4))")
+    method = local_method(row, 500000.0, late=2.0, aux="OneConvHead(pools=(8, 8, 8, 4))")
     config = replace(setting(data), method=method, cuts=ends(CIFAR100["resnet101"][0])) if row != "e2e" else whole(data)
     accuracy = dict(zip(ROWS, ("78.71", "78.11", "79.41"), strict=True))[row]
     name = f"resnet101_imagenet_{_named(row)}" + ("" if row == "e2e" else "_k2")
-    notes = "tau, cuts, heads and learning rates of ImageNet are not stated: those of TinyImageNet and CIFAR-100 are our reading."
+    notes = (
+        "tau, cuts, heads and learning rates of ImageNet are not stated: those of TinyImageNet and CIFAR-100 are our reading. "
+        "The official code scales images to 256 pixels, crops 224 at random and flips; here a crop of random area is scaled."
+    )
     config = replace(config, model="torchvision:resnet101")
     return Recipe(name, config, PAPER, f"top-1 accuracy {accuracy} %", notes)
 
@@ -196,14 +211,14 @@ def swin(data: str, row: str) -> Recipe:
 
 
 def in_turn(form: str, row: str) -> Recipe:
-    """ResNet-101 on CIFAR-100, module after module: once (50 + 10 k epochs for module k), or in five laps (10 + 2 k)."""
+    """ResNet-101 on CIFAR-100, module after module: once (50 + 10 k epochs for module k, from 0), or in five laps (10 + 2 k)."""
     sizes, _ = CIFAR100["resnet101"]
     method = local_method(row, 0.5, aux="OneConvHead(pools=(8, 8, 8, 4))")
-    epochs = (60, 70) if form == "sequential" else (12, 14)
+    epochs = (50, 60) if form == "sequential" else (10, 12)
     phases = "; ".join(f"{method} for {count} on {module}" for module, count in enumerate(epochs))
-    config = replace(setting("cifar100"), model="resnet101_cifar", phases=phases, cuts=ends(sizes), epochs=130)
+    config = replace(setting("cifar100"), model="resnet101_cifar", phases=phases, cuts=ends(sizes), epochs=110)
     accuracy = IN_TURN[form][ROWS.index(row) - 1]
-    notes = noted(LAMBDA if row == "trgl" else "", "That modules count from 1 in these numbers is our reading.", SCORES)
+    notes = noted(LAMBDA if row == "trgl" else "", CONVOLUTIONAL)
     name = f"resnet101_cifar100_{'trgl' if row == 'trgl' else 'plain'}_{form}_k2"
     return Recipe(name, config, PAPER, f"test accuracy {accuracy} %", notes)
 

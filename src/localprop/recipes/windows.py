@@ -56,9 +56,8 @@ def momentum(network: str, k: int) -> Recipe:
     """DGL with MAN."""
     config, merged = _cut(network, k, method="man()")
     own = "The head behind the momentum network is not known to us: 1c2f is our reading."
-    division = "The cuts of 32 modules are not known: equal division is our reading." if k == 32 else ""
     published = f"test error {MAN_ERRORS[network, k]} %, {QUOTED}"
-    return Recipe(f"{network}_cifar10_man_k{k}", config, MAN, published, noted(merged, own, division))
+    return Recipe(f"{network}_cifar10_man_k{k}", config, MAN, published, noted(merged, own))
 
 
 def hierarchical(network: str, k: int, row: str) -> Recipe:
@@ -121,4 +120,4 @@ def _cut(network: str, k: int, method: str) -> tuple[Config, str]:
     if k == LAYERWISE[network]:
         cuts = each_layer(network, stem_apart=False)
         return replace(config, cuts=cuts), MERGED.format(count=k, modules=len(cuts) + 1)
-    return (replace(config, modules=k) if k == 32 else replace(config, cuts=equal(network, k))), ""
+    return replace(config, cuts=equal(network, k)), ""

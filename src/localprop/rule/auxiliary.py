@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,36 @@ class Site:
     objective: int = 0
     normalised: Normalised | None = None
 
+    def dimension(self, layer: int | None = None) -> int:
+        """Which dimension of the features, or of another layer's output, holds the channels; see :class:`Head`.
+
+        Raises:
+            BadInput: features of five or more dimensions that no Conv3d or BatchNorm3d made.
+        """
+        shape = self.features if layer is None else self.layers.shapes[layer]
+        if len(shape) in (2, 4):
+            return channel_dimension(shape, self.layers.input_shape)
+        own = self._own_pieces(self.layer if layer is None else layer)
+        weighted = [m for name in own for m in self.layers.model.get_submodule(name).modules() if _has_weights(m)]
+        if isinstance(weighted[-1] if weighted else None, _CHANNELS_FIRST):
+            return 1
+        if len(shape) > 3:
+            raise BadInput(
+                f"Module {self.module} has features of shape {tuple(shape)}, of which no Conv3d or BatchNorm3d says where "
+                "their channels are: cut elsewhere, or give the rule an aux of your own."
+            )
+        return len(shape) - 1
+
+    def width(self, layer: int | None = None) -> int:
+        """The number of channels of the features, or of another layer's output."""
+        shape = self.features if layer is None else self.layers.shapes[layer]
+        return shape[self.dimension(layer)]
+
+    def is_map(self, layer: int | None = None) -> bool:
+        """Whether the features, or another layer's output, are convolutional maps (N, C, H, W)."""
+        shape = self.features if layer is None else self.layers.shapes[layer]
+        return is_map(shape, self.layers.input_shape)
+
     def fresh(self, layer: int) -> nn.Module:
         """A copy of a layer with weights of its own, initialised anew.
 
@@ -74,9 +105,8 @@ class Site:
     def _whole(self, layer: int) -> nn.Module:
         """The stretch of an nn.Sequential, or the one module, that is all of a layer."""
         name, model = self.layers.names[layer], self.layers.model
-        pieces = [piece.name for piece in self.layers.pieces[layer]]
-        end = pieces.index(name) + 1 if name in pieces else len(pieces)
-        own, after = pieces[:end] if name in pieces else [name], pieces[end:] if layer == len(self.layers) - 1 else []
+        own, pieces = self._own_pieces(layer), [piece.name for piece in self.layers.pieces[layer]]
+        after = pieces[len(own) :] if name in pieces and layer == len(self.layers) - 1 else []
         parents = {piece.rpartition(".")[0] for piece in own}
         chained = len(parents) == 1 and type(model.get_submodule(*parents)) is nn.Sequential
         if len(own) > 1 and chained and self._owns([*own, *after], layer):
@@ -85,23 +115,44 @@ class Site:
             return model.get_submodule(name)
         raise BadInput(f"Layer {name!r} is made of several modules, and cannot be copied: cut elsewhere.")
 
+    def _own_pieces(self, layer: int) -> list[str]:
+        """The modules that a layer is made of, up to its end."""
+        name, pieces = self.layers.names[layer], [piece.name for piece in self.layers.pieces[layer]]
+        return pieces[: pieces.index(name) + 1] if name in pieces else [name]
+
     def _owns(self, modules: list[str], layer: int) -> bool:
         """Whether all parameters of a layer are below these modules."""
         return all(any(p.startswith(f"{m}.") for m in modules) for p in self.layers.parameters[layer])
 
 
 AuxBuilder = Callable[[Site], nn.Module]
+_CHANNELS_FIRST = (nn.Conv1d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm3d)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
 
 
 class Pool(nn.Module):
     """Features to one vector per sample: (N, C, H, W) and (N, tokens, C) are averaged to (N, C), (N, C) stays.
 
-    Maps whose channels come last, (N, H, W, C) as in Swin, are told apart by their square: H = W.
+    Args:
+        dimension: which one holds the channels; if not given it is guessed, and maps whose channels come last, (N, H, W, C)
+            as in Swin, are told apart by their square: H = W.
+
+    Example:
+        >>> Pool(1)(torch.zeros(2, 64, 100)).shape
+        torch.Size([2, 64])
     """
+
+    def __init__(self, dimension: int | None = None) -> None:
+        super().__init__()
+        self.dimension = dimension
 
     def forward(self, features: Tensor) -> Tensor:
         """Average all but the first and the channel dimension."""
-        spatial = tuple(d for d in range(1, features.ndim) if d != channel_dimension(features.shape))
+        own = channel_dimension(features.shape) if self.dimension is None else self.dimension
+        spatial = tuple(d for d in range(1, features.ndim) if d != own)
         if not spatial:
             return features
         # Sum and divide: the gradient of a sum is a view, that of mean() a whole map more at the peak of a step.
@@ -112,25 +163,32 @@ def gathered(site: Site, width: int) -> nn.Module:
     """What stands before a head's linear layers: an average over all positions or, if the network has an output for each
     of them (N, T, classes), LayerNorm.
     """
-    return nn.LayerNorm(width) if len(site.layers.output_shape) > 2 else Pool()
+    return nn.LayerNorm(width) if len(site.layers.output_shape) > 2 else Pool(site.dimension())
 
 
-def channel_dimension(shape: torch.Size) -> int:
-    """Which dimension of a batch of features holds the channels."""
-    if len(shape) == 4:
-        channels_last = shape[1] == shape[2] != shape[3]
-        return 3 if channels_last else 1
-    return len(shape) - 1
+def channel_dimension(shape: torch.Size, image: tuple[int, ...] = ()) -> int:
+    """Which dimension of a batch of features holds the channels, in a network whose input has the shape `image`.
+
+    Of four dimensions it is the last one if those before it are as long to each other as the image's sides, or nearer to
+    that than the last two are (odd sides are rounded when they are halved); of a square image, or of none, if they are equal.
+
+    Example:
+        >>> channel_dimension(torch.Size((2, 32, 32, 50)), image=(2, 3, 64, 100))
+        1
+        >>> channel_dimension(torch.Size((2, 32, 32, 50)))
+        3
+    """
+    if len(shape) != 4:
+        return len(shape) - 1
+    if len(image) != 4 or image[2] == image[3]:
+        return 3 if shape[1] == shape[2] != shape[3] else 1
+    last, first = (abs(math.log(high * image[3] / (wide * image[2]))) for high, wide in pairwise(shape[1:]))
+    return 3 if last < first else 1
 
 
-def channels(shape: torch.Size) -> int:
-    """The number of channels of a batch of features."""
-    return shape[channel_dimension(shape)]
-
-
-def is_map(shape: torch.Size) -> bool:
-    """Whether features are convolutional maps (N, C, H, W)."""
-    return len(shape) == 4 and channel_dimension(shape) == 1
+def is_map(shape: torch.Size, image: tuple[int, ...] = ()) -> bool:
+    """Whether features are convolutional maps (N, C, H, W), in a network whose input has the shape `image`."""
+    return len(shape) == 4 and channel_dimension(shape, image) == 1
 
 
 @dataclass(frozen=True)
@@ -141,6 +199,10 @@ class Head:
     both. Convolutions have no bias and are followed by BatchNorm and ReLU; ReLU stands between linear layers. Features that
     are no maps (tokens, vectors) skip the convolutions, and of a network with an output per token each token is classified,
     after LayerNorm and not averaged; this is our reading: nothing is published for them.
+
+    Of features (N, T, C) the last dimension holds the channels, of (N, C, T) and (N, C, D, H, W) dimension 1 if the last
+    weights before them are those of a Conv1d, a Conv3d or their BatchNorm. Of four dimensions, (N, H, W, C) as in Swin is
+    told from (N, C, H, W) by sides that are as long to each other as the image's.
 
     Attributes:
         convs: X.
@@ -173,10 +235,10 @@ class Head:
         check(f"Head({name}={value}): {name} must be {least} or more." for name, value, least in low if value < least)
 
     def __call__(self, site: Site) -> nn.Module:
-        width, body = channels(site.features), list[nn.Module]()
-        for i in range(self.convs if is_map(site.features) else 0):
+        width, body = site.width(), list[nn.Module]()
+        for i in range(self.convs if site.is_map() else 0):
             wide = self._width(site) if i == 0 else width
-            stride = 2 if i == 0 and self._width(site) > channels(site.features) * self.widen else 1
+            stride = 2 if i == 0 and self._width(site) > site.width() * self.widen else 1
             body += [nn.Conv2d(width, wide, 3, stride, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
             width = wide
         body.append(gathered(site, width))
@@ -189,5 +251,5 @@ class Head:
 
     def _width(self, site: Site) -> int:
         """16 -> 32 -> 64 -> 64 in a network whose last maps have 64 channels."""
-        last = next(shape for shape in reversed(site.layers.shapes) if is_map(shape))
-        return min(2 * channels(site.features), channels(last)) * self.widen
+        last = next(layer for layer in reversed(range(len(site.layers))) if site.is_map(layer))
+        return min(2 * site.width(), site.width(last)) * self.widen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,18 @@ class _ContrastiveLoss(LocalLoss):
 
     def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
         outputs = aux(features)
+        check(self.problems(seen.targets, outputs.shape))
         with torch.autocast(features.device.type, enabled=False):
             rows = functional.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)))
             return self._of(rows, seen.targets)
+
+    def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        """Targets must be classes, int64."""
+        if targets.dtype != torch.int64 or targets.ndim != 1:
+            yield (
+                f"Targets are {targets.dtype} of shape {tuple(targets.shape)}, but Contrastive takes classes (N,) as "
+                "torch.int64: give labels, not probabilities."
+            )
 
     def _of(self, rows: Tensor, labels: Tensor) -> Tensor:
         """The loss of rows (N, D) of length 1."""
@@ -49,7 +58,7 @@ class Contrastive:
         temperature: T.
 
     Raises:
-        BadInput: a temperature that is not positive; a network with an output per token.
+        BadInput: a temperature that is not positive; a network with an output per token; targets that are no classes, int64.
 
     Example:
         >>> rule = lp.Rule(aux=lp.Head(outputs=128), loss=lp.Contrastive())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
-from localprop.rule.auxiliary import AuxBuilder, Head, Pool, Site, channels
+from localprop.rule.auxiliary import AuxBuilder, Head, Pool, Site
 from localprop.rule.borrow import Borrow
 
 
@@ -142,10 +142,8 @@ class SharedReadout:
         layer = _keeping_shape(site) if self.blocks else site.layer
         body = [site.fresh(layer) for _ in range(self.blocks)]
         if len(site.layers.output_shape) == 2:
-            body.append(Pool())
-        return _Readout(
-            nn.Sequential(*body), channels(site.features), readout, Borrow(name, "readout", every=self.every)
-        )
+            body.append(Pool(site.dimension()))
+        return _Readout(nn.Sequential(*body), site.width(), readout, Borrow(name, "readout", every=self.every))
 
 
 def _keeping_shape(site: Site) -> int:

@@ -11,22 +11,22 @@ from torch.nn import functional
 
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
-from localprop.rule.auxiliary import Site, channel_dimension, channels
+from localprop.rule.auxiliary import Site, channel_dimension
 from localprop.rule.losses import LocalLoss, Seen
 
 
 class _MapDecoder(nn.Module):
     """Maps to maps of another size and width; either may have its channels last."""
 
-    def __init__(self, features: torch.Size, target: torch.Size, hidden: int) -> None:
+    def __init__(self, site: Site, target: torch.Size, hidden: int) -> None:
         super().__init__()
-        self.from_dim, self.to_dim = channel_dimension(features), channel_dimension(target)
+        self.from_dim, self.to_dim = site.dimension(), channel_dimension(target, site.layers.input_shape)
         self.size = target[2:] if self.to_dim == 1 else target[1:3]
         self.body = nn.Sequential(
-            nn.Conv2d(channels(features), hidden, 3, padding=1),
+            nn.Conv2d(site.width(), hidden, 3, padding=1),
             nn.BatchNorm2d(hidden),
             nn.ReLU(),
-            nn.Conv2d(hidden, channels(target), 3, padding=1),
+            nn.Conv2d(hidden, target[self.to_dim], 3, padding=1),
         )
         init_convs(self)
 
@@ -106,19 +106,25 @@ class FeatureReconstruction:
 
     def __call__(self, site: Site) -> LocalLoss:
         tap, given = _given(site)
-        width = channels(site.features)
+        width = site.width()
         hidden = self.hidden or max(width // 4, 1)
         decoder: nn.Module
         if len(site.features) == 4:
-            decoder = _MapDecoder(site.features, given, hidden)
+            decoder = _MapDecoder(site, given, hidden)
         else:
-            outputs = channels(given) if len(site.features) == 3 else math.prod(given[1:])
+            outputs = given[-1] if len(site.features) == 3 else math.prod(given[1:])
             decoder = _bottleneck(width, hidden, outputs)
         return _Reconstruction(decoder, tap, self.weight / (max(site.modules - 1, 1) if self.shared else 1))
 
 
 def _given(site: Site) -> tuple[str, torch.Size]:
     """What is to be reconstructed: the module whose output it is, "" for the module's own input; and its shape."""
+    if len(site.features) > 2 and len(site.features) != 4 and site.dimension() == 1:
+        shape = tuple(site.features)
+        raise BadInput(
+            f"FeatureReconstruction decodes maps (N, C, H, W), tokens (N, T, C) and vectors, but module {site.module} ends with "
+            f"{shape}, whose channels come first: use another loss, such as loss=CrossEntropy()."
+        )
     layers, own = site.layers, site.layers.input_shape if site.start == 0 else site.layers.shapes[site.start - 1]
     if (site.start > 0 or layers.input_dtype.is_floating_point) and _of_a_kind(site.features, own):
         return "", own

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
-from localprop.rule.auxiliary import AuxBuilder, Head, Pool, Site, channel_dimension, channels, is_map
+from localprop.rule.auxiliary import AuxBuilder, Head, Pool, Site
 from localprop.rule.losses import LocalLoss, Seen
 
 
@@ -40,14 +40,14 @@ class WideningHead:
         check([] if self.hidden >= 1 else [f"hidden={self.hidden} must be 1 or more."])
 
     def __call__(self, site: Site) -> nn.Module:
-        if not is_map(site.features):
+        if not site.is_map():
             return Head(hidden=self.hidden)(site)
-        width = channels(site.features)
+        width = site.width()
         head = nn.Sequential(
             nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(2 * width),
             nn.ReLU(inplace=True),
-            Pool(),
+            Pool(1),
             nn.Linear(2 * width, self.hidden),
             nn.ReLU(),
             nn.Linear(self.hidden, site.outputs),
@@ -99,7 +99,7 @@ class GroupHeads:
         check([] if self.groups >= 1 else [f"groups={self.groups} must be 1 or more."])
 
     def __call__(self, site: Site) -> nn.Module:
-        width = channels(site.features)
+        width = site.width()
         if width % self.groups:
             raise BadInput(
                 [
@@ -107,7 +107,7 @@ class GroupHeads:
                     "shared evenly: choose a divisor of all widths."
                 ]
             )
-        return _Grouped([self.head(site) for _ in range(self.groups)], channel_dimension(site.features))
+        return _Grouped([self.head(site) for _ in range(self.groups)], site.dimension())
 
 
 # --- their loss -----------------------------------------------------------------------------------------------------------

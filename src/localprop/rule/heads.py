@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import BadInput, check
-from localprop.models.resnet import init_convs
-from localprop.rule.auxiliary import Pool, Site, channels, gathered, is_map
+from localprop.models.resnet import init_convs, init_linears
+from localprop.rule.auxiliary import Pool, Site, gathered
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class MlpSrHead:
 
     Convolutions have no bias and are followed by BatchNorm and ReLU, as are the linear layers but the last. Maps that are
     smaller than `pooled` after the first pool stay as they are. Features that are no maps skip the convolutions, and of a
-    network with an output per token each token is classified, with LayerNorm in the place of BatchNorm; that, and the
-    weights of the linear layers (PyTorch's defaults), are our reading.
+    network with an output per token each token is classified, with LayerNorm in the place of BatchNorm; that is our reading.
 
     Attributes:
         convs: 1x1 convolutions.
@@ -44,16 +43,17 @@ class MlpSrHead:
         width: the channels that the convolutions make; 0: those of the features.
         pooled: the side of the maps after the second pool.
         hidden: the width of the linear layers; 0: the numbers after the second pool, four per channel.
+        std: the linear layers' weights are drawn from N(0, std squared), their biases are 0; 0: both as PyTorch does.
 
     Raises:
-        BadInput: negative counts, or maps pooled to nothing.
+        BadInput: negative counts or a negative std, or maps pooled to nothing.
 
     Example (the published head of a 16-channel module)::
 
         (N, 16, 32, 32) -> 8x8 -> three times conv 1x1 16->16 -> 2x2 -> (N, 64) -> 64 -> 64 -> 64 -> (N, classes)
 
-    AugLocal's re-implementation is `MlpSrHead(linears=2, bias=False)`, that of MAN++
-    `MlpSrHead(size=8, width=128, pooled=1, hidden=512)`.
+    DGL draws the linear layers with a std of 0.01, as :func:`localprop.dgl` does. AugLocal's re-implementation is
+    `MlpSrHead(linears=2, bias=False)`, that of MAN++ `MlpSrHead(size=8, width=128, pooled=1, hidden=512)`.
 
     Source: Belilovsky, Eickenberg, Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020, arXiv 1901.08164, official code.
     """
@@ -65,15 +65,17 @@ class MlpSrHead:
     width: int = 0
     pooled: int = 2
     hidden: int = 0
+    std: float = 0.0
 
     def __post_init__(self) -> None:
-        low = [
+        low: list[tuple[str, float, int]] = [
             ("convs", self.convs, 0),
             ("linears", self.linears, 0),
             ("size", self.size, 0),
             ("width", self.width, 0),
             ("pooled", self.pooled, 1),
             ("hidden", self.hidden, 0),
+            ("std", self.std, 0),
         ]
         check(
             f"MlpSrHead({name}={value}): {name} must be {least} or more." for name, value, least in low if value < least
@@ -89,12 +91,14 @@ class MlpSrHead:
             width = wide
         head = nn.Sequential(*body, nn.Linear(width, site.outputs))
         init_convs(head)
+        if self.std:
+            init_linears(head, self.std)
         return head
 
     def _front(self, site: Site) -> tuple[list[nn.Module], int]:
         """What stands before the linear layers, and how many numbers it makes."""
-        width = channels(site.features)
-        if not is_map(site.features):
+        width = site.width()
+        if not site.is_map():
             return [gathered(site, width)], width
         small = [self.size or -(-side // 4) for side in site.features[2:]]
         body = _to_size(site.features[2:], small)
@@ -152,8 +156,8 @@ class PooledHead:
         check([f"PooledHead(features={self.features}): features must be 1 or more."] if self.features < 1 else [])
 
     def __call__(self, site: Site) -> nn.Module:
-        width = channels(site.features)
-        if not is_map(site.features):
+        width = site.width()
+        if not site.is_map():
             body: list[nn.Module] = [gathered(site, width)]
         else:
             kernel = self.kernel(site.features)
@@ -202,8 +206,8 @@ class ConvHead:
         check(_widths_problems("ConvHead", "convs", self.convs))
 
     def __call__(self, site: Site) -> nn.Module:
-        body, width = list[nn.Module](), channels(site.features)
-        for wide in self.convs if is_map(site.features) else ():
+        body, width = list[nn.Module](), site.width()
+        for wide in self.convs if site.is_map() else ():
             norm = [nn.BatchNorm2d(wide)] if self.norm else []
             body += [nn.Conv2d(width, wide, 3, padding=1), *norm, nn.ReLU(inplace=True)]
             width = wide
@@ -242,9 +246,9 @@ class OneConvHead:
         check(_widths_problems("OneConvHead", "pools", self.pools, least=1))
 
     def __call__(self, site: Site) -> nn.Module:
-        width = channels(site.features)
-        if not is_map(site.features):
-            return nn.Sequential(nn.LayerNorm(width), _tokens_averaged(site), nn.Linear(width, site.outputs))
+        width = site.width()
+        if not site.is_map():
+            return nn.Sequential(*_normed_tokens(site), nn.Linear(width, site.outputs))
         height, broad = site.features[2:]
         pool = self.pools[min(_stage(site), len(self.pools) - 1)]
         kernel = min(pool, height), min(pool, broad)
@@ -261,13 +265,16 @@ class OneConvHead:
         return head
 
 
-def _tokens_averaged(site: Site) -> nn.Module:
-    return nn.Identity() if len(site.layers.output_shape) > 2 else Pool()
+def _normed_tokens(site: Site) -> list[nn.Module]:
+    """LayerNorm and an average, if any; after it where the channels come first."""
+    norm, dimension = nn.LayerNorm(site.width()), site.dimension()
+    average = nn.Identity() if len(site.layers.output_shape) > 2 else Pool(dimension)
+    return [norm, average] if dimension == len(site.features) - 1 else [average, norm]
 
 
 def _stage(site: Site) -> int:
     """How many sizes of maps the network has before that of the features."""
-    sizes = [shape[2:] for shape in site.layers.shapes[: site.layer + 1] if is_map(shape)]
+    sizes = [site.layers.shapes[layer][2:] for layer in range(site.layer + 1) if site.is_map(layer)]
     return sum(before != after for before, after in pairwise(sizes))
 
 
@@ -297,17 +304,17 @@ class BottleneckHead:
         check(_widths_problems("BottleneckHead", "widths", self.widths, least=2))
 
     def __call__(self, site: Site) -> nn.Module:
-        if not is_map(site.features):
+        if not site.is_map():
             raise BadInput(
                 f"BottleneckHead needs maps (N, C, H, W), but module {site.module} ends with features of shape "
                 f"{tuple(site.features)}: use aux=Head() for this network."
             )
         body = list[nn.Module]()
-        for i, (narrow, wide) in enumerate(pairwise([channels(site.features), *self.widths])):
+        for i, (narrow, wide) in enumerate(pairwise([site.width(), *self.widths])):
             size = 1 if i in (0, len(self.widths) - 1) else 3
             conv = nn.Conv2d(narrow, wide, size, stride=1 if size == 1 else 2, padding=size // 2, bias=False)
             body += [conv, nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
-        head = nn.Sequential(*body, Pool(), nn.Linear(self.widths[-1], site.outputs))
+        head = nn.Sequential(*body, Pool(1), nn.Linear(self.widths[-1], site.outputs))
         init_convs(head)
         return head
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,12 @@ class Kinetic:
             "sample", averaged over those, as in the paper.
         branches: the modules at whose end a layer's residual branches end, by their names within the layer: of these sets the
             first of which a layer has all. The first two are those of ResNets with and without bottlenecks, the others are
-            our reading for transformer blocks, of timm and torchvision's Swin and of this package's language model, before
-            any dropping or scaling of branches.
+            our reading for transformer blocks, of timm and torchvision's Swin, of this package's language model and of
+            torchvision's ViT, whose attention ends in a dropout; else before any dropping or scaling of branches.
         plain: whether a layer without branches that keeps its shape counts by what it adds to its input, T(x) - x.
 
     Raises:
-        BadInput: a tau or factor that is not positive, an unknown norm.
+        BadInput: a tau or factor that is not positive, an unknown norm; a network of which no layer counts.
 
     Example:
         >>> Kinetic(tau=0.5, late=2.0).factor(module=1, modules=4), Kinetic(tau=0.5, late=2.0).factor(module=2, modules=4)
@@ -95,7 +95,13 @@ class Kinetic:
     tau: float = 1.0
     late: float = 1.0
     norm: str = "mean"
-    branches: tuple[tuple[str, ...], ...] = (("bn3",), ("bn2",), ("attn", "mlp"), ("attention", "mlp"))
+    branches: tuple[tuple[str, ...], ...] = (
+        ("bn3",),
+        ("bn2",),
+        ("attn", "mlp"),
+        ("attention", "mlp"),
+        ("dropout", "mlp"),
+    )
     plain: bool = False
 
     def __post_init__(self) -> None:
@@ -108,6 +114,7 @@ class Kinetic:
         )
 
     def __call__(self, site: Site, loss: LocalLoss) -> LocalLoss:
+        check(self._misfit(site))
         layers = range(site.start, site.layer + 1)
         branches = tuple(name for layer in layers for name in self._branches_of(site, layer))
         steps = tuple(self._plain_steps(site)) if self.plain else ()
@@ -118,6 +125,22 @@ class Kinetic:
     def factor(self, module: int, modules: int) -> float:
         """1 / (2 tau) of one of `modules` modules."""
         return 1 / (2 * self.tau * (self.late if module >= modules / 2 else 1))
+
+    def _misfit(self, site: Site) -> Iterator[str]:
+        """That no layer of the whole network counts: nothing would be penalised, without a word."""
+        whole = replace(site, start=0, layer=len(site.layers) - 1)
+        if any(self._branches_of(whole, layer) for layer in range(len(whole.layers))):
+            return
+        if not self.plain:
+            yield (
+                "Kinetic finds no residual branch in this network, so that it would be plain local learning: name them, "
+                "Kinetic(branches=...), or use plain=True."
+            )
+        elif not any(self._plain_steps(whole)):
+            yield (
+                "Kinetic finds neither a residual branch nor a layer that keeps its shape in this network, so that it would be "
+                "plain local learning: name branches, Kinetic(branches=...), or use greedy()."
+            )
 
     def _branches_of(self, site: Site, layer: int) -> tuple[str, ...]:
         """The names of the modules that end the residual branches of a layer."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from localprop.errors import check
 from localprop.models.resnet import init_convs
-from localprop.rule.auxiliary import Normalised, Site, is_map
+from localprop.rule.auxiliary import Normalised, Site
 from localprop.rule.losses import LocalLoss, Seen
 
 _GRADUAL_WIDTHS = (128, 32)  # before the last width, where the map grows in three steps
@@ -131,7 +131,7 @@ class PixelReconstruction:
 
     def _problems(self, site: Site) -> Iterator[str]:
         image, features, normalised = site.layers.input_shape, site.features, site.normalised
-        if len(image) != 4 or not is_map(features):
+        if len(image) != 4 or not site.is_map():
             yield (
                 f"PixelReconstruction makes images from maps (N, C, H, W), but inputs are {tuple(image)} and module "
                 f"{site.module} ends with {tuple(features)}: use another loss, such as loss=CrossEntropy()."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from localprop.errors import BadInput, check
 from localprop.models.resnet import BasicBlock, init_convs
 from localprop.network.probe import on_meta
-from localprop.rule.auxiliary import Pool, Site, channels, gathered, is_map
+from localprop.rule.auxiliary import Pool, Site, gathered
 
 _CLASSIFIER_WIDTH = 512  # of the two linear layers after sampled convolutions
 _EXPANSION = 4  # of a bottleneck block: its output is four times as wide as its inside
@@ -80,6 +80,8 @@ class SampledLayers:
             deeper), then an average and a linear layer; a "conv" of VGG with bias, BatchNorm and ReLU, after a 2x2 max-pool
             where the width changes, then 512 averages, two linear layers of 512 with BatchNorm and a last one; a "copy" of
             the layer itself, initialised anew, for networks whose layers keep their shape.
+        norm: whether a head of but one basic block has a BatchNorm before its linear layer, as in the official CIFAR code; its
+            ImageNet code has none.
 
     Raises:
         BadInput: bad values; copies that do not fit on each other; layers that cannot be copied.
@@ -94,6 +96,7 @@ class SampledLayers:
     depth: int = 2
     pyramid: float = 0.5
     unit: str = "basic"
+    norm: bool = True
 
     def __post_init__(self) -> None:
         problems = [f"depth={self.depth} must be 1 or more."] if self.depth < 1 else []
@@ -106,7 +109,7 @@ class SampledLayers:
     def __call__(self, site: Site) -> nn.Module:
         depth = self.depth_at(site.module, site.modules)
         positions = self.positions(site.layer, _before_classifier(site), depth)
-        if self.unit == "copy" or not is_map(site.features):
+        if self.unit == "copy" or not site.is_map():
             return _copies(site, positions)
         if self.unit == "conv":
             return _convs(site, positions)
@@ -115,10 +118,9 @@ class SampledLayers:
     def _blocks(self, site: Site, positions: list[int], depth: int) -> nn.Module:
         block = BasicBlock if self.unit == "basic" else Bottleneck
         blocks = [block(narrow, wide, stride) for narrow, wide, stride in _strided(site, positions)]
-        width = channels(site.layers.shapes[positions[-1]] if positions else site.features)
-        # Official CIFAR code: a BatchNorm before the classifier where the head has but one layer.
-        norm = [nn.BatchNorm1d(width)] if depth <= 1 and self.unit == "basic" else []
-        head = nn.Sequential(*blocks, Pool(), *norm, nn.Linear(width, site.outputs))
+        width = site.width(positions[-1] if positions else None)
+        norm = [nn.BatchNorm1d(width)] if self.norm and depth <= 1 and self.unit == "basic" else []
+        head = nn.Sequential(*blocks, Pool(1), *norm, nn.Linear(width, site.outputs))
         init_convs(head)
         return head
 
@@ -140,29 +142,32 @@ _UNITS = ("basic", "bottleneck", "conv", "copy")
 
 
 def _before_classifier(site: Site) -> int:
-    """How many layers there are before the network's classifier: those of maps, or those that do not make the outputs."""
-    shapes, outputs = site.layers.shapes, site.layers.output_shape
-    kept = [i for i, shape in enumerate(shapes) if (is_map(shape) if is_map(site.features) else shape != outputs)]
-    return max(kept, default=site.layer) + 1
+    """How many layers there are before the network's classifier: up to the last map, or all but one that makes the outputs."""
+    layers = site.layers
+    if site.is_map():
+        return max((layer for layer in range(len(layers)) if site.is_map(layer)), default=site.layer) + 1
+    # Of layers that all have the outputs' shape only the last can be the classifier, and only if nothing runs after it.
+    alone = all(name.startswith(f"{layers.names[-1]}.") for name in layers.parameters[-1])
+    return len(layers) - (alone and layers.shapes[-1] == layers.output_shape)
 
 
 def _strided(site: Site, positions: list[int]) -> Iterator[tuple[int, int, int]]:
     """(channels in, channels out, stride) of a block for each position."""
-    shape, owed = site.features, 0.0
+    layer, owed = site.layer, 0
     for position in positions:
-        following = site.layers.shapes[position]
-        owed += math.log2(shape[2] / following[2])
+        side, following = (site.layers.shapes[i][2] for i in (layer, position))
+        owed += round(math.log2(side / following))  # 7 -> 4 is a halving, too
         stride = 2 if owed >= 1 else 1
         owed -= stride - 1
-        yield channels(shape), channels(following), stride
-        shape = following
+        yield site.width(layer), site.width(position), stride
+        layer = position
 
 
 def _convs(site: Site, positions: list[int]) -> nn.Module:
     """Weights keep PyTorch's defaults: the official code creates these heads after it has drawn the network's weights."""
-    body, width = list[nn.Module](), channels(site.features)
+    body, width = list[nn.Module](), site.width()
     for position in positions:
-        wide = channels(site.layers.shapes[position])
+        wide = site.width(position)
         # ceil_mode: a map of a single pixel stays one.
         body += [nn.MaxPool2d(2, ceil_mode=True)] if wide != width else []
         body += _normed(nn.Conv2d(width, wide, 3, padding=1))
@@ -174,7 +179,7 @@ def _convs(site: Site, positions: list[int]) -> nn.Module:
 
 
 def _copies(site: Site, positions: list[int]) -> nn.Module:
-    width = channels(site.layers.shapes[positions[-1]] if positions else site.features)
+    width = site.width(positions[-1] if positions else None)
     copies = [site.fresh(position) for position in positions]
     head = nn.Sequential(*copies, gathered(site, width), nn.Linear(width, site.outputs))
     twin = on_meta(head).to(site.layers.dtypes[site.layer])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import check
-from localprop.rule.auxiliary import Site, channel_dimension, channels, is_map
+from localprop.rule.auxiliary import Site
 from localprop.rule.contrast import one_label_problems
 from localprop.rule.losses import LocalLoss, Seen
 
@@ -21,14 +21,17 @@ class _SimilarityLoss(LocalLoss):
         super().__init__()
         self.projection = projection
         self.channel = channel
+        self.features_at = -1 if isinstance(projection, nn.Linear) else channel
         self.classes = classes
 
     def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
+        if isinstance(self.projection, nn.Linear):  # of channels, wherever they stand
+            features = features.movedim(self.channel, -1)
         projected = self.projection(features)
         with torch.autocast(features.device.type, enabled=False):
             wide = projected.to(torch.promote_types(projected.dtype, torch.float32))
             wanted = _similarities(self._rows(seen.targets, wide.dtype))
-            return functional.mse_loss(_similarities(_statistics(wide, self.channel)), wanted)
+            return functional.mse_loss(_similarities(_statistics(wide, self.features_at)), wanted)
 
     def _rows(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
         """Targets as rows (N, classes): one-hot, or the probabilities that they are."""
@@ -39,7 +42,7 @@ class _SimilarityLoss(LocalLoss):
 
 def _statistics(features: Tensor, channel: int) -> Tensor:
     """One row per sample: of each channel its standard deviation over all positions, if there are several."""
-    spatial = tuple(d for d in range(1, features.ndim) if d != channel)
+    spatial = tuple(d for d in range(1, features.ndim) if d != channel % features.ndim)
     alone = all(features.shape[d] == 1 for d in spatial)
     if alone or features.shape[channel] < _LEAST_CHANNELS:
         return features.flatten(1)
@@ -77,7 +80,7 @@ class Similarity:
 
     def __call__(self, site: Site) -> LocalLoss:
         check(one_label_problems("Similarity", site))
-        width = channels(site.features)
-        convolved = is_map(site.features)
+        width = site.width()
+        convolved = site.is_map()
         projection = nn.Conv2d(width, width, 3, padding=1, bias=False) if convolved else nn.Linear(width, width, False)
-        return _SimilarityLoss(projection, channel_dimension(site.features), site.outputs)
+        return _SimilarityLoss(projection, site.dimension(), site.outputs)
