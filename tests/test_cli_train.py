@@ -148,6 +148,29 @@ def test_bad_input_is_listed(words: list[str], problems: int, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--optimizer", "adam", "--momentum", "0.9"], "--momentum has no effect with --optimizer adam"),
+        (["--optimizer", "adamw", "--nesterov"], "--nesterov has no effect with --optimizer adamw"),
+        (["--optimizer", "adamw", "--no-nesterov"], "--nesterov has no effect with --optimizer adamw"),
+        (["--padding", "zeros"], "--padding has no effect without the augmentation 'crop'"),
+        (["--padding", "zeros", "--augment", "flip"], "--padding has no effect"),
+        (["--cutout", "4", "--augment", "crop"], "--cutout has no effect without the augmentation 'cutout'"),
+    ],
+)
+def test_flags_without_effect_are_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "show", "compare"):
+        assert cli.main([command, *QUICK, *words, "--lr", "0"]) == 2
+        err = capsys.readouterr().err
+        assert (told in err, err.count("\n- ")) == (True, 2)  # beside the learning rate
+
+
+def test_flags_with_an_effect_are_taken() -> None:
+    assert train("--augment", "crop,cutout", "--padding", "zeros", "--cutout", "4") == 0
+    assert cli.main(["show", "resnet32_cifar10_dgl_k4", "--padding", "zeros", "--batch-size", "8"]) == 0
+
+
+@pytest.mark.parametrize(
     "words",
     [
         [],
@@ -167,6 +190,11 @@ def test_bad_words_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) 
 
 def test_bad_input_leaves_nothing_behind(tmp_path: Path) -> None:
     assert train("--out", tmp_path / "run", "--model", "nope") == 2
+    assert names(tmp_path) == []
+
+
+def test_what_the_data_refuse_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert train("--out", tmp_path / "run", "--augment", "cutout") == 2
     assert names(tmp_path) == []
 
 

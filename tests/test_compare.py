@@ -168,6 +168,27 @@ def test_bad_input_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, w
     assert not out_dir.exists()
 
 
+def test_all_problems_are_told_and_shared_ones_once(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "resnet9", "--lr", "0", "--methods", "greedi()", "greedy()", "backlink()"]
+    code, _, err = run(capsys, "compare", *words)
+    assert code == 2
+    assert [err.count(part) for part in ("- lr=0", "'resnet9'", "- greedi(): ", "\n- ")] == [1, 1, 1, 3]
+    code, _, err = run(capsys, "compare", *SMALL, "--modules", "99", "--methods", "greedy()", "backlink()")
+    assert (code, err.count("choose between 1 and 4"), err.count("\n- ")) == (2, 1, 1)
+
+
+def test_methods_that_do_not_suit_are_left_out_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    mlp = ["--model", "mlp:8", "--epochs", "2", "--limit", "40", "--seeds", "1", "--rounds", "2", "--device", "cpu"]
+    code, out, err = run(capsys, "compare", *mlp, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["rows"][0]["method"] == "end_to_end()"
+    assert any(each.startswith("contsup(): ") for each in found["left_out"])
+    assert not {row["method"] for row in found["rows"]} & {each.split(": ")[0] for each in found["left_out"]}
+    code, _, err = run(capsys, "compare", *mlp, "--methods", "end_to_end()", "contsup()")
+    assert (code, "- contsup(): " in err) == (2, True)
+
+
 def test_a_result_is_not_overwritten_unasked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text("precious")
     code, _, err = run(capsys, "compare", *SMALL, "--out", str(tmp_path), "--methods", "greedy()")
@@ -214,12 +235,25 @@ def test_benchmarks(capsys: pytest.CaptureFixture[str], what: str) -> None:
         ["--input", "big"],
         ["--modules", "0"],
         ["--model", "resnet9"],
+        ["--model", "transformer"],
+        ["--model", "transformer", "--input", "16"],
     ],
 )
-def test_benchmarks_refuse(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    code, _, err = run(capsys, "bench", "memory", *words)
+@pytest.mark.parametrize("command", [["bench", "memory"], ["plan"]])
+def test_benchmarks_refuse(capsys: pytest.CaptureFixture[str], command: list[str], words: list[str]) -> None:
+    code, _, err = run(capsys, *command, *words)
     assert code == 2
     assert "Traceback" not in err
+
+
+def test_benchmarks_tell_all_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--input", "3,x", "--rounds", "0", "--modules", "0", "--momentum", "2", "--methods", "greedi()"]
+    code, _, err = run(capsys, "bench", "memory", *words)
+    assert (code, err.count("\n- ")) == (2, 5)
+    assert "input_shape='3,x' must be sizes of 1 or more, such as --input 3,32,32." in err
+    two = ["--model", "resnet8", "--modules", "2", "--methods", "auglocal(depth=9)", "auglocal(depth=8)"]
+    assert run(capsys, "bench", "speed", *two)[2].count("use more modules") == 2
+    assert "measure networks of images only" in run(capsys, "plan", "--model", "transformer:width=8")[2]
 
 
 def test_contenders() -> None:

@@ -332,6 +332,19 @@ def test_data_options_are_fields_of_a_config() -> None:
     assert shared == {name: getattr(Config(), name) for name in shared}
 
 
+def test_what_the_data_refuse_is_told_with_the_rest() -> None:
+    with pytest.raises(BadInput) as caught:
+        prepared(Config(model="nope", augment="cutout", limit=66, microbatches=4))
+    assert len(caught.value.problems) == 3
+    assert all(word in str(caught.value) for word in ("cutout=16", "'nope'", "last batch"))
+
+
+@pytest.mark.parametrize("model", ["mlp", "mlp:8", "resnet8"])
+def test_tokens_are_for_language_models(model: str) -> None:
+    with pytest.raises(BadInput, match=f"{model} takes images, not tokens: use transformer"):
+        prepared(Config(model=model, data="text", limit=64, epochs=2))
+
+
 def test_devices() -> None:
     assert device_of("cpu") == torch.device("cpu")
     assert (device_of("auto").type == "cpu") == (not torch.accelerator.is_available())

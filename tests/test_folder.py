@@ -1,5 +1,7 @@
 """Images in folders: a tiny generated one, read by workers and by the training process alike."""
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from localprop import cli
 from localprop.data import Batches, load
-from localprop.errors import BadInput
+from localprop.errors import BadInput, RunFailed
 from localprop.training.config import Config, prepared
 from localprop.training.trainer import train
 
 pytest.importorskip("torchvision")
 Image = pytest.importorskip("PIL.Image")
+
+QUICK = ["--model", "resnet8", "--epochs", "2", "--workers", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +158,43 @@ def test_moments_are_those_of_imagenet_unless_given(folder: Path) -> None:
     assert tiny(folder).moments.mean == (0.485, 0.456, 0.406)
     assert tiny(folder, mean=(0.5,), std=(0.25, 0.5, 1.0)).moments == ((0.5,) * 3, (0.25, 0.5, 1.0))
     assert replace(tiny(folder), workers=3).workers == 3
+
+
+# what is seen late
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_fails_the_run_by_name(folder: Path, tmp_path: Path, workers: int) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    broken = copy / "train" / "dark" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:60])  # truncated
+    with pytest.raises(RunFailed, match=r"dark/03\.png cannot be read as an image \(.+\): replace or remove it\."):
+        epoch(tiny(copy, validation=0.0, workers=workers), "train")
+    broken.write_bytes(b"no image")
+    assert cli.main(["train", "--data", f"folder:{copy}", "--image-size", "16", *QUICK]) == 1
+
+
+def test_an_image_of_too_many_pixels_fails_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # twice as many are an error
+    with pytest.raises(RunFailed, match="decompression bomb"):
+        epoch(tiny(folder), "test")
+
+
+def test_a_cutout_of_the_whole_image_is_refused(folder: Path) -> None:
+    with pytest.raises(BadInput, match="cutout=16 covers the 16x16 images: give a smaller --cutout"):
+        Batches(tiny(folder, augment="cutout"), "train", 5, augment=True)
+    assert len(Batches(tiny(folder, augment="cutout", cutout=15), "train", 5, augment=True))
+
+
+def test_a_folder_lies_under_root_or_at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for name, root in (
+        (folder.name, folder.parent),
+        (folder.name, "~"),
+        (f"~/{folder.name}", None),
+        (folder, "/nowhere"),
+    ):
+        assert load(f"folder:{name}", root=root).train.paths[0].startswith(str(folder / "train"))
+    monkeypatch.chdir(folder)
+    with pytest.raises(BadInput, match=re.escape(f"There is no folder {folder}/nothing/train")):
+        load("folder:nothing")

@@ -163,8 +163,8 @@ def test_only_is_undone_after_a_failure() -> None:
 def test_a_module_alone_learns_as_it_does_among_others() -> None:
     """Greedy modules do not feel what follows them: the first one's weights are those of the parallel run."""
     runs = []
-    for phases in (None, "Rule() for 1 on 0"):
-        config = run_of(phases=phases, epochs=2)
+    for phases in (None, "Rule() for 2 on 0; Rule() for 1 on 1,2"):
+        config = run_of(phases=phases, epochs=3)  # the last one has a learning rate of 0
         dataset, learner = prepared(config)
         train(learner, dataset, config)
         runs.append(weights(learner))
@@ -177,6 +177,11 @@ def test_a_module_alone_learns_as_it_does_among_others() -> None:
     ("changes", "told"),
     [
         ({"phases": "greedy() for 1 on 3"}, "trains module 3, but the network has 3"),
+        (
+            {"phases": "greedy() for 1 on 0"},
+            "No phase trains modules 1, 2: name them in one, or let a phase name none.",
+        ),
+        ({"phases": "greedy() for 1 on 0; greedy() for 2 on 1"}, "No phase trains module 2: "),
         ({"phases": "contsup() for 1; greedy() for 1", "model": "resnet8"}, "encoders of its own"),
         ({"phases": "greedy() for 1; interlocking(wise=1, nope=2) for 1"}, "nope"),
     ],
@@ -186,6 +191,18 @@ def test_what_cannot_be_done_is_told(changes: dict[str, Any], told: str) -> None
     dataset, learner = prepared(run_of(model=config.model, method=changes["phases"].split(" for")[0]))
     with pytest.raises(BadInput, match=told):
         course_of(config, dataset, learner)
+
+
+def test_phases_that_never_begin_are_refused() -> None:
+    phases = "greedy() for 50 on 0; greedy() for 60 on 1,2"
+    told = "The phases take 110 epochs, but epochs=20: phase 2 never begins; use --epochs 110."
+    assert run_of(phases=phases, epochs=20).problems() == [told]
+    assert run_of(phases=phases, epochs=51).problems() == []
+    assert len(run_of(phases=phases, epochs=50).problems()) == 1
+    assert (
+        "phases 2, 3 never begin;"
+        in run_of(phases="Rule() for 3; greedy() for 1; Rule() for 1", epochs=3).problems()[0]
+    )
 
 
 def test_several_methods_need_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

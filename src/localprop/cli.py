@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from localprop.cli_flags import add_config, given, reader
+from localprop.cli_flags import add_config, check_flags, given, reader
 from localprop.errors import BadInput, RunFailed, StepFailed
 from localprop.ranks.launch import rank, world
 from localprop.training.config import Config
@@ -93,6 +93,9 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+_SHAPE = reader((tuple[int, ...],))
+
+
 # --- compare --------------------------------------------------------------------------------------------------------
 
 _COMPARED = (
@@ -137,7 +140,7 @@ def _add_compare(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--methods", nargs="+", metavar="METHOD",
         help="expressions such as 'backlink(layers=2)', 'end_to_end() with recompute' or 'LABEL: Rule(...)'; "
-        "gaps refer to the first (default: every method that suits the task)",
+        "gaps refer to the first (default: every method that suits the task and the network)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=reader((int,)), default=3, metavar="N", help="runs of each method (default: 3)")
     _add_rounds(parser)
@@ -152,9 +155,11 @@ def _run_compare(args: argparse.Namespace) -> int:
 
     methods, usual = _TASKS[args.task]
     config = Config(**{**usual, **given(args)})
+    check_flags(given(args), config)
     figures = cli_compare.run_compare(
-        config, args.methods or methods, seeds=args.seeds, rounds=args.rounds, out=args.out, overwrite=args.overwrite
-    )
+        config, args.methods or methods, seeds=args.seeds, rounds=args.rounds, out=args.out, overwrite=args.overwrite,
+        strict=args.methods is not None,
+    )  # fmt: skip
     _print_figures(args, figures)
     return 0
 
@@ -175,11 +180,14 @@ def _add_train(subparsers: Subparsers) -> None:
 
 def _run_train(args: argparse.Namespace) -> int:
     from localprop import cli_train
-    from localprop.cli_recipes import beside, fields_of
+    from localprop.cli_recipes import beside, fields_of, published
 
-    chosen, published = fields_of(args.recipe, given(args)), beside(args.recipe)
+    chosen, story = fields_of(args.recipe, given(args)), beside(args.recipe, given(args))
+    if not args.resume:  # then most fields are those of the run that is there
+        check_flags(given(args), Config(**chosen))
+    recipe: dict[str, Any] = {key: story[key] for key in ("recipe", "replaced") if key in story}
     try:
-        summary = cli_train.run(chosen, out=args.out, resume=args.resume, overwrite=args.overwrite)
+        summary = cli_train.run(chosen, out=args.out, resume=args.resume, overwrite=args.overwrite, recipe=recipe)
     except KeyboardInterrupt:
         if args.out:
             print(f"Go on with: localprop train --out {shlex.quote(args.out)} --resume", file=sys.stderr)
@@ -187,11 +195,9 @@ def _run_train(args: argparse.Namespace) -> int:
     if rank() > 0:
         return 0
     if args.json:
-        print_json({**published, **summary})
+        print_json({**story, **summary})
         return 0
-    print(cli_train.result_of(summary))
-    if published.get("published"):
-        print(f"published, for the recipe as it is: {published['published']}")
+    print("\n".join(filter(None, [cli_train.result_of(summary), published(story)])))
     return 0
 
 
@@ -247,7 +253,7 @@ def _add_plan(subparsers: Subparsers) -> None:
     whole = {"type": reader((int,)), "metavar": "N"}
     parser.add_argument("--model", default="resnet110", metavar="TEXT", help="as for train (default: resnet110)")
     parser.add_argument(
-        "--input", type=_shape, default=(3, 32, 32), dest="input_shape", metavar="C,H,W", help="default: 3,32,32"
+        "--input", type=_SHAPE, default=(3, 32, 32), dest="input_shape", metavar="C,H,W", help="default: 3,32,32"
     )
     parser.add_argument("--classes", default=10, **whole, help="outputs of the network (default: 10)")
     parser.add_argument("--batch", default=128, **whole, help="samples that a pipeline takes in a step (default: 128)")
@@ -305,10 +311,13 @@ def _add_bench(subparsers: Subparsers) -> None:
     parser.add_argument("what", choices=sorted(_MEASURED), help="what to measure")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="expressions, as for compare")
     parser.add_argument("--model", metavar="TEXT", help="default: resnet110 for memory, resnet32 for speed")
-    parser.add_argument("--modules", type=int, default=16, metavar="N", help="local modules (default: 16)")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images per batch (default: 128)")
-    parser.add_argument("--input", type=_shape, default=(3, 32, 32), metavar="C,H,W", help="default: 3,32,32")
-    parser.add_argument("--momentum", type=float, metavar="X", help="of SGD; default: 0 for memory, 0.9 for speed")
+    whole = {"type": reader((int,)), "metavar": "N"}
+    parser.add_argument("--modules", default=16, **whole, help="local modules (default: 16)")
+    parser.add_argument("--batch-size", default=128, **whole, help="images per batch (default: 128)")
+    parser.add_argument("--input", type=_SHAPE, default=(3, 32, 32), metavar="C,H,W", help="default: 3,32,32")
+    parser.add_argument(
+        "--momentum", type=reader((float,)), metavar="X", help="of SGD; default: 0 for memory, 0.9 for speed"
+    )
     parser.add_argument("--device", default="auto", metavar="TEXT", help="default: the accelerator if there is one")
     _add_rounds(parser)
     parser.set_defaults(run=_run_bench)
@@ -330,10 +339,6 @@ def _run_bench(args: argparse.Namespace) -> int:
     figures = cli_compare.run_bench(args.what, setting, args.methods or _MEASURED[args.what], args.rounds)
     _print_figures(args, figures)
     return 0
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(","))
 
 
 # --- what commands share --------------------------------------------------------------------------------------------

@@ -6,16 +6,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from localprop.data import Dataset
 from localprop.errors import BadInput, RunFailed, StepFailed, check
 from localprop.report.bench import Setting, memory, speed
-from localprop.report.compare import Comparison, Progress, compare
-from localprop.report.contender import Contender
+from localprop.report.compare import Comparison, Progress, compare, trainable
+from localprop.report.contender import Contender, suited
 from localprop.report.tables import bench_memory_table, bench_speed_table, comparison_table
-from localprop.training.config import Config, load_data
+from localprop.training.config import Config, build, load_data, noting
+from localprop.training.expression import rule_of
 from localprop.training.rundir import environment, json_text, write_text
 
 _RESULTS = "compare.json"
@@ -41,27 +43,64 @@ def contenders_of(texts: Sequence[str]) -> list[Contender]:
 
 
 def run_compare(
-    config: Config, methods: Sequence[str], *, seeds: int, rounds: int, out: str | None, overwrite: bool
+    config: Config,
+    methods: Sequence[str],
+    *,
+    seeds: int,
+    rounds: int,
+    out: str | None,
+    overwrite: bool,
+    strict: bool = True,
 ) -> dict[str, Any]:
     """Compare methods; print nothing, return the figures and the table's text under `table`.
 
+    Args:
+        config: what all runs share.
+        methods: expressions.
+        seeds: runs of each.
+        rounds: of the timing.
+        out: directory for the figures, or None.
+        overwrite: replace those that are there.
+        strict: whether a method that the network does not suit is bad input; else it is left out, and named.
+
     Raises:
-        BadInput: of the values, the data, a method or the directory.
+        BadInput: of the values, the data, a method and the directory.
         RunFailed: a loss that is not finite.
     """
     problems = [*_count_problems(seeds=(seeds, 1), rounds=(rounds, 2)), *config.problems()]
     if not problems and config.seed + seeds > 2**63:
         problems.append(f"seed={config.seed} leaves no room for {seeds} seeds: choose a smaller one.")
     file = None if out is None else Path(out) / _RESULTS
-    check([*problems, *(_place_problems(file, overwrite) if file else [])])
-    dataset, contenders = load_data(config), contenders_of(methods)
+    problems += _place_problems(file, overwrite) if file else []
+    dataset, contenders = _checked(config, methods, problems)
+    contenders, unfit = trainable(config, dataset, contenders)
+    check(unfit if strict else [])
     with _progress(len(contenders) * seeds * config.epochs) as progress, _told():
         comparison = compare(config, dataset, contenders, seeds=seeds, rounds=rounds, progress=progress)
-    figures = {**comparison.as_json(), "environment": environment()}
+    figures = {**comparison.as_json(), "left_out": unfit, "environment": environment()}
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json_text(figures))
-    return {**figures, "table": _table(comparison)}
+    return {**figures, "table": "\n".join([_table(comparison), *(f"Left out: {each}" for each in unfit)])}
+
+
+def _checked(config: Config, methods: Sequence[str], problems: list[str]) -> tuple[Dataset, list[Contender]]:
+    """Data and methods; BadInput for these problems and all others, each of which is told once, not for every method."""
+    contenders = _noted_contenders(methods, problems)
+    with noting(problems):
+        dataset = load_data(config.sound())
+        with noting(problems):
+            build(replace(config, method="end_to_end()"), dataset)  # what it is refused for, no method can do without
+    check(dict.fromkeys(problems))
+    return dataset, contenders
+
+
+def _noted_contenders(methods: Sequence[str], problems: list[str]) -> list[Contender]:
+    contenders: list[Contender] = []
+    with noting(problems):
+        contenders = contenders_of(methods)
+    problems += suited(contenders, lambda contender: rule_of(contender.method))[1]
+    return contenders
 
 
 def _place_problems(file: Path, overwrite: bool) -> list[str]:
@@ -103,11 +142,16 @@ def run_bench(what: str, setting: Setting, methods: Sequence[str], rounds: int) 
     """Run one of the benchmarks; returns its figures and the table's text under `table`.
 
     Raises:
-        BadInput: of a value or a method.
+        BadInput: of the values and the methods.
     """
-    check(_count_problems(rounds=(rounds, 2)))
-    contenders = contenders_of(methods)
+    problems = [*_count_problems(rounds=(rounds, 2)), *setting.problems()]
+    contenders = _noted_contenders(methods, problems)
+    check(problems)
     with _told():
+        batch = setting.batch()
+        check(
+            suited(contenders, lambda contender: setting.learner(contender, batch))[1]
+        )  # before the first is measured
         figures, table = _measured(what, setting, contenders, rounds)
     return {**figures, "setting": asdict(setting), "environment": environment(), "table": table}
 

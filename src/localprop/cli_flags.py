@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from inspect import cleandoc
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from localprop.errors import check
 from localprop.training.config import Config, accepted_types
+
+if TYPE_CHECKING:
+    from localprop.data import Augment
 
 # What a flag's text is tried as, and what stands for it in the help.
 _READ = {int: "N", float: "X", tuple[int, ...]: "N,N", tuple[float, ...]: "X,X"}
@@ -40,6 +44,60 @@ def add_config(parser: argparse.ArgumentParser, skip: Iterable[str] = ()) -> Non
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of :class:`Config` that were given as flags."""
     return {field.name: getattr(args, field.name) for field in fields(Config) if hasattr(args, field.name)}
+
+
+def check_flags(flags: Mapping[str, Any], config: Config) -> None:
+    """Refuse flags without effect, and with them what is wrong with the config's values.
+
+    Args:
+        flags: the fields that were given.
+        config: the run that they are part of.
+
+    Raises:
+        BadInput: there are such flags.
+    """
+    idle = list(idle_problems(flags, config))
+    check([*idle, *config.problems()] if idle else [])
+
+
+def idle_problems(flags: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Flags that were given and change nothing in the run, one sentence each.
+
+    Args:
+        flags: the fields that were given.
+        config: the run that they are part of; what is wrong with its values is not told here.
+
+    Example:
+        >>> list(idle_problems({"momentum": 0.9}, Config(optimizer="adam")))
+        ['--momentum has no effect with --optimizer adam: leave it out.']
+    """
+    config = config.sound()
+    if config.optimizer in ("adam", "adamw"):
+        told = config.momentum != Config.momentum  # by the config itself
+        for name in ("nesterov",) if told else ("momentum", "nesterov"):
+            if name in flags:
+                yield f"--{name} has no effect with --optimizer {config.optimizer}: leave it out."
+    if not {"padding", "cutout"} & {*flags}:
+        return
+    augment = _augmentation(config)
+    if "padding" in flags and not augment.pad:
+        yield "--padding has no effect without the augmentation 'crop': leave it out, or add it to --augment."
+    if "cutout" in flags and not augment.cutout:
+        yield "--cutout has no effect without the augmentation 'cutout': leave it out, or add it to --augment."
+
+
+def _augmentation(config: Config) -> Augment:
+    from localprop.data import Augment
+    from localprop.data.folder import IMAGENET_AUGMENT
+    from localprop.data.options import is_folder
+    from localprop.data.sources import TORCHVISION
+    from localprop.training.config import options_of
+
+    if config.data in TORCHVISION:
+        usual = TORCHVISION[config.data][1]
+    else:
+        usual = IMAGENET_AUGMENT if is_folder(config.data) else Augment()
+    return options_of(config).augmentation(usual)
 
 
 def reader(kinds: tuple[Any, ...]) -> Any:

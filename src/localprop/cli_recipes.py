@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from localprop import recipes
+from localprop.cli_flags import check_flags
+from localprop.ranks.launch import rank
 from localprop.training.config import Config
 
 
@@ -20,11 +24,17 @@ def fields_of(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         >>> fields_of("transformer_text_solo_k2", {"epochs": 2})["epochs"]
         2
     """
-    return recipes.find(name).varied(given) if name else dict(given)
+    if not name:
+        return dict(given)
+    recipe = recipes.find(name)
+    for field, value in recipe.fitted(given).items() if rank() == 0 else ():
+        was = getattr(recipe.config, field)
+        print(f"{field}={was!r} does not fit epochs={given['epochs']}: {field}={value!r} instead.", file=sys.stderr)
+    return recipe.varied(given)
 
 
-def beside(name: str | None) -> dict[str, Any]:
-    """What stands beside the result of a run: its recipe and what the paper reports for it, unchanged.
+def beside(name: str | None, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """What stands beside the result of a run: its recipe, what the paper reports for it, unchanged, and what was replaced.
 
     Raises:
         BadInput: an unknown recipe, with close matches.
@@ -36,7 +46,21 @@ def beside(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     recipe = recipes.find(name)
-    return {"recipe": recipe.name, "paper": recipe.paper, "published": recipe.published, "notes": recipe.notes}
+    told = {"recipe": recipe.name, "paper": recipe.paper, "published": recipe.published, "notes": recipe.notes}
+    return {**told, "replaced": recipe.replaced(given)}
+
+
+def published(found: Mapping[str, Any]) -> str:
+    """The line below the result of a run of a recipe, from :func:`beside`; empty if nothing was published.
+
+    Example:
+        >>> published({"published": "test error 5 %", "replaced": ["epochs"]})
+        'published, for the recipe as it is: test error 5 %; this run replaces epochs'
+    """
+    if not found.get("published"):
+        return ""
+    replaced = f"; this run replaces {', '.join(found['replaced'])}" if found["replaced"] else ""
+    return f"published, for the recipe as it is: {found['published']}{replaced}"
 
 
 def listing(word: str) -> dict[str, Any]:
@@ -57,21 +81,22 @@ def shown(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """What `show` tells of a run: a recipe's own words, and the learner's; of a recipe the data need not be there.
 
     Raises:
-        BadInput: an unknown recipe, and what the values, the data and the model are refused for.
+        BadInput: an unknown recipe, flags without effect, and what the values, the data and the model are refused for.
 
     Example:
         >>> shown(None, {"model": "mlp"})["modules"]
         [[0], [1], [2]]
     """
     from localprop.recipes.standin import blank
-    from localprop.training.config import build, prepared
+    from localprop.training.config import load_data, prepared
 
     config = Config(**fields_of(name, given))
-    learner = build(config, blank(config)) if name else prepared(config)[1]
+    check_flags(given, config)
+    learner = prepared(config, blank if name else load_data)[1]
     memory = learner.memory()
     story = [recipes.find(name).story()] if name else []
     return {
-        **beside(name),
+        **beside(name, given),
         "config": asdict(config),
         "rule": repr(learner.rule),
         "layers": learner.partition.layers.names,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 from localprop.data import Dataset, is_text
@@ -17,13 +18,20 @@ from localprop.training.config import Config, course_of, noting, prepared
 from localprop.training.phases import Course
 from localprop.training.rundir import RunDir
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep, Score, test_score, train
+from localprop.training.values import MAY_DIFFER
 
 # torchrun ends all ranks when one is lost, maybe before the others have seen who it was: they live on for so long.
 LINGER_S = 3
-MAY_DIFFER = ("device", "root", "download", "timeout_s", "workers")  # where a run goes on, not what it computes
 
 
-def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: bool) -> dict[str, Any]:
+def run(
+    given: Mapping[str, Any],
+    *,
+    out: str | None,
+    resume: bool,
+    overwrite: bool,
+    recipe: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Train, keep each epoch in the run directory if there is one, and measure the test accuracy at the end.
 
     Args:
@@ -31,9 +39,10 @@ def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: b
         out: the run directory, or None.
         resume: go on with the run in `out`.
         overwrite: replace the run in `out`.
+        recipe: of a run of a recipe its name and the fields that were replaced, for the summary.
 
     Returns:
-        The summary: config, rule, accuracies and losses, every epoch, parameters and seconds.
+        The summary: recipe, config, rule, accuracies and losses, every epoch, parameters and seconds.
 
     Raises:
         BadInput: of the values, the directory, or a resumed run that was started with other values.
@@ -65,7 +74,7 @@ def run(given: Mapping[str, Any], *, out: str | None, resume: bool, overwrite: b
         folder.start(config)
     try:
         reports = _trained(learner, dataset, config, course, folder, done)
-        summary = _summary(learner, dataset, config, reports)
+        summary = {**recipe, **_summary(learner, dataset, config, reports)}
     except (StepFailed, BadInput) as error:
         if folder and error.record and error.record["seen_by"] == rank():
             folder.fail(error.record)

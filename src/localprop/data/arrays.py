@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from localprop.data.augment import Augment, augmented, cut_out
+from localprop.data.augment import Augment, augmented, cut_out, cutout_problems
 from localprop.data.dataset import Moments, generator_of
 
 HOLD_OUT_SEED = 0  # a constant: the validation images of a data set are the same in every run
@@ -93,14 +93,17 @@ class Images:
         return torch.zeros(count, *self.shape), torch.zeros(count, dtype=torch.int64)
 
     def problems(self, *, augment: bool) -> list[str]:
-        """Why no batches can be made: a reflection wider than the images."""
-        pad, (_, height, width) = self.augment.pad, self.shape
-        if not (augment and self.augment.reflect and pad >= min(height, width)):
+        """Why no batches can be made: a reflection wider than the images, a cutout as large as they are."""
+        if not augment:
             return []
-        return [
-            f"The images are {height}x{width}, but reflection by {pad} pixels needs more than that on each"
-            " side: crop less, or not at all."
-        ]
+        pad, (_, height, width) = self.augment.pad, self.shape
+        problems = cutout_problems(self.augment, height, width)
+        if self.augment.reflect and pad >= min(height, width):
+            problems.append(
+                f"The images are {height}x{width}, but reflection by {pad} pixels needs more than that on each"
+                " side: crop less, or not at all."
+            )
+        return problems
 
     def reader(self, split: str, *, augment: bool, seed: int, device: torch.device) -> "ImageReader":
         """What makes batches of the split of this name."""

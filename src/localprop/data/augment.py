@@ -83,6 +83,18 @@ def cut_out(inputs: Tensor, side: int, draws: Tensor) -> Tensor:
     return inputs.masked_fill(rows[:, None, :, None] & cols[:, None, None, :], 0.0)
 
 
+def cutout_problems(augment: Augment, height: int, width: int) -> list[str]:
+    """Why a square cannot be cut out of images of this size: it may leave nothing of them.
+
+    Example:
+        >>> cutout_problems(Augment(cutout=16), 8, 8)
+        ['cutout=16 covers the 8x8 images: give a smaller --cutout.']
+    """
+    if augment.cutout < max(height, width):
+        return []
+    return [f"cutout={augment.cutout} covers the {height}x{width} images: give a smaller --cutout."]
+
+
 def _gathered(images: Tensor, rows: Tensor, cols: Tensor, reflect: bool) -> Tensor:
     """Pixels of images (N, C, H, W) at rows (N, H) and columns (N, W), which may lie outside."""
     count, chans, height, width = images.shape

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from localprop.data.arrays import as_float, first_per_class, hold_out
-from localprop.data.augment import Augment, cut_out
+from localprop.data.augment import Augment, cut_out, cutout_problems
 from localprop.data.dataset import Moments, generator_of
-from localprop.errors import BadInput, check
+from localprop.errors import BadInput, RunFailed, check
 
 # The usual ones of ImageNet, which torchvision's reference recipes normalise by.
 IMAGENET = Moments((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -95,8 +95,8 @@ class Folder:
         return torch.zeros(count, *self.shape), torch.zeros(count, dtype=torch.int64)
 
     def problems(self, *, augment: bool) -> list[str]:
-        """Nothing hinders it: what can be wrong is seen when the folder is read."""
-        return []
+        """Why no batches can be made: a cutout as large as the images. What else can be wrong is seen when files are read."""
+        return cutout_problems(self.augment, self.image_size, self.image_size) if augment else []
 
     def reader(self, split: str, *, augment: bool, seed: int, device: torch.device) -> "FileReader":
         """What makes batches of the split of this name."""
@@ -123,9 +123,10 @@ class FileReader:
         self._count = len(files)
         self._keys = _Keys()
         self._mean, self._std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in folder.moments)
-        self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        self._loader: DataLoader[tuple[Tensor, Tensor] | str] = DataLoader(
             _Images(files, augment, folder.image_size, seed),  # type: ignore[arg-type]
             batch_sampler=self._keys,
+            collate_fn=_collated,
             num_workers=folder.workers,
             persistent_workers=folder.workers > 0,
             pin_memory=device.type == "cuda",
@@ -133,11 +134,18 @@ class FileReader:
         )
 
     def epoch(self, number: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images (N, C, H, W), float32, and labels (N,), int64, for each tensor of indices (N,)."""
+        """Normalised images (N, C, H, W), float32, and labels (N,), int64, for each tensor of indices (N,).
+
+        Raises:
+            RunFailed: a file that cannot be read as an image.
+        """
         chosen = list(batches)
         spots = torch.rand(self._count, 2, generator=generator_of("cutout", self.seed, number))
         self._keys.batches = [[(number, index) for index in indices.tolist()] for indices in chosen]
-        for indices, (images, labels) in zip(chosen, self._loader, strict=True):
+        for indices, read in zip(chosen, self._loader, strict=True):
+            if isinstance(read, str):
+                raise RunFailed(read)
+            images, labels = read
             inputs = (as_float(images.to(self.device, non_blocking=True)) - self._mean) / self._std
             if self.augment.cutout:
                 inputs = cut_out(inputs, self.augment.cutout, spots[indices])
@@ -168,16 +176,27 @@ class _Images:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        """An image (C, H, W), uint8, and its label."""
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | str:
+        """An image (C, H, W), uint8, and its label; or why there is none, which a worker could not raise as it is."""
         from PIL import Image
 
-        epoch, index = key
-        with Image.open(self.files.paths[index]) as image, torch.random.fork_rng(devices=[]):
+        (epoch, index), path = key, self.files.paths[key[1]]
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them are Pillow's
+            return f"{path} cannot be read as an image ({error}): replace or remove it."
+        with torch.random.fork_rng(devices=[]):
             # torchvision draws from the global generator, which is put back.
             torch.default_generator.set_state(generator_of("file", self.seed, epoch, index).get_state())
-            pixels: Tensor = self.transform(image.convert("RGB"))
+            pixels: Tensor = self.transform(image)
         return pixels, int(self.files.labels[index])
+
+
+def _collated(read: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
+    """Images (N, C, H, W) and labels (N,), or why the first one that is missing cannot be read."""
+    failures = [each for each in read if isinstance(each, str)]
+    return failures[0] if failures else tuple(default_collate(read))
 
 
 def _transform(augment: Augment, size: int) -> Callable[[Any], Tensor]:
@@ -206,7 +225,7 @@ def load_folder(
     """Find the images under `path/train` and `path/val`, a folder for each class.
 
     Args:
-        path: the folder.
+        path: the folder; "~" is the home folder.
         augment: how training images are augmented.
         moments: to normalise by, of values in 0..1; those of ImageNet if None.
         limit: keep that many training images at most, with equal shares of the classes.
@@ -220,7 +239,7 @@ def load_folder(
     Example:
         >>> data = load_folder("/data/imagenet", workers=16)  # doctest: +SKIP
     """
-    path = Path(path)
+    path = Path(path).expanduser().absolute()
     (train, classes), (test, others) = (_found(path / part) for part in ("train", "val"))
     if classes != others:
         differ = ", ".join(sorted({*classes} ^ {*others})[:8])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from localprop.data.augment import Augment
 from localprop.data.dataset import Moments
+from localprop.errors import check
 
 WORDS = ("crop", "flip", "cutout", "random_resized_crop")
 PADDINGS = ("reflect", "zeros")
@@ -17,7 +18,7 @@ class Options:
 
     Attributes:
         root: folder of torchvision's data sets; if None, the environment variable LOCALPROP_DATA or else
-            ~/.cache/localprop.
+            ~/.cache/localprop. Also where the PATH of folder:PATH begins, if that is no absolute one.
         download: fetch what is absent under `root`.
         limit: keep that many training images (or windows of text) at most; of images the first of each class, with
             equal shares.
@@ -89,16 +90,14 @@ class Options:
         if self.mean is None and self.std is None:
             return []
         if is_text(name):
-            return [f"There is a mean or std, but {name} is a text, which is not normalised: leave both out."]
+            return [f"There is mean= or std=, but {name} is a text, which is not normalised: leave both out."]
         if self.mean is None or self.std is None:
-            return [f"The mean is {self.mean} and the std is {self.std}, but both or none are needed: add the other."]
+            return [f"mean={self.mean} and std={self.std}, but both or none are needed: add the other."]
         problems = []
         if not self.mean or not self.std or not all(map(math.isfinite, self.mean + self.std)):
-            problems.append(
-                f"The mean is {self.mean} and the std is {self.std}, but finite numbers are needed: correct them."
-            )
+            problems.append(f"mean={self.mean} and std={self.std}, but finite numbers are needed: correct them.")
         if any(value <= 0 for value in self.std):
-            problems.append(f"The std is {self.std}, but positive numbers are needed: correct them.")
+            problems.append(f"std={self.std}, but positive numbers are needed: correct them.")
         return problems
 
     def augmentation(self, usual: Augment) -> Augment:
@@ -114,10 +113,22 @@ class Options:
             resized="random_resized_crop" in words,
         )
 
-    @property
-    def moments(self) -> Moments | None:
-        """What to normalise by, if it is given."""
-        return None if self.mean is None or self.std is None else Moments(self.mean, self.std)
+    def moments_of(self, chans: int) -> Moments | None:
+        """What to normalise so many channels by, if it is given; one number is for all of them.
+
+        Raises:
+            BadInput: neither one number nor one for each channel.
+        """
+        if self.mean is None or self.std is None:
+            return None
+        given = {"mean": self.mean, "std": self.std}
+        check(
+            f"{name}={values} are {len(values)} numbers for {chans} channel(s): give one for each, or one for all."
+            for name, values in given.items()
+            if len(values) not in (1, chans)
+        )
+        mean, std = (values * chans if len(values) == 1 else values for values in given.values())
+        return Moments(mean, std)
 
 
 def is_text(name: str) -> bool:

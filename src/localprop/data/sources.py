@@ -64,9 +64,9 @@ def load(name_or_path: str | Path, **options: Any) -> Dataset:
         return load_text(name, context=chosen.context, limit=chosen.limit)
     if is_folder(name):
         return load_folder(
-            name.removeprefix("folder:"),
+            Path(chosen.root or "").expanduser() / Path(name.removeprefix("folder:")).expanduser(),
             augment=chosen.augmentation(IMAGENET_AUGMENT),
-            moments=_for_channels(chosen.moments, 3),
+            moments=chosen.moments_of(3),
             limit=chosen.limit,
             validation=chosen.validation,
             image_size=chosen.image_size,
@@ -80,19 +80,6 @@ def _name_problems(name: str) -> list[str]:
         return []
     known = ", ".join(["digits", *TORCHVISION, "text"])
     return [f"There is no data set {name!r}: choose {known}, folder:PATH, or a path that ends in .npz or .txt."]
-
-
-def _for_channels(moments: Moments | None, chans: int) -> Moments | None:
-    """One number for all channels repeated, others checked."""
-    if moments is None:
-        return None
-    wrong = [values for values in moments if len(values) not in (1, chans)]
-    check(
-        f"{values} are {len(values)} numbers for {chans} channel(s): give one for each, or one for all."
-        for values in wrong
-    )
-    mean, std = (values * chans if len(values) == 1 else values for values in moments)
-    return Moments(mean, std)
 
 
 def _in_memory(name: str, chosen: Options) -> Images:
@@ -113,7 +100,7 @@ def _in_memory(name: str, chosen: Options) -> Images:
 
 
 def _normalised(images: Images, chosen: Options) -> Images:
-    moments = _for_channels(chosen.moments, images.shape[0])
+    moments = chosen.moments_of(images.shape[0])
     return images if moments is None else replace(images, mean=moments.mean, std=moments.std)
 
 

@@ -81,6 +81,17 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
     return build(**_given(build, num_classes, input_shape), **options)
 
 
+def takes_tokens(name: str) -> bool:
+    """Whether a model of this name is a language model, whose inputs are tokens (N, T).
+
+    Example:
+        >>> takes_tokens("transformer:width=64"), takes_tokens("mlp")
+        (True, False)
+    """
+    build = NETWORKS.get(name.partition(":")[0])
+    return build is not None and "context" in signature(build).parameters
+
+
 def _check_sizes(num_classes: int, input_shape: tuple[int, ...]) -> None:
     problems = []
     if num_classes < 1:
@@ -105,14 +116,15 @@ def _of_library(head: str, rest: str, num_classes: int, input_shape: tuple[int, 
 
 
 def _no_image(name: str, input_shape: tuple[int, ...]) -> str:
-    return f"The input shape is {input_shape}, but {name} takes images (C, H, W): pass such a shape, or use mlp."
+    instead = "transformer" if len(input_shape) == 1 else "mlp"
+    return f"The input shape is {input_shape}, but {name} takes images (C, H, W): pass such a shape, or use {instead}."
 
 
 def _shape_problems(name: str, build: Callable[..., Any], input_shape: tuple[int, ...]) -> list[str]:
     wanted = signature(build).parameters
     if wanted.keys() & {"in_chans", "input_shape"} and len(input_shape) != 3:
         return [_no_image(name, input_shape)]
-    if "context" in wanted and len(input_shape) != 1:
+    if takes_tokens(name) and len(input_shape) != 1:
         return [
             f"The input shape is {input_shape}, but {name} takes tokens: pass the longest sequence, such as (128,)."
         ]

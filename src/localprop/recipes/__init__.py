@@ -63,13 +63,13 @@ def find(name: str) -> Recipe:
 
 
 def names(word: str = "") -> list[str]:
-    """The names that contain a word, family by family; all of them if it is empty.
+    """The names that contain a word in capitals or not, family by family; all of them if it is empty.
 
     Example:
         >>> names("vgg19_imagenet")
         ['vgg19_imagenet_dgl_baseline_e2e', 'vgg19_imagenet_dgl_k2', 'vgg19_imagenet_dgl_k4']
     """
-    return [name for name in _all() if word in name]
+    return [name for name in _all() if word.lower() in name]
 
 
 @cache

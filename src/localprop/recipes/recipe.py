@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from localprop.training.config import Config
+from localprop.training.values import MAY_DIFFER
 
 # Of two fields that exclude each other, or make sense together only, the one that is given drops the recipe's other.
 _DROPS = {
@@ -55,14 +56,55 @@ class Recipe:
         """The fields that are not the defaults, with others in their place where they are given.
 
         A number of modules replaces cuts and the other way round, a method phases and the other way round, and another schedule
-        of the learning rate the recipe's milestones and warm-up.
+        of the learning rate the recipe's milestones and warm-up. Epochs that leave no room for these change them as
+        :meth:`fitted` says.
 
         Example:
             >>> Recipe("halves", Config(lr=0.8, cuts=(3,)), "nobody").varied({"modules": 4})
             {'lr': 0.8, 'modules': 4}
         """
         dropped = {other for name in given for other in _DROPS.get(name, ())}
-        return {**{name: value for name, value in self.changed().items() if name not in dropped}, **given}
+        kept = {name: value for name, value in self.changed().items() if name not in dropped}
+        return {**kept, **self.fitted(given), **given}
+
+    def fitted(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What replaces the recipe's warm-up and milestones where the epochs that are given leave no room for them.
+
+        The warm-up is then the usual one of so many epochs. Milestones keep their shares of the run, rounded to whole epochs,
+        those that meet being one; in a single epoch the learning rate is constant.
+
+        Example:
+            >>> steps = Config(epochs=400, lr_schedule="multistep", milestones=(200, 300, 350, 375))
+            >>> Recipe("steps", steps, "nobody").fitted({"epochs": 8})
+            {'milestones': (4, 6, 7)}
+            >>> Recipe("warm", Config(epochs=160, warmup_epochs=10), "nobody").fitted({"epochs": 8})
+            {'warmup_epochs': None}
+        """
+        epochs, config = given.get("epochs"), self.config
+        if type(epochs) is not int or epochs < 1 or "lr_schedule" in given:
+            return {}
+        found: dict[str, Any] = {}
+        if "warmup_epochs" not in given and (config.warmup_epochs or 0) >= epochs:
+            found["warmup_epochs"] = None
+        if "milestones" not in given and config.milestones and config.milestones[-1] >= epochs:
+            scaled = {round(epochs * milestone / config.epochs) for milestone in config.milestones}
+            found["milestones"] = tuple(sorted(scaled & {*range(1, epochs)}))
+            if not found["milestones"]:
+                found["lr_schedule"] = "constant"
+        return found
+
+    def replaced(self, given: Mapping[str, Any]) -> list[str]:
+        """The fields in which a run with others given is not the recipe's; where it runs is none of them.
+
+        Example:
+            >>> Recipe("wide", Config(lr=0.8), "nobody").replaced({"epochs": 2, "device": "cpu", "lr": 0.8})
+            ['epochs']
+        """
+        run = Config(**self.varied(given))
+        differ = [
+            field.name for field in fields(Config) if getattr(run, field.name) != getattr(self.config, field.name)
+        ]
+        return [name for name in differ if name not in MAY_DIFFER]
 
     def story(self) -> str:
         """The recipe in words: its run, the paper, what it reports, what is unknown.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from localprop.training.config import Config, load_data
+from localprop.errors import check
+from localprop.training.config import Config, load_data, options_of
 
 if TYPE_CHECKING:
     from localprop.data import Dataset
@@ -26,7 +27,8 @@ def blank(config: Config) -> Dataset:
     """A data set of the shape and classes of a config's, with one batch of black images in each split; a text is read.
 
     Raises:
-        BadInput: as :func:`localprop.training.config.load_data`, for data of a shape that is not known.
+        BadInput: as :func:`localprop.training.config.load_data`, for data of a shape that is not known, and for options that
+            no data could be loaded with.
 
     Example:
         >>> blank(Config(data="stl10")).shape
@@ -34,14 +36,17 @@ def blank(config: Config) -> Dataset:
     """
     import torch
 
-    from localprop.data import Augment, Images, Split
+    from localprop.data import Augment, Images, Moments, Split
 
     if config.data not in SHAPES:
         return load_data(config)
+    options = options_of(config)
+    check(options.problems(config.data))
     chans, side, classes = SHAPES[config.data]
     size = side or config.image_size
-    images = torch.zeros(1, chans, size, size, dtype=torch.uint8).expand(config.batch_size, -1, -1, -1)
-    split = Split(images, torch.zeros(config.batch_size, dtype=torch.int64))
+    samples = max(1, config.batch_size)  # what is wrong with it is told when the learner is built
+    images = torch.zeros((), dtype=torch.uint8).expand(samples, chans, size, size)
+    split = Split(images, torch.zeros(samples, dtype=torch.int64))
     names = tuple(str(i) for i in range(classes))
-    mean, std = (tuple(values or GREY * chans) for values in (config.mean, config.std))
-    return Images(config.data, split, split, split, names, Augment(), mean, std)
+    moments = options.moments_of(chans) or Moments(GREY * chans, GREY * chans)
+    return Images(config.data, split, split, split, names, options.augmentation(Augment()), *moments)

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from localprop.errors import check
 from localprop.learner import Learner
 from localprop.models import create_model
 from localprop.network import Layers, Partition, layers_of
 from localprop.report.contender import Contender
 from localprop.report.costs import PlainLoop, Timing, interleaved, peak_bytes
+from localprop.report.images import image_problems, is_count
 from localprop.rule.losses import Batch
-from localprop.training.config import device_of
+from localprop.training.config import device_of, noting
 from localprop.training.expression import rule_of
 
 CLASSES = 10
@@ -45,14 +45,20 @@ class Setting:
     device: str = "auto"
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        counts = [("modules", self.modules), ("batch_size", self.batch_size)]
-        problems = [f"{name}={value} must be 1 or more." for name, value in counts if value < 1]
-        if not 0 <= self.momentum < 1:
-            problems.append(f"momentum={self.momentum} must lie in [0, 1).")
-        if not self.input_shape or min(self.input_shape) < 1:
-            problems.append(f"input_shape={self.input_shape} must be sizes of 1 or more, such as 3,32,32.")
-        check(problems)
+    def problems(self) -> list[str]:
+        """All that is wrong with the values, one sentence each.
+
+        Example:
+            >>> Setting(modules=0, momentum=2.0).problems()
+            ['modules=0 must be a whole number of 1 or more.', 'momentum=2.0 must be a number in [0, 1).']
+        """
+        wrong = [name for name in ("modules", "batch_size") if not is_count(getattr(self, name))]
+        found = [f"{name}={getattr(self, name)!r} must be a whole number of 1 or more." for name in wrong]
+        if not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
+            found.append(f"momentum={self.momentum!r} must be a number in [0, 1).")
+        with noting(found):
+            device_of(self.device)
+        return found + image_problems(self.model, CLASSES, self.input_shape)
 
     def batch(self) -> Batch:
         """Random images and labels."""

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from localprop.data import Batches, Dataset
-from localprop.errors import BadInput
+from localprop.errors import check
 from localprop.learner import Learner
-from localprop.report.contender import Contender
+from localprop.report.contender import Contender, suited
 from localprop.report.costs import PlainLoop, Timing, interleaved, peak_bytes
 from localprop.rule.losses import Batch
-from localprop.training.config import Config, build, optimizer_of
+from localprop.training.config import Config, build
+from localprop.training.optimizers import optimizer_of
 from localprop.training.trainer import Score, test_score, train
 
 Progress = Callable[[str, int], object]  # (what is going on, how many epochs have been done since the last call)
@@ -113,8 +114,8 @@ def compare(
         BadInput: a method that the network or data cannot be trained with; all of them at once.
         RunFailed: a loss that is not finite.
     """
-    configs = {c.label: replace(config, method=c.method, recompute=c.recompute) for c in contenders}
-    _check(configs, dataset)
+    check(trainable(config, dataset, contenders)[1])  # once before the first run: a typing error should not cost others
+    configs = {contender.label: _own(config, contender) for contender in contenders}
     progress("measuring memory and time per step", 0)
     baseline, costs = _costs(configs, dataset, config, rounds)
     rows = []
@@ -127,16 +128,22 @@ def compare(
     return Comparison(baseline, tuple(rows), config, tuple(range(config.seed, config.seed + seeds)))
 
 
-def _check(configs: dict[str, Config], dataset: Dataset) -> None:
-    """Build every learner once before the first one trains: a typing error should not cost the runs before it."""
-    problems = []
-    for label, config in configs.items():
-        try:
-            build(config, dataset)
-        except BadInput as error:
-            problems += [f"{label}: {problem}" for problem in error.problems]
-    if problems:
-        raise BadInput(problems)
+def trainable(config: Config, dataset: Dataset, contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
+    """The methods that the network and data can be trained with, and why they cannot with the others.
+
+    Args:
+        config: what all runs share.
+        dataset: the data.
+        contenders: the methods.
+
+    Example:
+        >>> fit, problems = trainable(config, dataset, [Contender.parse("greedy()"), Contender.parse("contsup()")])
+    """
+    return suited(contenders, lambda contender: build(_own(config, contender), dataset))
+
+
+def _own(config: Config, contender: Contender) -> Config:
+    return replace(config, method=contender.method, recompute=contender.recompute)
 
 
 def _score(config: Config, dataset: Dataset, on_epoch: Callable[[], object]) -> Score:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from localprop.errors import BadInput
 
 _RECOMPUTED = " with recompute"
 
@@ -27,3 +30,24 @@ class Contender:
         label, _, expression = text.rpartition(": ")
         method = expression.removesuffix(_RECOMPUTED)
         return cls((label or expression).strip(), method.strip(), recompute=method != expression)
+
+
+def suited(contenders: Iterable[Contender], build: Callable[[Contender], object]) -> tuple[list[Contender], list[str]]:
+    """The methods that can be trained, and why the others cannot: one sentence for each problem, after its label.
+
+    Args:
+        contenders: the methods.
+        build: makes a method's learner; raises BadInput where there can be none.
+
+    Example:
+        >>> suited([Contender.parse("greedy()")], lambda contender: contender.recompute)[1]
+        []
+    """
+    fit, problems = list[Contender](), list[str]()
+    for contender in contenders:
+        try:
+            build(contender)
+            fit.append(contender)
+        except BadInput as error:
+            problems += [f"{contender.label}: {problem}" for problem in error.problems]
+    return fit, problems

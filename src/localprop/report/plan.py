@@ -20,6 +20,7 @@ from localprop.ranks.lowering import in_flight, lower
 from localprop.ranks.pipeline import Ranks
 from localprop.ranks.placement import Placement, sight_problems
 from localprop.report.contender import Contender
+from localprop.report.images import image_problems, is_count
 from localprop.rule.losses import Batch
 from localprop.step.memory import predict
 from localprop.step.schedule import Schedule
@@ -104,7 +105,7 @@ class Setting:
             'ranks=0 must be a whole number of 1 or more.'
         """
         names = ("classes", "batch", "ranks", "replicas", "microbatches", "rounds")
-        wrong = [name for name in names if not _is_count(getattr(self, name))]
+        wrong = [name for name in names if not is_count(getattr(self, name))]
         found = [f"{name}={getattr(self, name)!r} must be a whole number of 1 or more." for name in wrong]
         found += self._modules_problems("ranks" in wrong)
         if not {"batch", "microbatches"} & {*wrong} and self.batch % self.microbatches:
@@ -122,14 +123,12 @@ class Setting:
             found.append(f"cuts={self.cuts!r} is unknown: choose {' or '.join(CUTS)}.")
         with noting(found):
             device_of(self.device)
-        with noting(found), torch.random.fork_rng(devices=[]):
-            create_model(self.model, self.classes if _is_count(self.classes) else 1, self.input_shape)
-        return found
+        return found + image_problems(self.model, self.classes, self.input_shape)
 
     def _modules_problems(self, ranks_are_wrong: bool) -> Iterator[str]:
         if self.modules is None:
             return
-        if not _is_count(self.modules):
+        if not is_count(self.modules):
             yield f"modules={self.modules!r} must be a whole number of 1 or more."
         elif not ranks_are_wrong and self.modules < self.ranks:
             yield f"modules={self.modules} cannot occupy ranks={self.ranks}: each rank needs a module of its own."
@@ -184,10 +183,6 @@ class Setting:
             recompute=contender.recompute,
             ranks=Ranks(alone=True),
         )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
 
 
 # --- seconds --------------------------------------------------------------------------------------------------------

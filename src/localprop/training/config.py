@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from localprop.errors import BadInput, check
 from localprop.training.device import device_of as device_of
 from localprop.training.expression import rule_of
-from localprop.training.phases import Course, phases_of
+from localprop.training.optimizers import optimizer_of
+from localprop.training.phases import Course, lap_problems, phases_of
 from localprop.training.values import COSINES, value_problems
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.optim import Optimizer
 
-    from localprop.data import Dataset
+    from localprop.data import Dataset, Options
     from localprop.learner import Learner
     from localprop.network import Partition
 
@@ -79,7 +79,7 @@ class Config:
         image_size: height and width of images from a folder, in pixels.
         workers: processes that read images from a folder.
         limit: keep that many training images, or windows of text, at most.
-        root: folder of the data sets.
+        root: folder of the data sets; where the PATH of folder:PATH begins, too.
         download: fetch data that is absent.
 
     Example:
@@ -148,7 +148,7 @@ class Config:
             rule_of(sound.method)
         if sound.phases is not None:
             with noting(found):
-                phases_of(sound.phases)
+                found += lap_problems(phases_of(sound.phases), sound.epochs)
             if sound.method != Config.method:
                 found.append(
                     f"method={sound.method!r}, but there are phases, which name their own: leave one of them out."
@@ -215,9 +215,21 @@ def load_data(config: Config) -> Dataset:
         >>> load_data(Config(limit=100)).name
         'digits'
     """
-    from localprop.data import Options, load
+    from localprop.data import load
 
-    return load(config.data, **{field.name: getattr(config, field.name) for field in fields(Options)})
+    return load(config.data, **vars(options_of(config)))
+
+
+def options_of(config: Config) -> Options:
+    """What a config's data are loaded with.
+
+    Example:
+        >>> options_of(Config(limit=100)).limit
+        100
+    """
+    from localprop.data import Options
+
+    return Options(**{field.name: getattr(config, field.name) for field in fields(Options)})
 
 
 def build(config: Config, dataset: Dataset) -> Learner:
@@ -263,7 +275,7 @@ def _sized() -> Iterator[None]:
 
 
 def _checked_model(config: Config, dataset: Dataset) -> nn.Module:
-    problems = config.problems() or _batch_problems(config, dataset)
+    problems = config.problems() or [*_batch_problems(config, dataset), *dataset.problems(augment=True)]
     model: nn.Module | None = None
     with noting(problems):
         model = _new_model(config.sound(), dataset)
@@ -307,39 +319,12 @@ def _learner(config: Config, dataset: Dataset, model: nn.Module, partition: Part
     )
 
 
-def optimizer_of(config: Config) -> Callable[[list[nn.Parameter]], Optimizer]:
-    """A factory of the optimizer of a config."""
-    from torch.optim import SGD, Adam, AdamW
-
-    def make(parameters: list[nn.Parameter]) -> Optimizer:
-        if config.optimizer != "sgd":
-            kind = Adam if config.optimizer == "adam" else AdamW
-            return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        return SGD(
-            parameters,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
-
-    norm = config.clip_norm
-    return make if norm is None else lambda parameters: _clipped(make(parameters), norm)
-
-
-def _clipped(optimizer: Optimizer, norm: float) -> Optimizer:
-    """An optimizer that brings the norm of its whole gradient down to `norm` before each step."""
-    from torch.nn.utils import clip_grad_norm_
-
-    def clip(optimizer: Optimizer, *_: object) -> None:
-        clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
-
-    optimizer.register_step_pre_hook(clip)
-    return optimizer
-
-
-def prepared(config: Config) -> tuple[Dataset, Learner]:
+def prepared(config: Config, load: Callable[[Config], Dataset] = load_data) -> tuple[Dataset, Learner]:
     """The data set and the learner of a config.
+
+    Args:
+        config: the run.
+        load: makes the data set of a config.
 
     Raises:
         BadInput: the problems of values, data and model together.
@@ -349,7 +334,7 @@ def prepared(config: Config) -> tuple[Dataset, Learner]:
     """
     problems = config.problems()
     with noting(problems):
-        dataset = load_data(config.sound())
+        dataset = load(config.sound())
         with noting(problems):
             learner = build(config, dataset)
     check(dict.fromkeys(problems))  # the values' problems are found again when the learner is built
@@ -359,8 +344,10 @@ def prepared(config: Config) -> tuple[Dataset, Learner]:
 def _new_model(config: Config, dataset: Dataset) -> nn.Module:
     import torch
 
-    from localprop.models import create_model
+    from localprop.models import create_model, takes_tokens
 
+    if len(dataset.shape) == 1 and not takes_tokens(config.model):
+        raise BadInput(f"{config.model} takes images, not tokens: use transformer.")
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds accelerators too: weights are drawn on the CPU, alike for every device.
         torch.default_generator.manual_seed(config.seed)

@@ -127,8 +127,8 @@ class Course:
         another: makes the learner of another method on the same network.
 
     Raises:
-        BadInput: modules that the network has not, or that no phase trains; encoders of contexts, which belong to one method; several methods on several
-            ranks.
+        BadInput: modules that the network has not, or that no phase trains; encoders of contexts, which belong to one method;
+            several methods on several ranks.
 
     Example:
         >>> Course(learner, config).at(1)[0] is learner
@@ -182,7 +182,7 @@ def _problems(phases: Sequence[Phase], methods: list[str], modules: int) -> Iter
     left = {*range(modules)}.difference(*(phase.modules for phase in phases))
     if left and all(phase.modules for phase in phases):
         numbers = ", ".join(map(str, sorted(left)))
-        yield f"No phase trains module{'s' if len(left) > 1 else ''} {numbers}: name them in a phase, or leave out its modules."
+        yield f"No phase trains module{'s' if len(left) > 1 else ''} {numbers}: name them in one, or let a phase name none."
     if len(methods) > 1 and world() > 1:
         yield f"Phases of {len(methods)} methods need the whole network in one process: start without torchrun."
 

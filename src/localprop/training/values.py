@@ -15,6 +15,7 @@ CHOICES = {
     "lr_schedule": (*COSINES, "multistep", "constant"),
     "precision": ("fp32", "bf16"),
 }
+MAY_DIFFER = ("device", "root", "download", "timeout_s", "workers")  # where a run goes on, not what it computes
 _USUAL_MOMENTUM = 0.9
 
 
@@ -61,7 +62,8 @@ def _schedule_problems(config: Config) -> Iterator[str]:
     if config.lr_schedule == "cosine" and config.epochs == 1:
         yield "epochs=1 of a cosine schedule is its end, a learning rate of 0: use 2 or more, or lr_schedule=constant."
     if config.epochs >= 1 and not 0 <= config.warmup < config.epochs:
-        yield f"warmup_epochs={config.warmup}, but it must lie in 0..{config.epochs - 1} for {config.epochs} epochs."
+        room = f"it must lie in 0..{config.epochs - 1} for {config.epochs} epochs"
+        yield f"warmup_epochs={config.warmup}, but {room}: try --warmup-epochs 0."
     steps = config.milestones
     if config.lr_schedule != "multistep":
         if steps:
