@@ -13,7 +13,7 @@ import torch
 from localprop.cli_compare import contenders_of
 from localprop.errors import BadInput, check
 from localprop.network import Layers, Partition
-from localprop.report.contender import Contender
+from localprop.report.contender import Contender, suited
 from localprop.report.gantt import FORMATS, gantt, require_matplotlib
 from localprop.report.plan import END_TO_END, PIPELINES, Row, Setting, Way, measured, on_paper
 from localprop.report.tables import markdown
@@ -43,7 +43,8 @@ def run_plan(
         BadInput: of the values, a method, the network or the file.
     """
     layers, contenders = _checked(setting, methods, out)
-    contenders, unfit = _fitting(setting, layers, contenders)
+    cuts = Partition.uniform(layers, setting.count).cuts
+    contenders, unfit = suited(contenders, lambda contender: setting.learner(contender, layers, cuts))
     check(unfit if strict else [])
     baseline, *others = measured(setting, layers, [END_TO_END, *contenders], _say)
     plain_s = sum(baseline.seconds.per_segment(baseline.learner.wiring, setting.microbatches))
@@ -90,19 +91,6 @@ def _check_chart(out: str | None) -> None:
     if not Path(out).parent.is_dir():
         raise BadInput(f"out={out!r}: there is no folder {Path(out).parent}, make it first.")
     require_matplotlib()
-
-
-def _fitting(setting: Setting, layers: Layers, contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
-    """The methods that the network suits, and why it does not suit the others."""
-    fitting, problems = list[Contender](), list[str]()
-    cuts = Partition.uniform(layers, setting.count).cuts
-    for contender in contenders:
-        try:
-            setting.learner(contender, layers, cuts)
-            fitting.append(contender)
-        except BadInput as error:
-            problems += [f"{contender.label}: {problem}" for problem in error.problems]
-    return fitting, problems
 
 
 # --- what is told ---------------------------------------------------------------------------------------------------
