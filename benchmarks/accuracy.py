@@ -25,7 +25,7 @@ import torch
 
 from localprop.training.config import Config, prepared
 from localprop.training.expression import methods
-from localprop.training.trainer import test_accuracy, train
+from localprop.training.trainer import test_score, train
 
 HERE = Path(__file__).parent
 SETTINGS = {
@@ -45,7 +45,7 @@ def run(task: tuple[str, str, int, str]) -> dict[str, object]:
     return {
         "method": method,
         "seed": seed,
-        "test_accuracy": test_accuracy(learner, dataset, config),
+        "test_accuracy": test_score(learner, dataset, config).accuracy,
         "losses": reports[-1].losses,
         "head_parameters": sum(p.numel() for p in learner.heads.parameters() if p.requires_grad),
         "context_parameters": sum(p.numel() for p in learner.encoders.parameters()),

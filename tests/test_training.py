@@ -237,7 +237,7 @@ def test_evaluate_keeps_no_graph() -> None:
     evaluate(Watch(), [(torch.eye(2), torch.tensor([0, 1]))])
 
 
-def test_test_accuracy_is_that_of_the_test_split() -> None:
+def test_test_score_is_that_of_the_test_split() -> None:
     dataset, learner = prepared(SMALL)
     labels = dataset.test.labels
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -245,4 +245,4 @@ def test_test_accuracy_is_that_of_the_test_split() -> None:
     with torch.no_grad():
         network[1].bias.copy_(torch.eye(10)[3])
     learner.network = network
-    assert trainer.test_accuracy(learner, dataset, SMALL) == pytest.approx((labels == 3).double().mean().item())
+    assert trainer.test_score(learner, dataset, SMALL).accuracy == pytest.approx((labels == 3).double().mean().item())

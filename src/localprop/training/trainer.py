@@ -256,20 +256,7 @@ def test_score(learner: Learner, dataset: Dataset, config: Config) -> Score:
     return _finite(evaluate(learner.predict, batches), "on the test split", config)
 
 
-def test_accuracy(learner: Learner, dataset: Dataset, config: Config) -> float:
-    """The accuracy of :func:`test_score`, 0..1.
-
-    Example:
-        >>> config = Config(model="mlp", epochs=2)
-        >>> dataset, learner = prepared(config)
-        >>> 0 <= test_accuracy(learner, dataset, config) <= 1
-        True
-    """
-    return test_score(learner, dataset, config).accuracy
-
-
-test_score.__test__ = False  # type: ignore[attr-defined] # to pytest the names are those of tests
-test_accuracy.__test__ = False  # type: ignore[attr-defined]
+test_score.__test__ = False  # type: ignore[attr-defined] # to pytest the name is that of a test
 
 
 @torch.no_grad()
