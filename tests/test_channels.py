@@ -78,3 +78,16 @@ def test_sequences_whose_channels_come_first_are_not_decoded() -> None:
     model = nn.Sequential(body, nn.Flatten(), nn.Linear(240, 10))
     with pytest.raises(BadInput, match="channels come first"):
         lp.FeatureReconstruction()(of(model, torch.zeros(2, *shape), 1))
+
+
+def test_similarity_projects_the_channels_of_a_sequence() -> None:
+    """Of (N, 8 channels, 50 steps) the rows that are compared have a deviation for each channel, none for each step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(400, 3))
+    here = of(model, torch.zeros(2, 2, 50), 0)
+    loss, features, labels = lp.Similarity()(here), torch.randn(6, 8, 50), torch.tensor([0, 1, 2, 0, 1, 2])
+    projected = torch.einsum("oc,nct->not", loss.projection.weight, features)
+    rows, wanted = projected.std(2), nn.functional.one_hot(labels, here.outputs).float()
+    cosines = [nn.functional.normalize(z - z.mean(1, keepdim=True)) for z in (rows, wanted)]
+    expected = (cosines[0] @ cosines[0].T - cosines[1] @ cosines[1].T).square().mean()
+    torch.testing.assert_close(loss(features, nn.Identity(), lp.Seen(features, labels)), expected)

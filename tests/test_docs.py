@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import localprop
+from localprop import recipes
 from localprop.cli import _parser
 from localprop.data import load
 from localprop.training.config import Config, prepared
@@ -61,6 +62,10 @@ def test_the_worked_example_of_a_new_method() -> None:
     page = (ROOT / "docs" / "adding-a-method.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile("\n".join(blocks), "adding-a-method.md", "exec", dont_inherit=True), {"__name__": "__main__"})
+
+
+def test_the_readme_counts_the_recipes() -> None:
+    assert f"{len([*recipes.names()])} published" in (ROOT / "README.md").read_text()
 
 
 def commands() -> list[str]:

@@ -32,7 +32,7 @@ FLOORS = [
     {"__main__"},
 ]
 LEAVES = {"models", "data"}  # these know of nothing but errors
-METHODS = {"backlink", "contsup", "auglocal", "interlocking"}
+METHODS = {"backlink", "contsup", "auglocal", "interlocking", "predsim", "infopro", "trgl", "hpff", "pathak", "lopt"}
 MAY_NAME_METHODS = {"methods", "__init__", "recipes", "cli", "report"}
 
 

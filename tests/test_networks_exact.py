@@ -171,7 +171,7 @@ def test_the_classifier_of_grouped_networks_by_hand() -> None:
 
 
 def test_small_images_keep_their_side_in_torchvision_s_networks() -> None:
-    layers = lp.layers_of(lp.models.resnet18_cifar(in_chans=1), torch.zeros(2, 1, 8, 8))
+    layers = lp.layers_of(lp.models.small_resnet("resnet18", in_chans=1), torch.zeros(2, 1, 8, 8))
     assert [tuple(shape[1:]) for shape in layers.shapes[::2]] == [
         (64, 8, 8),
         (64, 8, 8),

@@ -155,21 +155,27 @@ def test_likewise_where_segments_run_again(credit: str) -> None:
     compare("resnet14", credit, recompute=True)
 
 
-def test_tables_of_several_losses_per_module() -> None:
-    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(12)])
-    partition = lp.Partition.uniform(lp.layers_of(model, torch.zeros(2, 2)), 4)
-    for credit in (
-        lp.BackwardLinks(),
-        lp.BackwardLinks(layers=4, spill=True),
-        lp.BackwardLinks(combine="only"),
-        lp.Interlocked(2, combine="sum"),
-        lp.Interlocked(2),
-        lp.Windows(2),
-        lp.Windows(2, stride=2),
-        lp.OwnAndWindows(),
-    ):
-        for row in str(credit(partition)).splitlines():
-            assert row in (type(credit).__doc__ or ""), credit
+TABLES = {
+    lp.BackwardLinks(): "TTT|...|... ..T|TTT|... ...|..T|TTT",
+    lp.BackwardLinks(layers=4, spill=True): "TTT|...|... TTT|TTT|... ..T|TTT|TTT",
+    lp.BackwardLinks(combine="only"): "TTp|...|... ..T|TTp|... ...|..T|TTT",
+    lp.BackwardLinks(combine="mean"): "TTa|...|... ..a|TTa|... ...|..a|TTT",
+    lp.Interlocked(2): "...|...|... TTT|ppp|... ...|TTT|TTT",
+    lp.Interlocked(2, combine="sum"): "TTT|...|... TTT|TTT|... ...|TTT|TTT",
+    lp.Interlocked(2, combine="mean"): "aaa|...|... aaa|aaa|... ...|aaa|TTT",
+    lp.Windows(2): "...|...|... TTT|TTT|... ...|TTT|TTT",
+    lp.Windows(2, stride=2): "...|...|... TTT|TTT|... ...|...|TTT",
+    lp.OwnAndWindows(): "...|TTT|... TTT|TTT|... ...|TTT|TTT",
+    lp.OwnAndWindows(weight=0.5): "...|TTT|... TTT|TTT|... ...|aaa|TTT",
+}
+
+
+@pytest.mark.parametrize(("credit", "rows"), TABLES.items(), ids=map(repr, TABLES))
+def test_tables_of_three_modules_of_three_layers(credit: Callable[..., lp.CreditTable], rows: str) -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(9)])
+    partition = lp.Partition.uniform(lp.layers_of(model, torch.zeros(2, 2)), 3)
+    drawn = [line.split()[1] for line in str(credit(partition)).splitlines() if line.startswith("loss")]
+    assert drawn == rows.split()
 
 
 def test_the_length_of_a_link_in_convolutions() -> None:

@@ -7,13 +7,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from localprop.errors import check
 from localprop.training.config import Config, accepted_types
-
-if TYPE_CHECKING:
-    from localprop.data import Augment
 
 # What a flag's text is tried as, and what stands for it in the help.
 _READ = {int: "N", float: "X", tuple[int, ...]: "N,N", tuple[float, ...]: "X,X"}
@@ -79,25 +76,14 @@ def idle_problems(flags: Mapping[str, Any], config: Config) -> Iterator[str]:
                 yield f"--{name} has no effect with --optimizer {config.optimizer}: leave it out."
     if not {"padding", "cutout"} & {*flags}:
         return
-    augment = _augmentation(config)
+    from localprop.data.sources import augment_of
+    from localprop.training.config import options_of
+
+    augment = augment_of(config.data, options_of(config))
     if "padding" in flags and not augment.pad:
         yield "--padding has no effect without the augmentation 'crop': leave it out, or add it to --augment."
     if "cutout" in flags and not augment.cutout:
         yield "--cutout has no effect without the augmentation 'cutout': leave it out, or add it to --augment."
-
-
-def _augmentation(config: Config) -> Augment:
-    from localprop.data import Augment
-    from localprop.data.folder import IMAGENET_AUGMENT
-    from localprop.data.options import is_folder
-    from localprop.data.sources import TORCHVISION
-    from localprop.training.config import options_of
-
-    if config.data in TORCHVISION:
-        usual = TORCHVISION[config.data][1]
-    else:
-        usual = IMAGENET_AUGMENT if is_folder(config.data) else Augment()
-    return options_of(config).augmentation(usual)
 
 
 def reader(kinds: tuple[Any, ...]) -> Any:

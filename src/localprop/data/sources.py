@@ -65,7 +65,7 @@ def load(name_or_path: str | Path, **options: Any) -> Dataset:
     if is_folder(name):
         return load_folder(
             Path(chosen.root or "").expanduser() / Path(name.removeprefix("folder:")).expanduser(),
-            augment=chosen.augmentation(IMAGENET_AUGMENT),
+            augment=augment_of(name, chosen),
             moments=chosen.moments_of(3),
             limit=chosen.limit,
             validation=chosen.validation,
@@ -73,6 +73,17 @@ def load(name_or_path: str | Path, **options: Any) -> Dataset:
             workers=chosen.workers,
         )
     return _in_memory(name, chosen)
+
+
+def augment_of(name: str, chosen: Options) -> Augment:
+    """How training images of the data set of a name are augmented: as chosen, else as is usual for it.
+
+    Example:
+        >>> augment_of("svhn", Options())
+        Augment(pad=2, reflect=False, flip=False, cutout=0, resized=False)
+    """
+    usual = TORCHVISION[name][1] if name in TORCHVISION else IMAGENET_AUGMENT if is_folder(name) else Augment()
+    return chosen.augmentation(usual)
 
 
 def _name_problems(name: str) -> list[str]:
@@ -85,17 +96,15 @@ def _name_problems(name: str) -> list[str]:
 def _in_memory(name: str, chosen: Options) -> Images:
     shares: dict[str, Any] = {"limit": chosen.limit, "validation": chosen.validation}
     if name.endswith(".npz"):
-        return _normalised(load_npz(name, augment=chosen.augmentation(Augment()), **shares), chosen)
+        return _normalised(load_npz(name, augment=augment_of(name, chosen), **shares), chosen)
     if name == "digits":
         train, test, classes = _digits()
-        return _normalised(
-            assemble(name, train, test, classes, augment=chosen.augmentation(Augment()), **shares), chosen
-        )
-    class_name, usual, moments = TORCHVISION[name]
+        return _normalised(assemble(name, train, test, classes, augment=augment_of(name, chosen), **shares), chosen)
+    class_name, _, moments = TORCHVISION[name]
     folder = Path(chosen.root or os.environ.get("LOCALPROP_DATA") or "~/.cache/localprop").expanduser()
     parts = [_torchvision(class_name, folder, part, chosen.download) for part in ("train", "test")]
     (train, classes), (test, _) = parts
-    augment = chosen.augmentation(usual)
+    augment = augment_of(name, chosen)
     return _normalised(assemble(name, train, test, classes, augment=augment, moments=moments, **shares), chosen)
 
 

@@ -22,13 +22,7 @@ from localprop.models.resnet import (
     resnet56,
     resnet110,
 )
-from localprop.models.small_resnet import (
-    resnet18_cifar,
-    resnet34_cifar,
-    resnet50_cifar,
-    resnet101_cifar,
-    resnet152_cifar,
-)
+from localprop.models.small_resnet import small_resnet
 from localprop.models.transformer import TransformerBlock, TransformerLM, transformer_lm
 from localprop.models.vgg import VGG, vgg8b, vgg11b, vgg13, vgg19
 
@@ -50,16 +44,12 @@ __all__ = [
     "mlp",
     "resnet8",
     "resnet14",
-    "resnet18_cifar",
     "resnet20",
     "resnet32",
-    "resnet34_cifar",
     "resnet44",
-    "resnet50_cifar",
     "resnet56",
-    "resnet101_cifar",
     "resnet110",
-    "resnet152_cifar",
+    "small_resnet",
     "takes_tokens",
     "transformer_lm",
     "vgg8b",

@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from localprop.errors import BadInput, check
-from localprop.models import densenet, grouped, resnet, small_resnet, transformer, vgg
+from localprop.models import densenet, grouped, resnet, transformer, vgg
 from localprop.models.libraries import from_timm, from_torchvision, unknown
 from localprop.models.mlp import mlp
 from localprop.models.options import FORM, option_problems, written
+from localprop.models.small_resnet import small_resnet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet.resnet8,
@@ -23,11 +24,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet56": resnet.resnet56,
     "resnet110": resnet.resnet110,
     "resnet128": partial(resnet.cifar_resnet, 128),  # 64 layers
-    "resnet18_cifar": small_resnet.resnet18_cifar,
-    "resnet34_cifar": small_resnet.resnet34_cifar,
-    "resnet50_cifar": small_resnet.resnet50_cifar,
-    "resnet101_cifar": small_resnet.resnet101_cifar,
-    "resnet152_cifar": small_resnet.resnet152_cifar,
+    "resnet18_cifar": partial(small_resnet, "resnet18"),
+    "resnet34_cifar": partial(small_resnet, "resnet34"),
+    "resnet50_cifar": partial(small_resnet, "resnet50"),
+    "resnet101_cifar": partial(small_resnet, "resnet101"),
+    "resnet152_cifar": partial(small_resnet, "resnet152"),
     "grouped_resnet": grouped.grouped_resnet,
     "densenet_bc_100_12": densenet.densenet_bc_100_12,
     "vgg8b": vgg.vgg8b,

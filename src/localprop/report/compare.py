@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from localprop.data import Batches, Dataset
-from localprop.errors import check
 from localprop.learner import Learner
 from localprop.report.contender import Contender, suited
 from localprop.report.costs import PlainLoop, Timing, interleaved, peak_bytes
@@ -105,16 +104,15 @@ def compare(
     Args:
         config: what all runs share; its method and recompute are replaced by each contender's.
         dataset: trained on its training split, accuracy and loss on its test split after the last epoch, which selects nothing.
-        contenders: the methods.
+        contenders: the methods; see :func:`trainable`.
         seeds: how many runs of each; the first has the seed `config.seed`.
         rounds: interleaved rounds of the timing.
         progress: told what is going on.
 
     Raises:
-        BadInput: a method that the network or data cannot be trained with; all of them at once.
+        BadInput: a method that the network or data cannot be trained with.
         RunFailed: a loss that is not finite.
     """
-    check(trainable(config, dataset, contenders)[1])  # once before the first run: a typing error should not cost others
     configs = {contender.label: _own(config, contender) for contender in contenders}
     progress("measuring memory and time per step", 0)
     baseline, costs = _costs(configs, dataset, config, rounds)

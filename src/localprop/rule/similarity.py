@@ -21,17 +21,17 @@ class _SimilarityLoss(LocalLoss):
         super().__init__()
         self.projection = projection
         self.channel = channel
-        self.features_at = -1 if isinstance(projection, nn.Linear) else channel
         self.classes = classes
 
     def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
-        if isinstance(self.projection, nn.Linear):  # of channels, wherever they stand
-            features = features.movedim(self.channel, -1)
-        projected = self.projection(features)
+        if isinstance(self.projection, nn.Linear):  # which takes channels that stand last, and leaves them there
+            projected = self.projection(features.movedim(self.channel, -1)).movedim(-1, self.channel)
+        else:
+            projected = self.projection(features)
         with torch.autocast(features.device.type, enabled=False):
             wide = projected.to(torch.promote_types(projected.dtype, torch.float32))
             wanted = _similarities(self._rows(seen.targets, wide.dtype))
-            return functional.mse_loss(_similarities(_statistics(wide, self.features_at)), wanted)
+            return functional.mse_loss(_similarities(_statistics(wide, self.channel)), wanted)
 
     def _rows(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
         """Targets as rows (N, classes): one-hot, or the probabilities that they are."""
@@ -42,7 +42,7 @@ class _SimilarityLoss(LocalLoss):
 
 def _statistics(features: Tensor, channel: int) -> Tensor:
     """One row per sample: of each channel its standard deviation over all positions, if there are several."""
-    spatial = tuple(d for d in range(1, features.ndim) if d != channel % features.ndim)
+    spatial = tuple(d for d in range(1, features.ndim) if d != channel)
     alone = all(features.shape[d] == 1 for d in spatial)
     if alone or features.shape[channel] < _LEAST_CHANNELS:
         return features.flatten(1)

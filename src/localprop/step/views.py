@@ -103,7 +103,8 @@ class Views:
         """The features, and what else an objective's loss may read."""
         features, m = run.features, run.microbatch
         assert features is not None
-        if self._last[objective.segment] == objective:
+        last = self._is_last(objective)
+        if last:
             run.features = None
         if not objective.attached:
             features = features.detach().requires_grad_(objective.flow is not None)
@@ -112,7 +113,6 @@ class Views:
             tensor = run.tapped[tap.name, m]
             taps[tap.name] = tensor if objective.attached else tensor.detach().requires_grad_(tap.flow is not None)
         place = (self._wiring.segments[objective.segment].module, m)
-        last = self._last[objective.segment] == objective
         inlet = run.inlets_seen.pop(place, None) if last else run.inlets_seen.get(place)
         errors = run.handed_on.setdefault(m, []) if objective.attached else None
         return features, Seen(*run.batch, inlet, taps, errors)
@@ -125,10 +125,14 @@ class Views:
             if error is not None and tap.flow is not None:
                 place = Place(tap.segment, tap.flow, m)
                 run.tap_errors.setdefault(place, []).append((tap.name, scaled(error, tap.scale)))
-            elif self._last[objective.segment] == objective and not self._awaited(run, tap.name, m):
+            elif self._is_last(objective) and not self._awaited(run, tap.name, m):
                 run.tapped.pop((tap.name, m), None)
         if objective.attached and seen.inlet is not None:
             seen.inlet.grad = None
+
+    def _is_last(self, objective: Objective) -> bool:
+        """Whether no other loss at its segment's end comes after it."""
+        return self._last[objective.segment] is objective
 
     @staticmethod
     def _awaited(run: State, name: str, m: int) -> bool:
