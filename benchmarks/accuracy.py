@@ -46,6 +46,7 @@ def run(task: tuple[str, str, int, str]) -> dict[str, object] | str:
         dataset, learner = prepared(config)
     except BadInput as error:
         return f"{method} left out: {error}"
+    learner.model.to(memory_format=torch.channels_last)  # the same sums in another order, a third faster on this CPU
     began = time.perf_counter()
     reports = train(learner, dataset, config)
     return {
