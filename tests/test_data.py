@@ -191,7 +191,7 @@ def test_measure_in_chunks_and_of_constants() -> None:
 
 def test_every_bad_option_at_once() -> None:
     with pytest.raises(BadInput) as caught:
-        load("mnist", limit=0, augment="rotate", validation=1.0)
+        load("imagenet", limit=0, augment="rotate", validation=1.0)
     words = [problem.split()[1] for problem in caught.value.problems]
     assert words == ["is", "limit", "augmentation", "validation"]
 

@@ -340,13 +340,13 @@ def test_train_a_recipe_to_json(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert found["recipe"] == "transformer_text_solo_k2"
     assert found["config"]["optimizer"] == "adamw"
     assert found["config"]["context"] == 16
-    assert (
-        {"model", "context", "limit"}
-        <= {*found["replaced"]}
-        <= {"model", "epochs", "context", "limit", "warmup_epochs"}
-    )
+    replaced = {*found["replaced"]}
+    assert {"model", "context", "limit"} <= replaced <= {"model", "epochs", "context", "limit", "warmup_epochs"}
     kept = json.loads((tmp_path / "summary.json").read_text())
     assert (kept["recipe"], kept["replaced"]) == ("transformer_text_solo_k2", found["replaced"])
+    assert cli.main(["train", "--out", str(tmp_path), "--resume", "--json", "--device", "cpu"]) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert all(resumed[key] == found[key] for key in ("recipe", "replaced", "paper", "notes"))
 
 
 def test_show_a_recipe_without_its_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,11 @@ def test_svhn_from_its_own_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert data.test.labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]  # the files call the zero 10
     assert (data.augment, data.mean, data.std) == (Augment(pad=2), (0.5,) * 3, (0.5,) * 3)
     assert data.classes == tuple("0123456789")
+    more = RNG.integers(0, 256, (32, 32, 3, 50), dtype=np.uint8)
+    io.savemat(tmp_path / "extra_32x32.mat", {"X": more, "y": np.arange(50)[:, None] % 10 + 1})
+    both = load("svhn_extra", root=tmp_path, validation=0)
+    assert np.array_equal(both.train.images.numpy(), np.concatenate([pixels, more], 3).transpose(3, 2, 0, 1))
+    assert (len(both.train.labels), len(both.test)) == (90, 40)
 
 
 def test_stl10_from_its_own_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +92,13 @@ def test_stl10_from_its_own_format(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert data.test.labels.tolist() == [i % 10 for i in range(20)]
 
 
-def test_fashion_mnist_from_its_own_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "own", "last"),
+    [("mnist", "MNIST", "9 - nine"), ("fashion_mnist", "FashionMNIST", "Ankle boot"), ("kmnist", "KMNIST", "wo")],
+)
+def test_the_mnists_from_their_own_format(tmp_path: Path, name: str, own: str, last: str) -> None:
     pytest.importorskip("torchvision")
-    folder = tmp_path / "FashionMNIST" / "raw"
+    folder = tmp_path / own / "raw"
     folder.mkdir(parents=True)
     pixels = RNG.integers(0, 256, (30, 28, 28), dtype=np.uint8)
     for part in ("train", "t10k"):
@@ -100,13 +109,15 @@ def test_fashion_mnist_from_its_own_format(tmp_path: Path) -> None:
         ):
             (folder / stem).write_bytes(content)
             (folder / f"{stem}.gz").write_bytes(gzip.compress(content))
-    data = load("fashion_mnist", root=tmp_path)
+    data = load(name, root=tmp_path)
     assert np.array_equal(data.test.images.numpy(), pixels[:, None])
-    assert data.classes[9] == "Ankle boot"
+    assert data.classes[9] == last
     assert data.augment == Augment()
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "stl10", "fashion_mnist"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "svhn", "svhn_extra", "stl10", "mnist", "fashion_mnist", "kmnist"]
+)
 def test_absent_files_are_explained(tmp_path: Path, name: str) -> None:
     pytest.importorskip("torchvision")
     with pytest.raises(BadInput, match="--download"):
@@ -122,6 +133,17 @@ def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", refuse)
     with pytest.raises(BadInput, match=r"could not be downloaded .*no route to host"):
         load("cifar10", root=tmp_path, download=True)
+
+
+def test_a_path_lies_under_root_or_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    images, labels = RNG.integers(0, 256, (4, 8, 8), dtype=np.uint8), np.arange(4)
+    parts = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "own.npz", classes=np.array(list("abcd")), **parts)
+    (tmp_path / "own.txt").write_text("localprop " * 200)
+    for name in ("own.npz", "own.txt"):
+        for path, root in ((name, tmp_path), (name, "~"), (f"~/{name}", None), (tmp_path / name, "/nowhere")):
+            assert len(load(path, root=root).train)
 
 
 def test_missing_torchvision_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,10 +194,11 @@ def _run_train(args: argparse.Namespace) -> int:
         raise
     if rank() > 0:
         return 0
+    told = {**beside(summary.get("recipe")), **summary}
     if args.json:
-        print_json({**story, **summary})
+        print_json(told)
         return 0
-    print("\n".join(filter(None, [cli_train.result_of(summary), published(story)])))
+    print("\n".join(filter(None, [cli_train.result_of(summary), published(told)])))
     return 0
 
 

@@ -39,7 +39,7 @@ def run(
         out: the run directory, or None.
         resume: go on with the run in `out`.
         overwrite: replace the run in `out`.
-        recipe: of a run of a recipe its name and the fields that were replaced, for the summary.
+        recipe: of a run of a recipe its name and the fields that were replaced, for the summary; a resumed run has its own.
 
     Returns:
         The summary: recipe, config, rule, accuracies and losses, every epoch, parameters and seconds.
@@ -70,8 +70,10 @@ def run(
     check(problems)
     config = _resolved(config, learner)
     done = folder.resume(learner, course.others) if folder and resume else 0
-    if folder and not resume:
-        folder.start(config)
+    if folder and resume:
+        recipe = folder.recipe()
+    elif folder:
+        folder.start(config, recipe)
     try:
         reports = _trained(learner, dataset, config, course, folder, done)
         summary = {**recipe, **_summary(learner, dataset, config, reports)}

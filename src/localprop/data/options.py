@@ -18,7 +18,7 @@ class Options:
 
     Attributes:
         root: folder of torchvision's data sets; if None, the environment variable LOCALPROP_DATA or else
-            ~/.cache/localprop. Also where the PATH of folder:PATH begins, if that is no absolute one.
+            ~/.cache/localprop. Also where a path begins (.npz, .txt, folder:PATH) that is no absolute one.
         download: fetch what is absent under `root`.
         limit: keep that many training images (or windows of text) at most; of images the first of each class, with
             equal shares.
@@ -50,6 +50,10 @@ class Options:
     context: int = 128
     image_size: int = 224
     workers: int = 4
+
+    def path(self, given: str) -> Path:
+        """Where a file or folder is: beneath `root`, unless its path is absolute; a leading ~ is the home directory."""
+        return Path(self.root or "").expanduser() / Path(given).expanduser()
 
     def problems(self, name: str) -> list[str]:
         """What is wrong with the values for a data set of this name, one sentence each."""

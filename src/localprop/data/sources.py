@@ -1,4 +1,4 @@
-"""Data sets by name: digits from scikit-learn, five from torchvision, `.npz` files, folders of images, and text."""
+"""Data sets by name: digits from scikit-learn, several from torchvision, `.npz` files, folders of images, and text."""
 
 import os
 from dataclasses import replace
@@ -30,11 +30,14 @@ TORCHVISION: dict[str, tuple[str, Augment, Moments | None]] = {
     ),
     "cifar100": ("CIFAR100", CIFAR_AUGMENT, None),
     "svhn": ("SVHN", Augment(pad=2), HALF),
+    "svhn_extra": ("SVHN", Augment(pad=2), HALF),
     "stl10": ("STL10", Augment(pad=4, flip=True), HALF),
+    "mnist": ("MNIST", Augment(), None),
     "fashion_mnist": ("FashionMNIST", Augment(), None),
+    "kmnist": ("KMNIST", Augment(), None),
 }
 TEN_DIGITS = tuple(str(digit) for digit in range(10))
-BY_SPLIT = ("svhn", "stl10")  # torchvision's split="train", where the others have train=True
+BY_SPLIT = ("SVHN", "STL10")  # torchvision's split="train", where the others have train=True
 
 
 def load(name_or_path: str | Path, **options: Any) -> Dataset:
@@ -42,9 +45,9 @@ def load(name_or_path: str | Path, **options: Any) -> Dataset:
 
     Args:
         name_or_path: "digits" (ships with scikit-learn), "cifar10", "cifar100", "svhn" (without its extra
-            images), "stl10" (its labelled images), "fashion_mnist", a path that ends in .npz (see `load_npz`),
-            "folder:PATH" (images in folders, see `load_folder`), "text" (ships with Python, see `load_text`), or a path
-            that ends in .txt.
+            images), "svhn_extra" (with them: 604,388 for training), "stl10" (its labelled images), "mnist", "fashion_mnist",
+            "kmnist" (Kuzushiji), a path that ends in .npz (see `load_npz`), "folder:PATH" (images in folders, see
+            `load_folder`), "text" (ships with Python, see `load_text`), or a path that ends in .txt.
         options: the fields of :class:`Options`.
 
     Returns:
@@ -61,10 +64,11 @@ def load(name_or_path: str | Path, **options: Any) -> Dataset:
     name, chosen = str(name_or_path), Options(**options)
     check([*_name_problems(name), *chosen.problems(name)])
     if is_text(name):
-        return load_text(name, context=chosen.context, limit=chosen.limit)
+        where = name if name == "text" else chosen.path(name)
+        return load_text(where, context=chosen.context, limit=chosen.limit)
     if is_folder(name):
         return load_folder(
-            Path(chosen.root or "").expanduser() / Path(name.removeprefix("folder:")).expanduser(),
+            chosen.path(name.removeprefix("folder:")),
             augment=augment_of(name, chosen),
             moments=chosen.moments_of(3),
             limit=chosen.limit,
@@ -96,14 +100,15 @@ def _name_problems(name: str) -> list[str]:
 def _in_memory(name: str, chosen: Options) -> Images:
     shares: dict[str, Any] = {"limit": chosen.limit, "validation": chosen.validation}
     if name.endswith(".npz"):
-        return _normalised(load_npz(name, augment=augment_of(name, chosen), **shares), chosen)
+        return _normalised(load_npz(chosen.path(name), augment=augment_of(name, chosen), **shares), chosen)
     if name == "digits":
         train, test, classes = _digits()
         return _normalised(assemble(name, train, test, classes, augment=augment_of(name, chosen), **shares), chosen)
     class_name, _, moments = TORCHVISION[name]
     folder = Path(chosen.root or os.environ.get("LOCALPROP_DATA") or "~/.cache/localprop").expanduser()
-    parts = [_torchvision(class_name, folder, part, chosen.download) for part in ("train", "test")]
-    (train, classes), (test, _) = parts
+    names = ("test", "train", *(["extra"] if name == "svhn_extra" else []))
+    (test, classes), *parts = (_torchvision(class_name, folder, part, chosen.download) for part in names)
+    train = Split(torch.cat([part.images for part, _ in parts]), torch.cat([part.labels for part, _ in parts]))
     augment = augment_of(name, chosen)
     return _normalised(assemble(name, train, test, classes, augment=augment, moments=moments, **shares), chosen)
 
@@ -130,7 +135,7 @@ def _torchvision(class_name: str, root: Path, part: str, download: bool) -> tupl
         from torchvision import datasets
     except ImportError as error:
         raise BadInput(f"torchvision cannot be imported ({error}): pip install 'localprop[vision]'.") from error
-    which = {"split": part} if class_name.lower() in BY_SPLIT else {"train": part == "train"}
+    which = {"split": part} if class_name in BY_SPLIT else {"train": part == "train"}
     try:
         source = getattr(datasets, class_name)(root, download=download, **which)
     except (RuntimeError, OSError) as error:  # absent or damaged files; network, disk or archive trouble

@@ -40,8 +40,8 @@ class Config:
     Attributes:
         model: a name of localprop.models such as resnet32, mlp:512,512 (hidden widths) or transformer:width=64,blocks=2 (for
             text), timm:NAME or torchvision:NAME.
-        data: digits, cifar10, cifar100, svhn, stl10, fashion_mnist, a path that ends in .npz, or folder:PATH; for language
-            models text (which ships with Python) or a path that ends in .txt.
+        data: digits, cifar10, cifar100, svhn, svhn_extra, stl10, mnist, fashion_mnist, kmnist, a path that ends in .npz, or
+            folder:PATH; for language models text (which ships with Python) or a path that ends in .txt.
         method: the training rule as an expression, such as "backlink(layers=2)" or "greedy(aux=Head(convs=0))".
         phases: instead of the method, several in turn, such as "greedy() for 4; end_to_end() for 1", or one module after the
             other, "greedy() for 50 on 0; greedy() for 60 on 1"; begun anew until the epochs are over.
@@ -79,7 +79,7 @@ class Config:
         image_size: height and width of images from a folder, in pixels.
         workers: processes that read images from a folder.
         limit: keep that many training images, or windows of text, at most.
-        root: folder of the data sets; where the PATH of folder:PATH begins, too.
+        root: folder of the data sets; where a path in `data` begins, too, if it is no absolute one.
         download: fetch data that is absent.
 
     Example:

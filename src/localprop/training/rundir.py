@@ -67,8 +67,12 @@ class RunDir:
                 f"{self.path} holds a run already: choose another directory, or --resume, or --overwrite it."
             )
 
-    def start(self, config: Config) -> None:
+    def start(self, config: Config, recipe: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Make the directory for a new run, without the files of a run that was there.
+
+        Args:
+            config: of the run.
+            recipe: of a run of a recipe its name and the fields that were replaced.
 
         Raises:
             BadInput: the directory cannot be made or written.
@@ -82,7 +86,7 @@ class RunDir:
             write_text(self.path / _CONFIG, json_text(asdict(config)))
         except (OSError, RunFailed) as error:
             raise BadInput(f"{self.path} cannot be written ({error}): choose another directory.") from error
-        write_text(self.path / _ENV, json_text(environment() | {"launch": identity()}))
+        write_text(self.path / _ENV, json_text(environment() | {"launch": identity(), "recipe": {**recipe}}))
         self.reports = []
 
     def config(self) -> Config:
@@ -104,6 +108,10 @@ class RunDir:
         check(f"{file} has {key!r}, which no config has: remove it." for key in values if key not in known)
         read: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         return Config(**read)
+
+    def recipe(self) -> dict[str, Any]:
+        """What the run that is there was started with as `recipe`."""
+        return dict(self._environment().get("recipe", {}))
 
     def resume(self, learner: Learner, others: Mapping[str, Learner] = MappingProxyType({})) -> int:
         """Bring a learner, and of a run in phases those of its other methods, to where the run stopped.
@@ -149,10 +157,15 @@ class RunDir:
 
     def is_of_this_launch(self) -> bool:
         """Whether an earlier attempt of the same launch has started the run that is here."""
+        return bool(self._environment().get("launch") == identity())
+
+    def _environment(self) -> dict[str, Any]:
+        """What env.json says; nothing if it is absent or damaged."""
         try:
-            return bool(json.loads((self.path / _ENV).read_text("utf-8")).get("launch") == identity())
-        except (OSError, ValueError, AttributeError):
-            return False
+            found = json.loads((self.path / _ENV).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _read_reports(self) -> list[EpochReport]:
         file = self.path / _METRICS
