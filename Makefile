@@ -1,10 +1,11 @@
 # make demo   compare the methods on data that ships with scikit-learn (core dependencies only)
 # make test   everything that continuous integration runs
+# make recipes   two steps of every published experiment; most of an hour
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint recipes
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/core.stamp
@@ -12,6 +13,9 @@ demo: $(VENV)/core.stamp
 
 test: lint
 	$(BIN)/pytest -n 2
+
+recipes: $(VENV)/dev.stamp
+	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/test_recipe_steps.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

@@ -112,6 +112,51 @@ def test_the_two_copies_begin_apart_from_the_next_layer_and_from_each_other() ->
     assert not any(parameter.requires_grad for parameter in aux.average.parameters())
 
 
+def decoded_pixels(decoder: nn.Module, y: Tensor, size: torch.Size) -> Tensor:
+    _, narrow, norm, _, wide = decoder
+    maps = functional.interpolate(y, size=size, mode="bilinear", align_corners=True)
+    maps = functional.conv2d(maps, narrow.weight, narrow.bias, padding=1)
+    maps = functional.relu(functional.batch_norm(maps, None, None, norm.weight, norm.bias, training=True))
+    return torch.sigmoid(functional.conv2d(maps, wide.weight, wide.bias, padding=1))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_decoder_and_a_head_behind_the_next_layer(scaled: bool) -> None:
+    """Both see what the two copies make, which run once a step."""
+    model, batches = network("resnet14")
+    terms = lp.Terms((lp.Term(lp.PixelReconstruction(), 5.0), lp.Term(lp.CrossEntropy(), 0.5)))
+    rule = (lp.man_plus if scaled else lp.man)(decay=0.9, aux=lp.Head(convs=2), loss=terms)
+    learner = lp.Learner(model, rule, modules=4, optimizer=sgd, sample=batches[0], normalised=lp.Normalised())
+    connected = Connected(learner, NETWORKS["resnet14"][1])
+
+    def losses(connected: Connected) -> Losses:
+        found, pixels = {3: task(connected)}, connected.outputs[0].clamp(0, 1)
+        for k in range(3):
+            aux, h = connected.aux(k), connected.outputs[k + 1]
+            share = aux.scale if scaled else 1
+            y = share * aux.own(h) + (2 - share) * aux.average(h)
+            chances = decoded_pixels(connected.loss(k).loss.parts[0].decoders[0], y, pixels.shape[2:])
+            error = -(pixels * chances.log() + (1 - pixels) * (1 - chances).log()).mean()
+            found[k] = 5 * error + 0.5 * cross_entropy(aux.head(y), connected.targets)
+        return found
+
+    for batch in batches:
+        found, expected = learner.step(batch), connected.step(batch, losses, before=momentum(0.9))
+        assert [loss.item() for loss in found] == pytest.approx([expected[k] for k in range(4)], abs=1e-9)
+    # Buffers are not compared: the loop above writes the decoders' BatchNorm out.
+    for own, other in ((model, connected.model), (learner.heads, connected.heads)):
+        for (name, a), b in zip(own.named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+    assert learner.heads["0"]["aux"].average.bn1.num_batches_tracked == len(batches)
+
+
+def test_a_loss_behind_the_next_layer_needs_its_head() -> None:
+    model, (batch, *_) = network("resnet14")
+    rule = lp.Rule(loss=lp.ThroughNextLayer())
+    with pytest.raises(lp.BadInput, match="aux=NextLayerHead"):
+        lp.Learner(model, rule, modules=4, optimizer=sgd, sample=batch).step(batch)
+
+
 # --- the network's own read-out -------------------------------------------------------------------------------------------
 
 

@@ -105,6 +105,12 @@ def test_a_run_directory(tmp_path: Path) -> None:
     assert summary["validation_loss"] == metrics[-1]["validation_loss"]
 
 
+def test_a_run_directory_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train("--out", "~/run") == 0
+    assert names(tmp_path / "run") == FILES
+
+
 def test_show_prints_the_credit_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["show", *QUICK]) == 0
     assert "loss0 T" in capsys.readouterr().out
@@ -156,6 +162,12 @@ def test_bad_input_is_listed(words: list[str], problems: int, capsys: pytest.Cap
         (["--padding", "zeros"], "--padding has no effect without the augmentation 'crop'"),
         (["--padding", "zeros", "--augment", "flip"], "--padding has no effect"),
         (["--cutout", "4", "--augment", "crop"], "--cutout has no effect without the augmentation 'cutout'"),
+        (["--crop-pad", "2", "--augment", "flip"], "--crop-pad has no effect without the augmentation 'crop'"),
+        (["--data", "text", "--validation", "0.5"], "--validation has no effect on text"),
+        (["--context", "8"], "--context has no effect on images"),
+        (["--image-size", "8"], "--image-size has no effect without a folder"),
+        (["--root", "."], "--root has no effect on digits"),
+        (["--lr-factor", "0.5"], "--lr-factor has no effect with --lr-schedule cosine"),
     ],
 )
 def test_flags_without_effect_are_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

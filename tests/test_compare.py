@@ -196,12 +196,30 @@ def test_a_result_is_not_overwritten_unasked(capsys: pytest.CaptureFixture[str],
     assert "--overwrite" in err
 
 
-def test_a_failed_run_exits_with_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ["compare", *SMALL, "--lr", "1e30", "--out", str(tmp_path / "r"), "--methods", "greedy()"]
-    code, _, err = run(capsys, *words)
-    assert code == 1
-    assert "loss" in err
-    assert not (tmp_path / "r").exists()
+TINY = ["--model", "mlp:8", "--epochs", "2", "--limit", "40", "--rounds", "2", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("task", ["images", "lm"])
+def test_one_seed_has_no_deviation(capsys: pytest.CaptureFixture[str], tmp_path: Path, task: str) -> None:
+    text = ["--task", "lm", "--model", "transformer:width=16,blocks=2", "--context", "16", "--limit", "64"]
+    words = ["compare", *TINY, *(text if task == "lm" else []), "--seeds", "1", "--out", str(tmp_path)]
+    code, out, _ = run(capsys, *words, "--methods", "greedy()")
+    assert code == 0
+    assert "+-" not in out.splitlines()[2]
+    assert ", of one seed; gap" in out
+    (row,) = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert row["accuracy_std"] is row["loss_std"] is None
+
+
+def test_out_may_begin_with_the_home_directory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "compare", *TINY, "--seeds", "1", "--out", "~/o", "--methods", "greedy()")[0] == 0
+    assert [path.name for path in (tmp_path / "home").rglob("*")] == ["o", "compare.json"]
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize("what", ["memory", "speed"])
@@ -225,6 +243,7 @@ def test_benchmarks(capsys: pytest.CaptureFixture[str], what: str) -> None:
     assert "plain PyTorch loop" in out
     code, out, _ = run(capsys, *words, "--json", "--methods", "greedy()")
     assert json.loads(out)["rows"][0]["method"] == "greedy()"
+    assert run(capsys, *words, "--methods", "infopro()")[0] == 0  # which looks at the pixels of random images
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_npz_of_grey_floats_and_byte_strings(tmp_path: Path) -> None:
     assert torch.bincount(data.train.labels).tolist() == [2, 2, 2, 2]
 
 
+ONE = {"train_labels": np.zeros(40, int), "test_labels": np.zeros(8, int)}
 NAN = np.full((40, 6, 5, 3), np.nan, dtype=np.float32)
 
 
@@ -89,6 +90,12 @@ NAN = np.full((40, 6, 5, 3), np.nan, dtype=np.float32)
         ({"classes": np.arange(4)}, ["strings are expected"]),
         ({"classes": np.array(["a", "b"]), "test_labels": np.arange(7) % 2}, ["0 to 3", "8 test_images"]),
         ({"train_labels": np.array(3)}, ["(N,) is expected", "40 train_images, but 0"]),
+        (
+            {"train_labels": np.zeros(40, int), "test_labels": np.zeros(8, int), "classes": np.array(["a"])},
+            ["classes has one name only, but at least two"],
+        ),
+        (ONE, ["train_labels are all 'a', but at least two classes"]),
+        ({"train_labels": np.arange(40) % 2}, ["test_labels have 2 class(es) that train_labels lack ('c', 'd')"]),
     ],
 )
 def test_every_problem_of_an_npz(tmp_path: Path, changes: dict[str, Any], messages: list[str]) -> None:
@@ -97,6 +104,11 @@ def test_every_problem_of_an_npz(tmp_path: Path, changes: dict[str, Any], messag
     assert len(caught.value.problems) == len(messages)
     for message, problem in zip(messages, caught.value.problems, strict=True):
         assert message in problem
+
+
+def test_npz_may_name_classes_that_have_no_images(tmp_path: Path) -> None:
+    trained, tested = np.arange(40) % 3, np.arange(8) % 2
+    assert load_npz(saved(tmp_path, train_labels=trained, test_labels=tested)).num_classes == 4
 
 
 def test_npz_is_never_unpickled(tmp_path: Path) -> None:

@@ -50,11 +50,15 @@ def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.M
     assert failed == 0
 
 
-def test_python_in_the_readme() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_python_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are one program, which leaves two files."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
-    exec(code, names)
+    exec("\n".join(blocks), names)
     assert len(names["losses"]) == 16  # type: ignore[arg-type]
+    assert names["epoch"] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "network.pt"}
 
 
 def test_the_worked_example_of_a_new_method() -> None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from localprop import cli
 from localprop.data import Batches, load
@@ -83,6 +85,35 @@ def test_training_images_are_a_function_of_seed_epoch_and_index(folder: Path) ->
     assert {*map(tuple, first.flatten(1).tolist())} == {*map(tuple, shuffled.flatten(1).tolist())}
 
 
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+def test_a_crop_moves_each_image_by_up_to_four_pixels(folder: Path, padding: str) -> None:
+    """Images are scaled to the input's size and no further, padded, and cropped where their own draws say."""
+    data = tiny(folder, augment="crop", padding=padding, mean=(0.0,), std=(1.0,))
+    plain, moved = epoch(data, "train"), epoch(data, "train", augment=True, seed=1)
+    assert torch.equal(epoch(data, "train", augment=True, seed=1), moved)
+    assert not torch.equal(epoch(data, "train", 1, augment=True, seed=1), moved)
+    with Image.open(data.train.paths[0]) as image:
+        scaled = image.resize((24, 16), Image.Resampling.BILINEAR).crop((4, 0, 20, 16))
+    assert torch.equal((plain[0] * 255).round().byte(), bytes_of(scaled))
+    padded = functional.pad(plain, (4,) * 4, mode="reflect" if padding == "reflect" else "constant")
+    offsets = {offset for own, wide in zip(moved, padded, strict=True) for offset in found_at(own, wide)}
+    assert len(offsets) > 10
+    assert {0, 8} <= {row for row, _ in offsets} <= {*range(9)}
+
+
+def bytes_of(image: Any) -> Tensor:
+    """Pixels (C, H, W), uint8."""
+    return torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3).permute(2, 0, 1)
+
+
+def found_at(part: Tensor, whole: Tensor) -> list[tuple[int, int]]:
+    """The rows and columns at which a part (C, H, W) lies in a larger image; there must be one."""
+    side, spots = part.shape[-1], range(whole.shape[-1] - part.shape[-1] + 1)
+    found = [(i, j) for i in spots for j in spots if torch.equal(whole[:, i : i + side, j : j + side], part)]
+    assert found
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, for every loader with workers
 def test_workers_read_what_the_process_itself_reads(folder: Path) -> None:
     here, there = (
@@ -127,7 +158,7 @@ def test_a_network_is_trained(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"augment": "crop"}, "use random_resized_crop"),
+        ({"augment": "crop,random_resized_crop", "limit": 0}, "(?s)limit is 0.*crops twice"),
         ({"augment": "flip,flip"}, "unknown"),
         ({"workers": -1}, "workers is -1"),
         ({"image_size": 0}, "image_size is 0"),
@@ -154,10 +185,59 @@ def test_bad_folders(folder: Path, tmp_path: Path) -> None:
         tiny(tmp_path)
 
 
+def written(root: Path, *classes: str, part: str = "train", pixels: Any = None) -> Path:
+    for name in classes:
+        (root / part / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((20, 20), np.uint8) if pixels is None else pixels).save(root / part / name / "a.tif")
+    return root
+
+
+def test_the_layout_is_told(tmp_path: Path) -> None:
+    layout = re.escape(f"Images belong in {tmp_path}/train/CLASS/ and {tmp_path}/val/CLASS/")
+    with pytest.raises(BadInput, match=f"{layout}.*\n.*no folder {tmp_path}/val.*{layout}"):
+        tiny(tmp_path)
+    written(written(tmp_path, "dark", "light"), "dark", "light", part="test")
+    with pytest.raises(BadInput, match=f"there is {tmp_path}/test: rename it to val. {layout}") as caught:
+        tiny(tmp_path)
+    assert len(caught.value.problems) == 1
+    (tmp_path / "test").rename(tmp_path / "val")
+    assert tiny(tmp_path).num_classes == 2
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    written(written(tmp_path, "images/dark", "images/light"), "images/dark", "images/light", part="val")
+    with pytest.raises(BadInput, match=r"one class only, the folder images, .*one level too high\? Images belong in"):
+        tiny(tmp_path)
+
+
 def test_moments_are_those_of_imagenet_unless_given(folder: Path) -> None:
     assert tiny(folder).moments.mean == (0.485, 0.456, 0.406)
     assert tiny(folder, mean=(0.5,), std=(0.25, 0.5, 1.0)).moments == ((0.5,) * 3, (0.25, 0.5, 1.0))
     assert replace(tiny(folder), workers=3).workers == 3
+
+
+# depths of pixels
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_sixteen_bits_of_grey_lose_the_lower_eight(tmp_path: Path, kind: str) -> None:
+    pixels = np.arange(400, dtype=np.uint16).reshape(20, 20) * 164
+    for part in ("train", "val"):
+        written(tmp_path, "dark", "light", part=part, pixels=pixels.astype(kind))
+    data = tiny(tmp_path, augment="crop", image_size=20, mean=(0.0,), std=(1.0,))
+    images = (epoch(data, "test") * 255).round()
+    assert images.amax() == 255
+    assert torch.equal(images, torch.tensor(pixels // 256, dtype=torch.float32).expand(2, 3, 20, 20))
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("int32", "I"), ("float32", "F")])
+def test_an_unknown_white_fails_the_run(tmp_path: Path, kind: str, mode: str) -> None:
+    for part in ("train", "val"):
+        written(tmp_path, "dark", "light", part=part, pixels=np.ones((20, 20), kind))
+    with pytest.raises(
+        RunFailed, match=rf"val/dark/a\.tif has pixels of Pillow's mode {mode}, .*convert such files to 8 bits"
+    ):
+        epoch(tiny(tmp_path), "test")
 
 
 # what is seen late

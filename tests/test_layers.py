@@ -304,7 +304,9 @@ def test_tied_weights_within_a_module_train() -> None:
 
 def test_tied_weights_across_a_cut_are_refused_by_name() -> None:
     layers = lp.layers_of(tied(1, 2), torch.zeros(2, 6, dtype=torch.float64))
-    with pytest.raises(lp.BadInput, match=r"'blocks\.1\.linear\.weight' is shared by the modules \[0, 1\]: untie"):
+    with pytest.raises(
+        lp.BadInput, match=r"'blocks\.1\.linear\.weight' is shared by the modules \[0, 1\]: untie.*modules=1"
+    ):
         lp.Partition.uniform(layers, 2)
 
 
@@ -364,11 +366,11 @@ def test_a_sample_that_does_not_fit() -> None:
         ),
         (["blocks.3"], r"no module 'blocks\.3': did you mean blocks\."),
         (["zzz"], r"no module 'zzz': layers end at: relu, "),
-        (["blocks.1", "blocks.0"], r"cuts=\(3, 2\) must increase and lie between 1 and 3"),
+        (["blocks.1", "blocks.0"], r"after blocks\.1, blocks\.0 must increase and lie between 0 and 2"),
         (["blocks.0", "blocks.0"], "must increase"),
-        (["blocks.2"], "must increase and lie between 1 and 3"),
-        ([7], "must increase and lie between 1 and 3"),
-        ([-1], "must increase and lie between 1 and 3"),
+        (["blocks.2"], "must increase and lie between 0 and 2"),
+        ([0, 3], r"after 0, 3 must .* 0 and 2: .* after 0 \(relu\), 1 \(blocks\.0\), 2 \(blocks\.1\), and ends with 3"),
+        ([-1], "after -1 must increase and lie between 0 and 2"),
     ],
 )
 def test_bad_cuts(last: list[str | int], message: str) -> None:
@@ -390,3 +392,5 @@ def test_bad_numbers_of_modules(modules: int) -> None:
     expected = rf"modules={modules}, but the model has 4 layer\(s\).*choose between 1 and 4"
     with pytest.raises(lp.BadInput, match=expected):
         lp.Partition.uniform(layers, modules)
+    with pytest.raises(lp.BadInput, match=r"cuts=\(4,\) must increase and lie between 1 and 3"):
+        lp.Partition(layers, (4,))

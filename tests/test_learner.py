@@ -53,6 +53,72 @@ class OfTuples(nn.Module):
         return self.head(x)
 
 
+class Parent(nn.Module):
+    """Blocks that the forward of their parent adds up, uses again, or goes around."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(1 if kind == "again" else 3)
+        )
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "again":
+            return self.head(self.blocks[0](self.blocks[0](x)))
+        if self.kind == "around":
+            down = self.blocks[0](x)
+            return self.head(self.blocks[2](self.blocks[1](down)) + down)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def of_a_parent(kind: str) -> lp.Learner:
+    return make(Parent(kind), sample=(torch.zeros(2, 4), torch.zeros(2).long()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("added", "blocks.0, blocks.1, blocks.2: a path from the input to the output goes around it. To make layers of them, "
+         "put what goes around a module, as the addition of h + block(h), into the forward of that module."),
+        ("around", "blocks.1, blocks.2: a path from the input to the output goes around it. To make"),
+        ("again", "blocks.0: it is called 2 times in one forward. To make layers of them, give each use a module of its own."),
+    ],
+)  # fmt: skip
+def test_too_few_layers_tell_why(kind: str, told: str) -> None:
+    with pytest.raises(lp.BadInput) as refused:
+        of_a_parent(kind)
+    assert f"These could not be layers: {told}" in str(refused.value)
+
+
+def test_a_model_of_one_layer_cannot_be_cut() -> None:
+    layers = lp.layers_of(Parent("added"), torch.zeros(2, 4))
+    with pytest.raises(lp.BadInput, match=r"after 0: the model has one layer and cannot be cut.*goes around it"):
+        lp.Partition.at(layers, [0])
+
+
+def test_a_model_from_torch_compile_gets_advice() -> None:
+    def backend(graph: object, inputs: object) -> None:
+        raise RuntimeError("as inductor on a meta device")
+
+    with pytest.raises(
+        lp.BadInput, match=r"give the model before torch\.compile, or compile it in place: model\.compile"
+    ):
+        lp.layers_of(torch.compile(lp.models.resnet8(), backend=backend), sample())
+
+
+def test_attention_is_differentiated_twice() -> None:
+    """Successive gradient reconciliation does; the fused kernels of attention have no second derivative."""
+    tokens = torch.arange(16).reshape(2, 8) % 5
+    model = lp.models.create_model("transformer:width=8,heads=2,blocks=2", 5, (8,))
+    learner = make(model, lp.sgr(), modules=3, sample=(tokens, tokens))
+    assert all(torch.isfinite(loss) for loss in learner.step((tokens, tokens)))
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [
@@ -93,6 +159,29 @@ def test_what_cannot_be_trained_is_refused(build: Callable[[], object], told: st
     with pytest.raises(lp.BadInput) as refused:
         build()
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "told"),
+    [
+        (lp.models.resnet8(), torch.randn(8, 10), "sum to 1"),
+        (lp.models.resnet8(), torch.ones(8, 10), "sum to 1"),
+        (lp.models.resnet8(), torch.eye(10)[:8] * 2 - torch.eye(10)[1:9], "0 or more"),
+        (lp.models.resnet8(), torch.eye(4)[:8].repeat(2, 1), "(N, 10)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), torch.zeros(8, 1), "1 output"),
+        (nn.Linear(8, 10), torch.full((8, 3, 8, 10), 0.1), "outputs at each position"),
+    ],
+)
+def test_targets_that_are_no_probabilities_are_refused(model: nn.Module, targets: torch.Tensor, told: str) -> None:
+    batch = (torch.randn(8, 3, 8, 8), targets)
+    with pytest.raises(lp.BadInput) as refused:
+        make(model, modules=1, sample=batch).step(batch)
+    assert told in str(refused.value)
+
+
+def test_probabilities_of_classes_are_targets() -> None:
+    batch = (torch.randn(8, 3, 8, 8), torch.rand(8, 10).softmax(1))
+    assert all(loss > 0 for loss in make(sample=batch).step(batch))
 
 
 @pytest.mark.parametrize(

@@ -160,8 +160,7 @@ def test_the_mlp_of_local_losses() -> None:
     ("name", "shape", "message"),
     [
         ("resnt32", (3, 32, 32), "did you mean resnet32"),
-        ("resnet18", (3, 32, 32), "timm:NAME or torchvision:NAME"),
-        ("zzz", (3, 32, 32), "no model 'zzz'"),
+        ("zzz", (3, 32, 32), "no model 'zzz'.*timm:NAME or torchvision:NAME"),
         ("resnet32", (64,), r"takes images \(C, H, W\)"),
         ("mlp:6,,5", (64,), "mlp:512,512"),
         ("mlp:0", (64,), r"\[64, 0, 10\].*at least 1"),
@@ -183,7 +182,8 @@ def test_the_mlp_of_local_losses() -> None:
         ("grouped_resnet:ends=7", (3, 32, 32), r"like ends=\(7, 15\)"),
         ("transformer", (3, 32, 32), r"takes tokens.*\(128,\)"),
         ("timm:resnet18,0.1", (3, 32, 32), "without a name"),
-        ("timm:resnet18,pretrained=True", (3, 32, 32), "cannot take pretrained=True"),
+        ("timm:resnet18,pretrained=True", (3, 32, 32), "cannot take pretrained=True: .* untrained.*before lp.Learner"),
+        ("timm:resnet18,img_size=4", (3, 32, 32), "cannot take img_size=4: the data decide that"),
         ("timm:resnet18,patch=4", (3, 32, 32), "cannot be built with {'patch': 4}"),
         ("torchvision:vit_b_16,patch_size=4", (3, 32, 32), "cannot be built with {'patch_size': 4}"),
         ("mlp", (3, 0, 4), "positive sizes"),
@@ -200,6 +200,16 @@ def test_refusals(name: str, shape: tuple[int, ...], message: str) -> None:
         pytest.importorskip(name.partition(":")[0])
     with pytest.raises(BadInput, match=message):
         models.create_model(name, 10, shape)
+
+
+def test_the_same_name_elsewhere_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    with pytest.raises(BadInput, match=r"mean resnet18_cifar or timm:resnet18 or torchvision:resnet18\?"):
+        models.create_model("resnet18:widen=2", 10, (3, 32, 32))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(BadInput, match=r"mean resnet18_cifar or torchvision:resnet18\?"):
+        models.create_model("resnet18", 10, (3, 32, 32))
 
 
 def test_all_problems_of_a_request_at_once() -> None:

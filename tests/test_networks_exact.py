@@ -181,6 +181,16 @@ def test_small_images_keep_their_side_in_torchvision_s_networks() -> None:
     ]
 
 
+def test_the_larger_stem_is_torchvision_s_without_the_pool() -> None:
+    own, other = lp.models.create_model("resnet18_cifar:kernel=7", 10, (3, 64, 64)), torchvision.models.resnet18()
+    assert (repr(own.conv1), repr(own.maxpool)) == (repr(other.conv1), "Identity()")
+    assert own.conv1.weight.std().item() == pytest.approx(math.sqrt(2 / (7 * 7 * 64)), rel=0.05)
+    shapes = lp.layers_of(own, torch.zeros(2, 3, 64, 64)).shapes
+    assert [shape[2] for shape in shapes] == [32, 32, 32, 16, 16, 8, 8, 4, 4]
+    with pytest.raises(BadInput, match="kernel=5 is unknown: choose 3"):
+        lp.models.small_resnet("resnet18", kernel=5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

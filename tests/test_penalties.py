@@ -10,12 +10,16 @@ import torch
 import torchvision
 from connected import Connected, Losses
 from connected import compare as connected_to
+from crew import Crew, Run
 from reference import NETWORKS, batches_of, network, sgd
+from test_ranks import compare as compare_on_ranks
+from test_ranks import train_on_ranks
 from torch import Tensor, nn
 from torch.nn import functional
 
 import localprop as lp
 from localprop import Kinetic, Reconciled
+from localprop.training.checkpoint import restore, state_of
 
 Penalised = Callable[[Connected, Losses], Losses]  # the losses with what is added to each
 
@@ -128,6 +132,99 @@ def test_kinetic_energy_of_plain_layers_is_what_they_add() -> None:
     compare("mlp", Kinetic(plain=True), penalised)
 
 
+# --- kinetic energy whose multiplier grows --------------------------------------------------------------------------------
+
+GROWING = Kinetic(tau=0.5, growth=1.5, every=2)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_multiplier_that_grows_with_the_loss(parts: int) -> None:
+    """Each call counts; at every second one the multiplier grows before it is used."""
+    multipliers, calls = [1.0] * 4, [0] * 4
+
+    def losses(connected: Connected) -> Losses:
+        added = {}
+        for k in range(4):
+            loss = functional.cross_entropy(connected.aux(k)(connected.outputs[k + 1]), connected.targets)
+            calls[k] += 1
+            if calls[k] in (2, 4, 6, 8, 10, 12, 14):
+                multipliers[k] += 1.5 * loss.item()
+            energy = sum((connected.inner[path] ** 2).mean() for path in BRANCHES["resnet14"][k])
+            added[k] = loss + energy / multipliers[k]
+            if BRANCHES["resnet14"][k]:  # what a checkpoint would hold
+                connected.loss(k).multiplier.fill_(multipliers[k])
+                connected.loss(k).calls.fill_(calls[k])
+        return added
+
+    model, _ = network("resnet14")
+    batches = batches_of((3, 8, 8), 10, count=5)
+    connected_to(lp.Rule(penalty=GROWING), model, batches, NETWORKS["resnet14"][1], losses, parts=parts)
+    assert min(multipliers) > 5
+
+
+def test_without_growth_nothing_is_kept() -> None:
+    model, (batch, *_) = network("resnet14")
+    plain, growing = (
+        lp.Learner(copy.deepcopy(model), lp.trgl(growth=growth, every=2), modules=4, optimizer=sgd, sample=batch)
+        for growth in (0.0, 1.0)
+    )
+    kept = {name for name in growing.heads.state_dict() if "loss" in name}
+    assert kept == {f"{k}.loss.{name}" for k in (1, 2, 3) for name in ("multiplier", "calls")}
+    assert plain.heads.state_dict().keys() == growing.heads.state_dict().keys() - kept
+
+
+def test_only_training_steps_let_the_multiplier_grow() -> None:
+    model, (batch, *_) = network("resnet14")
+    rule = lp.Rule(penalty=Kinetic(growth=1.0, every=1))
+    learner = lp.Learner(model, rule, modules=4, optimizer=sgd, sample=batch, recompute=True)
+    learner.memory()
+    learner.flops()
+    learner.predict(batch[0])
+    assert multipliers_of(learner) == [1.0] * 3
+    (*_, task) = learner.step(batch)
+    (*_, last) = multipliers_of(learner)
+    assert learner.heads["3"]["loss"].calls == 1  # its forward ran twice
+    assert 1 < last < 1 + task.item()  # by the loss without the penalty
+    learner.heads.eval()
+    learner.step(batch)
+    assert multipliers_of(learner)[-1] == last
+
+
+def multipliers_of(learner: lp.Learner) -> list[float]:
+    return [loss.multiplier.item() for head in learner.heads.values() if hasattr(loss := head["loss"], "multiplier")]
+
+
+def test_a_run_with_a_growing_multiplier_resumes_to_the_same_bits() -> None:
+    model, batches = network("resnet14")
+    options = {"modules": 4, "optimizer": sgd, "sample": batches[0]}
+    undisturbed, resumed = (lp.Learner(copy.deepcopy(model), lp.Rule(penalty=GROWING), **options) for _ in range(2))
+    for batch in batches:
+        undisturbed.step(batch)
+    state = state_of(undisturbed)
+    assert state is not None
+    restore(resumed, state)
+    for batch in batches:
+        assert torch.equal(torch.stack([*undisturbed.step(batch)]), torch.stack([*resumed.step(batch)]))
+    assert multipliers_of(undisturbed) == multipliers_of(resumed)
+    assert min(multipliers_of(resumed)) > 5
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_growing_multiplier_on_ranks_has_the_same_bits(crew: Crew) -> None:
+    options = {"modules": 6, "microbatches": 2, "recompute": True}
+    compare_on_ranks(crew, Run(lp.Rule(penalty=GROWING), options=options), 2, 3)
+
+
+@pytest.mark.xdist_group("ranks")
+def test_replicas_have_multipliers_of_their_own_and_train_one_network(crew: Crew) -> None:
+    one, other = crew.run(2, train_on_ranks, Run(lp.Rule(penalty=GROWING), ranks={"replicas": 2}))
+    differ = {name.rpartition(".")[2] for name in one.own if not torch.equal(one.own[name], other.own[name])}
+    assert differ == {"multiplier", "running_mean", "running_var"}
+
+
+# --- which layers count ---------------------------------------------------------------------------------------------------
+
+
 def test_kinetic_energy_of_torchvision_s_transformer() -> None:
     """The branches end behind the dropout that follows attention, and behind the MLP."""
     model = torchvision.models.VisionTransformer(32, 8, 4, 2, 16, 32, num_classes=10)
@@ -226,8 +323,8 @@ def test_reconciled_modules_may_be_frozen() -> None:
 
 
 def test_bad_fields_are_all_named() -> None:
-    with pytest.raises(lp.BadInput, match=r"(?s)tau=0.*late=-1.*norm='max'"):
-        Kinetic(tau=0, late=-1, norm="max")
+    with pytest.raises(lp.BadInput, match=r"(?s)tau=0.*late=-1.*norm='max'.*growth=-1.*every=0"):
+        Kinetic(tau=0, late=-1, norm="max", growth=-1, every=0)
     with pytest.raises(lp.BadInput, match=r"(?s)weight=0.*distance='l1'"):
         Reconciled(weight=0, distance="l1")
 
@@ -245,6 +342,6 @@ def test_reconciled_is_refused_where_other_losses_train_a_module() -> None:
         lp.Learner(model, lp.Rule(lp.BackwardLinks(), penalty=Reconciled()), modules=4, optimizer=sgd, sample=batch)
 
 
-@pytest.mark.parametrize("penalty", [Kinetic(), Reconciled()], ids=repr)
+@pytest.mark.parametrize("penalty", [Kinetic(), GROWING, Reconciled()], ids=repr)
 def test_penalties_evaluate_back(penalty: object) -> None:
     assert eval(repr(penalty), vars(lp)) == penalty

@@ -92,6 +92,30 @@ def test_what_the_network_does_not_suit_is_left_out_unless_it_was_asked_for(caps
     assert len(re.findall("^- (contsup|auglocal)", err, re.MULTILINE)) == 2
 
 
+def test_what_no_pipeline_can_train_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, *SMALL, "--ranks", "2", "--methods", "greedy()", "sgr()", "solo()")
+    assert code == 2
+    assert "- sgr(): Loss 0 is of second order" in err
+    assert "- solo(): Loss 0 borrows " in err
+    assert "measuring" not in err
+
+
+def test_losses_that_look_at_pixels(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", "resnet8", "--input", "3,8,8", "--batch", "4", "--ranks", "2", "--rounds", "1"]
+    code, out, _ = run(capsys, *words, "--device", "cpu", "--cuts", "layers", "--methods", "infopro()")
+    assert code == 0
+    assert "| infopro() " in out
+
+
+def test_a_chart_in_the_home_directory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--ranks", "2", "--cuts", "layers", "--methods", "greedy()", "--out", "~/chart.svg"]
+    assert run(capsys, *SMALL, *words)[0] == 0
+    assert (tmp_path / "chart.svg").exists()
+
+
 @pytest.mark.parametrize("suffix", [".html", ".svg", ".png"])
 def test_the_chart(capsys: pytest.CaptureFixture[str], tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"chart{suffix}"

@@ -141,9 +141,21 @@ def test_a_path_lies_under_root_or_at_home(tmp_path: Path, monkeypatch: pytest.M
     parts = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
     np.savez(tmp_path / "own.npz", classes=np.array(list("abcd")), **parts)
     (tmp_path / "own.txt").write_text("localprop " * 200)
-    for name in ("own.npz", "own.txt"):
+    for name in ("own.npz", "own.txt", "OWN.NPZ", "OWN.TXT"):
+        (tmp_path / name.lower()).rename(tmp_path / name)
         for path, root in ((name, tmp_path), (name, "~"), (f"~/{name}", None), (tmp_path / name, "/nowhere")):
             assert len(load(path, root=root).train)
+
+
+def test_a_folder_by_its_name_alone_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    for name, root in (("own", None), ("own", tmp_path), (tmp_path / "own", None)):
+        with pytest.raises(BadInput, match=f"folder .*own: for images in it, write folder:{name}"):
+            load(name, root=root)
+    for name in ("other", ""):
+        with pytest.raises(BadInput, match=f"There is no data set '{name}': choose digits"):
+            load(name)
 
 
 def test_missing_torchvision_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:

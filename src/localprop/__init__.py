@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from localprop.rule.borrow import Borrow
     from localprop.rule.context import ContextSupply, ConvEncoder
     from localprop.rule.contrast import Contrastive
-    from localprop.rule.copied import NextLayerHead, SharedReadout
+    from localprop.rule.copied import NextLayerHead, SharedReadout, ThroughNextLayer
     from localprop.rule.credit import BackwardLinks, EndToEnd, Interlocked, Own, OwnAndWindows, Windows
     from localprop.rule.features import FeatureReconstruction
     from localprop.rule.groups import GroupCrossEntropy, GroupHeads, WideningHead
@@ -84,7 +84,7 @@ _HOMES = {
     "localprop.rule.borrow": ("Borrow",),
     "localprop.rule.context": ("ContextSupply", "ConvEncoder"),
     "localprop.rule.contrast": ("Contrastive",),
-    "localprop.rule.copied": ("NextLayerHead", "SharedReadout"),
+    "localprop.rule.copied": ("NextLayerHead", "SharedReadout", "ThroughNextLayer"),
     "localprop.rule.credit": ("BackwardLinks", "EndToEnd", "Interlocked", "Own", "OwnAndWindows", "Windows"),
     "localprop.rule.features": ("FeatureReconstruction",),
     "localprop.rule.groups": ("GroupCrossEntropy", "GroupHeads", "WideningHead"),
@@ -154,6 +154,7 @@ __all__ = [
     "StepFailed",
     "Term",
     "Terms",
+    "ThroughNextLayer",
     "WideningHead",
     "Windows",
     "auglocal",

@@ -160,10 +160,11 @@ def whole_optimizer(made: Any, parameters: list[nn.Parameter]) -> Optimizer:
 
 
 def zeros_like_sample(sample: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A batch of zeros in the shape of the sample, which itself is not kept."""
+    """A batch of zeros in the shape of the sample, which itself is not kept; probabilities are alike for all classes."""
     inputs, *rest = sample
     targets = rest[0] if rest else torch.empty(len(inputs), dtype=torch.long)
-    return torch.zeros_like(inputs, device="cpu"), torch.zeros_like(targets, device="cpu")
+    share = 1 / targets.shape[-1] if targets.is_floating_point() and targets.ndim > 1 and targets.shape[-1] else 0
+    return torch.zeros_like(inputs, device="cpu"), torch.full_like(targets, share, device="cpu")
 
 
 def _is_odd(part: object) -> bool:

@@ -182,8 +182,11 @@ def _run_train(args: argparse.Namespace) -> int:
     from localprop import cli_train
     from localprop.cli_recipes import beside, fields_of, published
 
-    chosen, story = fields_of(args.recipe, given(args)), beside(args.recipe, given(args))
-    if not args.resume:  # then most fields are those of the run that is there
+    story = beside(args.recipe, given(args))
+    chosen = (
+        given(args) if args.resume else fields_of(args.recipe, given(args))
+    )  # the others are those of the run that is there
+    if not args.resume:
         check_flags(given(args), Config(**chosen))
     recipe: dict[str, Any] = {key: story[key] for key in ("recipe", "replaced") if key in story}
     try:

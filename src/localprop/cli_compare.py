@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from localprop.data import Dataset
-from localprop.errors import BadInput, RunFailed, StepFailed, check
+from localprop.errors import BadInput, RunFailed, check
 from localprop.report.bench import Setting, memory, speed
-from localprop.report.compare import Comparison, Progress, compare, trainable
+from localprop.report.compare import Comparison, Progress, compare, told, trainable
 from localprop.report.contender import Contender, suited
 from localprop.report.tables import bench_memory_table, bench_speed_table, comparison_table
 from localprop.training.config import Config, build, load_data, noting
@@ -52,7 +52,10 @@ def run_compare(
     overwrite: bool,
     strict: bool = True,
 ) -> dict[str, Any]:
-    """Compare methods; print nothing, return the figures and the table's text under `table`.
+    """Compare methods; return the figures and the table's text under `table`.
+
+    Nothing is printed, but if this ends early or a run has failed, the table so far, on stderr. The figures so far are in the
+    directory after each run.
 
     Args:
         config: what all runs share.
@@ -65,23 +68,50 @@ def run_compare(
 
     Raises:
         BadInput: of the values, the data, a method and the directory.
-        RunFailed: a loss that is not finite.
+        RunFailed: a run has failed, after all others have ended; or the disk refuses.
     """
     problems = [*_count_problems(seeds=(seeds, 1), rounds=(rounds, 2)), *config.problems()]
     if not problems and config.seed + seeds > 2**63:
         problems.append(f"seed={config.seed} leaves no room for {seeds} seeds: choose a smaller one.")
-    file = None if out is None else Path(out) / _RESULTS
+    file = None if out is None else Path(os.path.expanduser(out)) / _RESULTS
     problems += _place_problems(file, overwrite) if file else []
     dataset, contenders = _checked(config, methods, problems)
     contenders, unfit = trainable(config, dataset, contenders)
     check(unfit if strict else [])
-    with _progress(len(contenders) * seeds * config.epochs) as progress, _told():
-        comparison = compare(config, dataset, contenders, seeds=seeds, rounds=rounds, progress=progress)
-    figures = {**comparison.as_json(), "left_out": unfit, "environment": environment()}
+    figures: dict[str, Any] = {}
+    around = {"left_out": unfit, "environment": environment()}
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json_text(figures))
-    return {**figures, "table": "\n".join([_table(comparison), *(f"Left out: {each}" for each in unfit)])}
+        _make_folder(file.parent)
+
+    def keep(comparison: Comparison) -> None:
+        table = "\n".join([_table(comparison), *(f"Left out: {each}" for each in unfit)])
+        figures.update({**comparison.as_json(), **around, "table": table})
+        if file:
+            write_text(file, json_text({key: figures[key] for key in figures if key != "table"}))
+
+    try:
+        with _progress(len(contenders) * seeds * config.epochs) as progress:
+            comparison = compare(config, dataset, contenders, seeds=seeds, rounds=rounds, progress=progress, keep=keep)
+        _refuse_failed(comparison)
+    except BaseException:  # Ctrl-C, too
+        if figures:
+            _say(figures["table"])
+        raise
+    return figures
+
+
+def _refuse_failed(comparison: Comparison) -> None:
+    failed = sum(len(row.failures) for row in comparison.rows)
+    if failed:
+        runs = len(comparison.rows) * len(comparison.seeds)
+        raise RunFailed(f"{failed} of {runs} runs failed; the table above says why, and has the others' figures.")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be made ({error.strerror}): choose another --out.") from error
 
 
 def _checked(config: Config, methods: Sequence[str], problems: list[str]) -> tuple[Dataset, list[Contender]]:
@@ -104,25 +134,13 @@ def _noted_contenders(methods: Sequence[str], problems: list[str]) -> list[Conte
 
 
 def _place_problems(file: Path, overwrite: bool) -> list[str]:
-    """Why the result could not be written; asked before the first run, made after the last."""
+    """Why the result could not be written; asked with everything else that can be wrong."""
     existing = next(parent for parent in (file.parent, *file.parent.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         return [f"{existing} is no directory that can be written to: choose another --out."]
     if file.exists() and not overwrite:
         return [f"{file} exists already: choose another --out, or add --overwrite."]
     return []
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What torch refuses on the way (memory, above all) fails the run in one sentence."""
-    try:
-        yield
-    except (StepFailed, RunFailed):
-        raise
-    except (RuntimeError, MemoryError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunFailed(f"{reason[0]} (a smaller model or batch may fit)") from error
 
 
 def _count_problems(**counts: tuple[object, int]) -> list[str]:
@@ -147,7 +165,7 @@ def run_bench(what: str, setting: Setting, methods: Sequence[str], rounds: int) 
     problems = [*_count_problems(rounds=(rounds, 2)), *setting.problems()]
     contenders = _noted_contenders(methods, problems)
     check(problems)
-    with _told():
+    with told():
         batch = setting.batch()
         check(
             suited(contenders, lambda contender: setting.learner(contender, batch))[1]

@@ -74,16 +74,41 @@ def idle_problems(flags: Mapping[str, Any], config: Config) -> Iterator[str]:
         for name in ("nesterov",) if told else ("momentum", "nesterov"):
             if name in flags:
                 yield f"--{name} has no effect with --optimizer {config.optimizer}: leave it out."
-    if not {"padding", "cutout"} & {*flags}:
-        return
-    from localprop.data.sources import augment_of
+    from localprop.data.sources import augment_of, name_problems
     from localprop.training.config import options_of
 
+    if list(name_problems(config.data, options_of(config))):  # told when it is loaded
+        return
+    for name, why in _idle_data_flags(config):
+        if name in flags:
+            yield f"--{name.replace('_', '-')} has no effect {why}: leave it out."
+    if not {"padding", "crop_pad", "cutout"} & {*flags}:
+        return
     augment = augment_of(config.data, options_of(config))
-    if "padding" in flags and not augment.pad:
-        yield "--padding has no effect without the augmentation 'crop': leave it out, or add it to --augment."
-    if "cutout" in flags and not augment.cutout:
-        yield "--cutout has no effect without the augmentation 'cutout': leave it out, or add it to --augment."
+    for name, kind, used in (
+        ("padding", "crop", augment.pad),
+        ("crop_pad", "crop", augment.pad),
+        ("cutout", "cutout", augment.cutout),
+    ):
+        if name in flags and not used:
+            flag = f"--{name.replace('_', '-')}"
+            yield f"{flag} has no effect without the augmentation {kind!r}: leave it out, or add it to --augment."
+
+
+def _idle_data_flags(config: Config) -> Iterator[tuple[str, str]]:
+    """Fields that change nothing with the data set or the schedule of a config, and why."""
+    from localprop.data.options import is_folder, is_text
+
+    if is_text(config.data):
+        yield "validation", "on text, of which a tenth is held out"
+    else:
+        yield "context", "on images"
+    if not is_folder(config.data):
+        yield from ((name, "without a folder of images") for name in ("image_size", "workers"))
+    if config.data in ("digits", "text"):
+        yield from ((name, f"on {config.data}, which needs no files") for name in ("root", "download"))
+    if config.lr_schedule != "multistep":
+        yield "lr_factor", f"with --lr-schedule {config.lr_schedule}"
 
 
 def reader(kinds: tuple[Any, ...]) -> Any:

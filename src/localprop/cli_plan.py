@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import torch
 
 from localprop.cli_compare import contenders_of
 from localprop.errors import BadInput, check
-from localprop.network import Layers, Partition
+from localprop.network import Layers
 from localprop.report.contender import Contender, suited
 from localprop.report.gantt import FORMATS, gantt, require_matplotlib
 from localprop.report.plan import END_TO_END, PIPELINES, Row, Setting, Way, measured, on_paper
@@ -43,8 +44,7 @@ def run_plan(
         BadInput: of the values, a method, the network or the file.
     """
     layers, contenders = _checked(setting, methods, out)
-    cuts = Partition.uniform(layers, setting.count).cuts
-    contenders, unfit = suited(contenders, lambda contender: setting.learner(contender, layers, cuts))
+    contenders, unfit = suited(contenders, lambda contender: setting.try_out(contender, layers))
     check(unfit if strict else [])
     baseline, *others = measured(setting, layers, [END_TO_END, *contenders], _say)
     plain_s = sum(baseline.seconds.per_segment(baseline.learner.wiring, setting.microbatches))
@@ -86,10 +86,11 @@ def _checked(setting: Setting, methods: Sequence[str], out: str | None) -> tuple
 def _check_chart(out: str | None) -> None:
     if out is None:
         return
-    if Path(out).suffix not in FORMATS:
+    path = Path(os.path.expanduser(out))
+    if path.suffix not in FORMATS:
         raise BadInput(f"out={out!r} is no chart: its name must end in {', '.join(FORMATS)}.")
-    if not Path(out).parent.is_dir():
-        raise BadInput(f"out={out!r}: there is no folder {Path(out).parent}, make it first.")
+    if not path.parent.is_dir():
+        raise BadInput(f"out={out!r}: there is no folder {path.parent}, make it first.")
     require_matplotlib()
 
 

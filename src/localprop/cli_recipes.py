@@ -34,7 +34,7 @@ def fields_of(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def beside(name: str | None, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """What stands beside the result of a run: its recipe, what the paper reports for it, unchanged, and what was replaced.
+    """What stands beside the result of a run: its recipe, what the paper reports, if it is claimed, and what was replaced.
 
     Raises:
         BadInput: an unknown recipe, with close matches.
@@ -46,7 +46,8 @@ def beside(name: str | None, given: Mapping[str, Any] = MappingProxyType({})) ->
     if name is None:
         return {}
     recipe = recipes.find(name)
-    told = {"recipe": recipe.name, "paper": recipe.paper, "published": recipe.published, "notes": recipe.notes}
+    told: dict[str, Any] = {"recipe": recipe.name, "paper": recipe.paper, "published": recipe.published}
+    told |= {"claimed": bool(recipe.claim and not recipe.readings), "notes": recipe.notes, "readings": recipe.readings}
     return {**told, "replaced": recipe.replaced(given)}
 
 
@@ -54,25 +55,30 @@ def published(found: Mapping[str, Any]) -> str:
     """The line below the result of a run of a recipe, from :func:`beside`; empty if nothing was published.
 
     Example:
-        >>> published({"published": "test error 5 %", "replaced": ["epochs"]})
+        >>> published({"published": "test error 5 %", "claimed": True, "replaced": ["epochs"]})
         'published, for the recipe as it is: test error 5 %; this run replaces epochs'
+        >>> published({"published": "test error 5 %", "claimed": False, "replaced": []})
+        'published, not claimed for this recipe, which is in part our reading: test error 5 %'
     """
     if not found.get("published"):
         return ""
     replaced = f"; this run replaces {', '.join(found['replaced'])}" if found["replaced"] else ""
-    return f"published, for the recipe as it is: {found['published']}{replaced}"
+    whose = (
+        "for the recipe as it is" if found["claimed"] else "not claimed for this recipe, which is in part our reading"
+    )
+    return f"published, {whose}: {found['published']}{replaced}"
 
 
 def listing(word: str) -> dict[str, Any]:
     """The recipes whose names contain a word: as rows, and as the table that is printed.
 
     Example:
-        >>> print(listing("svhn_dgl_k16")["table"])
-        resnet110_svhn_dgl_k16  test error 5.55 +- 0.34 %, mean and standard deviation of 5 runs; best or last epoch is not stated
+        >>> print(listing("resnet110_svhn_e2e")["table"])
+        resnet110_svhn_e2e  test error 3.07 +- 0.23 %, mean and standard deviation of 5 runs; best or last epoch is not stated
     """
     found = [recipes.find(name) for name in recipes.names(word)]
     width = max((len(recipe.name) for recipe in found), default=0)
-    lines = [f"{recipe.name:{width}}  {recipe.published}".rstrip() for recipe in found]
+    lines = [f"{recipe.name:{width}}  {recipe.claim}".rstrip() for recipe in found]
     rows = [beside(recipe.name) for recipe in found]
     return {"recipes": rows, "table": "\n".join(lines) or f"No recipe's name contains {word!r}."}
 

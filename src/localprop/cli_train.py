@@ -55,8 +55,11 @@ def run(
     if (resume or overwrite) and out is None:
         raise BadInput(f"{'--resume' if resume else '--overwrite'} needs the directory of a run: add --out DIR.")
     folder = None if out is None else RunDir(out, writes=rank() == 0)
-    if folder and attempt() and folder.is_of_this_launch():  # torchrun has started the ranks again
-        resume, overwrite = True, False
+    if folder and attempt() and folder.is_of_this_launch():  # torchrun has started the ranks again, with the same flags
+        given, resume, overwrite = {}, True, False
+    if folder and resume:
+        check(_other_recipe(folder, recipe))
+        recipe = folder.recipe()
     config = _stored(folder, given) if folder and resume else Config(**given)
     if world() > 1:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER_S))
@@ -70,9 +73,7 @@ def run(
     check(problems)
     config = _resolved(config, learner)
     done = folder.resume(learner, course.others) if folder and resume else 0
-    if folder and resume:
-        recipe = folder.recipe()
-    elif folder:
+    if folder and not resume:
         folder.start(config, recipe)
     try:
         reports = _trained(learner, dataset, config, course, folder, done)
@@ -84,6 +85,12 @@ def run(
     if folder:
         folder.finish(summary)
     return summary
+
+
+def _other_recipe(folder: RunDir, recipe: Mapping[str, Any]) -> Iterator[str]:
+    named, stored = recipe.get("recipe"), folder.recipe().get("recipe")
+    if named not in (None, stored):
+        yield f"The run in {folder.path} is of {stored or 'no recipe'}, not of {named}: leave the name out, or start a new run."
 
 
 def _stored(folder: RunDir, given: Mapping[str, Any]) -> Config:

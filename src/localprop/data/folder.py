@@ -1,10 +1,12 @@
 """Images in folders, one per class: `train/CLASS/...` and `val/CLASS/...`, as torchvision's ImageFolder reads them."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
@@ -50,7 +52,10 @@ class Folder:
 
     Training images are cropped at random (area 8% to 100%, side ratio 3/4 to 4/3) and scaled to `image_size`, if
     `augment.resized` says so. All others are scaled so that their shorter side is 256/224 of `image_size`, and the centre
-    is taken.
+    is taken. With `augment.pad` that side, in training and in tests, is `image_size` itself, and training images are then
+    padded and cropped at random: images of that size, as TinyImageNet's of 64, are never scaled.
+
+    All become RGB of 8 bits; of grey images of 16 bits the higher 8 are kept.
 
     Args:
         name: for reports.
@@ -124,7 +129,7 @@ class FileReader:
         self._keys = _Keys()
         self._mean, self._std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in folder.moments)
         self._loader: DataLoader[tuple[Tensor, Tensor] | str] = DataLoader(
-            _Images(files, augment, folder.image_size, seed),  # type: ignore[arg-type]
+            _Images(files, _transform(folder, augment), seed),  # type: ignore[arg-type]
             batch_sampler=self._keys,
             collate_fn=_collated,
             num_workers=folder.workers,
@@ -168,9 +173,9 @@ class _Keys:
 class _Images:
     """Reads one image for a key; torch's loader copies it to its workers."""
 
-    def __init__(self, files: Files, augment: Augment, size: int, seed: int) -> None:
+    def __init__(self, files: Files, transform: Callable[[Any], Tensor], seed: int) -> None:
         self.files = files
-        self.transform = _transform(augment, size)
+        self.transform = transform
         self.seed = seed
 
     def __len__(self) -> int:
@@ -183,7 +188,9 @@ class _Images:
         (epoch, index), path = key, self.files.paths[key[1]]
         try:
             with Image.open(path) as opened:
-                image = opened.convert("RGB")
+                if opened.mode in ("I", "F"):
+                    return _unknown_range(path, opened.mode)
+                image = _eight_bits(opened).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them are Pillow's
             return f"{path} cannot be read as an image ({error}): replace or remove it."
         with torch.random.fork_rng(devices=[]):
@@ -193,19 +200,38 @@ class _Images:
         return pixels, int(self.files.labels[index])
 
 
+def _eight_bits(image: Any) -> Any:
+    """Of 16-bit grey the higher byte, which Pillow keeps of 16-bit colour too; its own `convert` makes all above 255 white."""
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else image
+
+
+def _unknown_range(path: str, mode: str) -> str:
+    return (
+        f"{path} has pixels of Pillow's mode {mode}, which do not say how bright white is: convert such files to 8 bits, with"
+        " Image.fromarray((numpy.asarray(image) * (255 / WHITE)).astype('uint8')), where WHITE is the value of white."
+    )
+
+
 def _collated(read: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
     """Images (N, C, H, W) and labels (N,), or why the first one that is missing cannot be read."""
     failures = [each for each in read if isinstance(each, str)]
     return failures[0] if failures else tuple(default_collate(read))
 
 
-def _transform(augment: Augment, size: int) -> Callable[[Any], Tensor]:
+def _transform(folder: Folder, augment: Augment) -> Callable[[Any], Tensor]:
     from torchvision import transforms
 
+    size = folder.image_size
     if augment.resized:
         steps = [transforms.RandomResizedCrop(size)]
     else:
-        steps = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+        shorter = size if folder.augment.pad else round(size * 256 / 224)
+        steps = [transforms.Resize(shorter), transforms.CenterCrop(size)]
+    if augment.pad:
+        mode = "reflect" if augment.reflect else "constant"
+        steps.append(transforms.RandomCrop(size, padding=augment.pad, padding_mode=mode))
     if augment.flip:
         steps.append(transforms.RandomHorizontalFlip())
     composed: Callable[[Any], Tensor] = transforms.Compose([*steps, transforms.PILToTensor()])
@@ -234,16 +260,23 @@ def load_folder(
         workers: processes that read.
 
     Raises:
-        BadInput: a folder that is missing or has no images, other classes in val than in train, no torchvision.
+        BadInput: a folder that is missing or has no images, fewer than two classes, other classes in val than in train, no
+            torchvision.
 
     Example:
         >>> data = load_folder("/data/imagenet", workers=16)  # doctest: +SKIP
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
+    check(_missing(path))
     (train, classes), (test, others) = (_found(path / part) for part in ("train", "val"))
     if classes != others:
         differ = ", ".join(sorted({*classes} ^ {*others})[:8])
         raise BadInput(f"{path} has other classes in val than in train ({differ}): give both the same folders.")
+    if len(classes) < 2:
+        raise BadInput(
+            f"{path}/train has one class only, the folder {classes[0]}, but at least two are needed: is it one level too"
+            f" high? {_layout(path)}"
+        )
     kept, held_out = hold_out(train.labels, validation)
     training = train.select(kept)
     if limit is not None:
@@ -253,14 +286,27 @@ def load_folder(
     )
 
 
+def _layout(path: Path) -> str:
+    return f"Images belong in {path}/train/CLASS/ and {path}/val/CLASS/, with a folder for each class."
+
+
+def _missing(path: Path) -> list[str]:
+    problems = []
+    for part in ("train", "val"):
+        if not (path / part).is_dir():
+            renamed = part == "val" and (path / "test").is_dir()
+            what = f", but there is {path}/test: rename it to val." if renamed else "."
+            problems.append(f"There is no folder {path / part}{what} {_layout(path)}")
+    return problems
+
+
 def _found(path: Path) -> tuple[Files, tuple[str, ...]]:
     try:
         from torchvision.datasets import ImageFolder
     except ImportError as error:
         raise BadInput(f"torchvision cannot be imported ({error}): pip install 'localprop[vision]'.") from error
-    check([] if path.is_dir() else [f"There is no folder {path}: put a folder of images for each class there."])
     try:
         found = ImageFolder(path)
     except FileNotFoundError as error:
-        raise BadInput(f"{path} has no images ({error}): put a folder of images for each class there.") from error
+        raise BadInput(f"{path} has no images ({error}). {_layout(path.parent)}") from error
     return Files(tuple(file for file, _ in found.samples), torch.tensor(found.targets)), tuple(found.classes)

@@ -25,7 +25,8 @@ def load_npz(
     """Read images and labels from an `.npz` file; nothing in it is ever unpickled.
 
     The file holds `train_images` and `test_images` (N, H, W, C) or (N, H, W), uint8 or floating;
-    `train_labels` and `test_labels` (N,), integers from 0; `classes` (K,), strings.
+    `train_labels` and `test_labels` (N,), integers from 0; `classes` (K,), two or more strings. Every class that is tested
+    has training images.
 
     Args:
         path: the file.
@@ -90,7 +91,8 @@ def problems_of(arrays: Arrays) -> list[str]:
         problems += _image_problems(f"{part}_images", images)
         problems += _label_problems(f"{part}_labels", labels, classes.size)
         problems += _length_problems(part, images, labels)
-    return problems + _mismatches(arrays["train_images"], arrays["test_images"])
+    problems += _mismatches(arrays["train_images"], arrays["test_images"])
+    return problems or _untrained(arrays["train_labels"], arrays["test_labels"], classes)
 
 
 def _class_problems(classes: Array) -> list[str]:
@@ -99,6 +101,8 @@ def _class_problems(classes: Array) -> list[str]:
             f"classes has the shape {classes.shape} and type {classes.dtype}, but (K,) strings are expected:"
             " store numpy.array(['cat', 'dog'])."
         ]
+    if classes.size == 1:
+        return ["classes has one name only, but at least two are needed: add the others, and images of them."]
     return []
 
 
@@ -147,6 +151,23 @@ def _mismatches(train: Array, test: Array) -> list[str]:
         f"train_images are {train.dtype} of shape {train.shape[1:]}, but test_images are {test.dtype} of"
         f" shape {test.shape[1:]}: store both alike."
     ]
+
+
+def _untrained(train: Array, test: Array, classes: Array) -> list[str]:
+    """What labels that are valid one by one lack together."""
+    names = classes.astype(str).tolist()
+    trained, tested = ({*labels.tolist()} for labels in (train, test))
+    if len(trained) == 1:
+        return [
+            f"train_labels are all {names[train[0]]!r}, but at least two classes are needed: add images of the others."
+        ]
+    if absent := sorted(tested - trained):
+        few = ", ".join(repr(names[label]) for label in absent[:8])
+        return [
+            f"test_labels have {len(absent)} class(es) that train_labels lack ({few}): add training images of them, or"
+            " remove them from the test."
+        ]
+    return []
 
 
 def _split(images: Array, labels: Array) -> Split:

@@ -1,6 +1,7 @@
 """What data sets are loaded with: augmentation, normalisation, sizes."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,9 +23,11 @@ class Options:
         download: fetch what is absent under `root`.
         limit: keep that many training images (or windows of text) at most; of images the first of each class, with
             equal shares.
-        augment: "none", or words with commas: "crop" (after padding by 4 pixels), "flip", "cutout",
-            "random_resized_crop" (folders of images only); the data set's own if None (none for `.npz`).
+        augment: "none", or words with commas: "crop" (after padding), "flip", "cutout",
+            "random_resized_crop" (folders of images only, in the place of "crop"); the data set's own if None (none for
+            `.npz`).
         padding: of "crop": "reflect" (if None) or "zeros".
+        crop_pad: of "crop": pixels on each side; if None, 4, or as many as the data set's own augmentation has.
         cutout: side of the square of "cutout", in pixels.
         mean: per channel, or one for all, of values in 0..1 where images are uint8; the data set's own if None.
         std: likewise.
@@ -43,6 +46,7 @@ class Options:
     limit: int | None = None
     augment: str | None = None
     padding: str | None = None
+    crop_pad: int | None = None
     cutout: int = 16
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -53,7 +57,7 @@ class Options:
 
     def path(self, given: str) -> Path:
         """Where a file or folder is: beneath `root`, unless its path is absolute; a leading ~ is the home directory."""
-        return Path(self.root or "").expanduser() / Path(given).expanduser()
+        return Path(os.path.expanduser(self.root or ""), os.path.expanduser(given))
 
     def problems(self, name: str) -> list[str]:
         """What is wrong with the values for a data set of this name, one sentence each."""
@@ -63,6 +67,7 @@ class Options:
             problems.append(f"The validation share is {self.validation}, but 0 <= share < 1 is needed: try 0.1.")
         if self.padding not in (None, *PADDINGS):
             problems.append(f"The padding is {self.padding!r}, which is unknown: choose {' or '.join(PADDINGS)}.")
+        problems += [] if self.crop_pad is None else _too_small("crop_pad", self.crop_pad, "pixels")
         problems += _too_small("cutout", self.cutout, "pixels") + _too_small("context", self.context, "tokens")
         problems += _too_small("image_size", self.image_size, "pixels")
         return problems + _too_small("workers", self.workers, "processes", least=0)
@@ -83,11 +88,10 @@ class Options:
                 f"The augmentation is {self.augment!r}, which is unknown: choose none, or several of {', '.join(WORDS)} with"
                 " commas between them."
             ]
-        unfit = "crop" if is_folder(name) else "random_resized_crop"
-        if unfit in words:
-            instead = {"crop": "random_resized_crop", "random_resized_crop": "crop"}[unfit]
-            where = "images from a folder" if is_folder(name) else "images in memory"
-            return [f"The augmentation {unfit!r} is not for {where}: use {instead}."]
+        if "random_resized_crop" in words and not is_folder(name):
+            return ["The augmentation 'random_resized_crop' is not for images in memory: use crop."]
+        if {"crop", "random_resized_crop"} <= {*words}:
+            return [f"The augmentation is {self.augment!r}, which crops twice: choose crop or random_resized_crop."]
         return []
 
     def _moment_problems(self, name: str) -> list[str]:
@@ -107,10 +111,11 @@ class Options:
     def augmentation(self, usual: Augment) -> Augment:
         """What to do to training images: as given, else what is usual for the data."""
         if self.augment is None:
-            return usual if self.padding is None else replace(usual, reflect=self.padding == "reflect")
+            usual = usual if self.padding is None else replace(usual, reflect=self.padding == "reflect")
+            return replace(usual, pad=self.crop_pad) if self.crop_pad and usual.pad else usual
         words = self._words()
         return Augment(
-            pad=4 if "crop" in words else 0,
+            pad=(self.crop_pad or 4) if "crop" in words else 0,
             reflect="crop" in words and self.padding != "zeros",
             flip="flip" in words,
             cutout=self.cutout if "cutout" in words else 0,
@@ -137,7 +142,7 @@ class Options:
 
 def is_text(name: str) -> bool:
     """Whether a data set of this name is text, for a language model."""
-    return name == "text" or name.endswith(".txt")
+    return name == "text" or name.lower().endswith(".txt")
 
 
 def is_folder(name: str) -> bool:

@@ -62,7 +62,7 @@ def load(name_or_path: str | Path, **options: Any) -> Dataset:
         (1295, 142, 360)
     """
     name, chosen = str(name_or_path), Options(**options)
-    check([*_name_problems(name), *chosen.problems(name)])
+    check([*name_problems(name, chosen), *chosen.problems(name)])
     if is_text(name):
         where = name if name == "text" else chosen.path(name)
         return load_text(where, context=chosen.context, limit=chosen.limit)
@@ -90,22 +90,36 @@ def augment_of(name: str, chosen: Options) -> Augment:
     return chosen.augmentation(usual)
 
 
-def _name_problems(name: str) -> list[str]:
-    if name.endswith(".npz") or name == "digits" or name in TORCHVISION or is_text(name) or is_folder(name):
+def _is_npz(name: str) -> bool:
+    return name.lower().endswith(".npz")
+
+
+def name_problems(name: str, chosen: Options) -> list[str]:
+    """Why there is no data set of a name, one sentence.
+
+    Example:
+        >>> len(name_problems("nothing", Options())), name_problems("digits", Options())
+        (1, [])
+    """
+    if _is_npz(name) or name == "digits" or name in TORCHVISION or is_text(name) or is_folder(name):
         return []
+    if name and chosen.path(name).is_dir():
+        return [
+            f"There is no data set {name!r}, but a folder {chosen.path(name)}: for images in it, write folder:{name}."
+        ]
     known = ", ".join(["digits", *TORCHVISION, "text"])
     return [f"There is no data set {name!r}: choose {known}, folder:PATH, or a path that ends in .npz or .txt."]
 
 
 def _in_memory(name: str, chosen: Options) -> Images:
     shares: dict[str, Any] = {"limit": chosen.limit, "validation": chosen.validation}
-    if name.endswith(".npz"):
+    if _is_npz(name):
         return _normalised(load_npz(chosen.path(name), augment=augment_of(name, chosen), **shares), chosen)
     if name == "digits":
         train, test, classes = _digits()
         return _normalised(assemble(name, train, test, classes, augment=augment_of(name, chosen), **shares), chosen)
     class_name, _, moments = TORCHVISION[name]
-    folder = Path(chosen.root or os.environ.get("LOCALPROP_DATA") or "~/.cache/localprop").expanduser()
+    folder = Path(os.path.expanduser(chosen.root or os.environ.get("LOCALPROP_DATA") or "~/.cache/localprop"))
     names = ("test", "train", *(["extra"] if name == "svhn_extra" else []))
     (test, classes), *parts = (_torchvision(class_name, folder, part, chosen.download) for part in names)
     train = Split(torch.cat([part.images for part, _ in parts]), torch.cat([part.labels for part, _ in parts]))

@@ -86,7 +86,8 @@ def interlocking(wise: int = 2, combine: str = "only", aux: AuxBuilder = Head())
     Args:
         wise: n, how many modules an error travels.
         combine: what trains a module: the farthest loss "only", or the "sum" or "mean" of all from its own to that one.
-        aux: the auxiliary network; the paper's own for its large ResNets are not stated.
+        aux: the auxiliary network; the default is that of the other methods, 1c2f, so that they compare. The official
+            example's is `ConvHead()`; the paper's own for its large ResNets are not stated.
 
     Example:
         >>> import localprop as lp

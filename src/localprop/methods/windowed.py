@@ -77,6 +77,8 @@ def hpff(
     losses, of weights own and 1 - own through one classifier, are one of weight 1; running statistics of BatchNorm move once
     per batch and not two or three times. The image is reconstructed by a decoder for each patch of the features; classifiers
     see whole features, as in the code. With `last` at its published value, 0 and 0, the last window has no loss.
+    For ImageNet the code leaves the modules' own losses and all weights of windows out, and one decoder sees the whole map:
+    ``Rule(credit=Windows(size=2), aux=BottleneckHead((256, 256, 512, 2048)), loss=Terms(...))``, as the recipes have it.
 
     The learner must know how its inputs were made from pixels (`normalised=`), unless both reconstruction weights are 0.
 

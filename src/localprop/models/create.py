@@ -10,7 +10,7 @@ from torch import nn
 
 from localprop.errors import BadInput, check
 from localprop.models import densenet, grouped, resnet, transformer, vgg
-from localprop.models.libraries import from_timm, from_torchvision, unknown
+from localprop.models.libraries import from_timm, from_torchvision, prefixed, unknown
 from localprop.models.mlp import mlp
 from localprop.models.options import FORM, option_problems, written
 from localprop.models.small_resnet import small_resnet
@@ -74,8 +74,7 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
     if head in LIBRARIES:
         return _of_library(head, rest, num_classes, input_shape)
     if head not in NETWORKS:
-        advice = "The names of other libraries take a prefix, timm:NAME or torchvision:NAME."
-        raise BadInput(f"{unknown('localprop', head, NETWORKS)} {advice}")
+        raise BadInput(_unknown(head))
     build = NETWORKS[head]
     options = _options(name, head, rest)
     check([*_shape_problems(head, build, input_shape), *option_problems(head, build, options)])
@@ -91,6 +90,15 @@ def takes_tokens(name: str) -> bool:
     """
     build = NETWORKS.get(name.partition(":")[0])
     return build is not None and "context" in signature(build).parameters
+
+
+def _unknown(name: str) -> str:
+    """The same name elsewhere goes before names that are close."""
+    same = [*(own for own in NETWORKS if own == f"{name}_cifar"), *prefixed(name)]
+    if same:
+        return f"localprop has no model {name!r}: did you mean {' or '.join(same)}?"
+    advice = "The names of other libraries take a prefix, timm:NAME or torchvision:NAME."
+    return f"{unknown('localprop', name, NETWORKS)} {advice}"
 
 
 def _check_sizes(num_classes: int, input_shape: tuple[int, ...]) -> None:

@@ -1,6 +1,7 @@
 """Networks of timm and torchvision, by their names there."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
@@ -10,8 +11,9 @@ from torch import nn
 
 from localprop.errors import BadInput, check
 
-# What the data or this library decide, and a name must not.
-SET = ("num_classes", "in_chans", "img_size", "image_size", "pretrained", "weights")
+# What a name must not give, and why.
+BY_DATA = ("num_classes", "in_chans", "img_size", "image_size")
+UNTRAINED = ("pretrained", "weights")
 
 
 def library(name: str) -> ModuleType:
@@ -81,13 +83,41 @@ def from_torchvision(name: str, options: Mapping[str, Any], num_classes: int, sh
     return _build(zoo.get_model, name, options, given, {"image_size": shape[1]} if shape[1] == shape[2] else {})
 
 
+def prefixed(name: str) -> list[str]:
+    """A name with the prefixes of the libraries that have it, of those that can be imported.
+
+    Example:
+        >>> prefixed("no such model")
+        []
+    """
+    lookups: dict[str, Callable[[ModuleType], bool]] = {
+        "timm": lambda timm: timm.is_model(name),
+        "torchvision.models": lambda zoo: name in zoo.list_models(module=zoo),
+    }
+    found = []
+    for package, has in lookups.items():
+        with suppress(BadInput):
+            if has(library(package)):
+                found.append(f"{package.partition('.')[0]}:{name}")
+    return found
+
+
+def _refused(name: str, options: Mapping[str, Any]) -> Iterator[str]:
+    for key in options:
+        if key in BY_DATA:
+            yield f"{name} cannot take {key}={options[key]!r}: the data decide that. Remove it."
+        if key in UNTRAINED:
+            yield (
+                f"{name} cannot take {key}={options[key]!r}: a network that is built by its name is untrained. Remove it; "
+                "in Python, load pretrained weights into the model before lp.Learner(model, ...)."
+            )
+
+
 def _build(
     build: Callable[..., Any], name: str, options: Mapping[str, Any], given: dict[str, Any], size: dict[str, Any]
 ) -> nn.Module:
     """Build with the image's size where the model takes one, else without; a refusal becomes bad input."""
-    check(
-        f"{name} cannot take {key}={options[key]!r}: the data decide that. Remove it." for key in SET if key in options
-    )
+    check(_refused(name, options))
     try:
         model: nn.Module = build(name, **given, **size, **options)
     except TypeError as error:

@@ -17,6 +17,7 @@ def mlp(
     norm: bool = False,
     leaky: bool = False,
     dropout: float = 0.0,
+    zero_output: bool = False,
 ) -> nn.Sequential:
     """Flatten, then a linear layer and a nonlinearity per hidden width, then a linear classifier.
 
@@ -30,6 +31,7 @@ def mlp(
         norm: batch norm between a hidden linear layer and its nonlinearity.
         leaky: LeakyReLU of slope 0.01 instead of ReLU.
         dropout: probability with which an output of a hidden layer is dropped.
+        zero_output: the classifier's weight begins as zeros, as the paper's code has it under local losses.
 
     Returns:
         A network from (N, ...) with `in_features` numbers per sample to logits (N, num_classes).
@@ -52,6 +54,8 @@ def mlp(
     layers: list[nn.Module] = [nn.Flatten()]
     for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
         linear = nn.Linear(fan_in, fan_out)
+        if zero_output and layer == len(hidden):
+            nn.init.zeros_(linear.weight)
         layers.append(nn.Sequential(nn.Dropout(dropout), linear) if layer and dropout else linear)
         if layer < len(hidden):
             layers += [nn.BatchNorm1d(fan_out)] if norm else []

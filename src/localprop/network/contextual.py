@@ -35,7 +35,8 @@ class ContextNetwork(nn.Module):
         >>> import torch, localprop as lp
         >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
         >>> sample = (torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))
-        >>> learner = lp.Learner(lp.models.resnet8(), lp.contsup(), modules=4, optimizer=sgd, sample=sample)
+        >>> rule = lp.Rule(context=lp.ContextSupply(previous=1))
+        >>> learner = lp.Learner(lp.models.resnet8(), rule, modules=4, optimizer=sgd, sample=sample)
         >>> sorted({name.split(".")[0] for name in learner.network.state_dict()})
         ['encoders', 'model']
     """

@@ -173,7 +173,7 @@ def _ends(model: nn.Module, clean: dict[str, Call]) -> list[Call]:
     units = sorted((clean[name] for name in _listed(model, "", clean, stages, siblings=True)), key=_made_at)
     ends: list[Call] = []
     for unit in units:
-        if _owns_matrix(unit.module):
+        if owns_matrix(unit.module):
             stem = None if ends else _stem(clean, unit)
             ends += [stem, unit] if stem else [unit]
         elif ends:
@@ -186,7 +186,7 @@ def _made_at(call: Call) -> int:
     return call.vertex[0]._sequence_nr()
 
 
-def _owns_matrix(module: nn.Module) -> bool:
+def owns_matrix(module: nn.Module) -> bool:
     """Whether a module holds a weight of at least two dimensions; norms and scales do not make a layer."""
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
@@ -217,7 +217,7 @@ def _listed(
 
 def _is_list(module: nn.Module) -> bool:
     """A Sequential or ModuleList, unless it holds one bare conv or Linear: such a one (conv, norm, ReLU) is a unit."""
-    weighty = [child for child in module.children() if _owns_matrix(child)]
+    weighty = [child for child in module.children() if owns_matrix(child)]
     one_unit = len(weighty) == 1 and not list(weighty[0].children())
     return isinstance(module, (nn.Sequential, nn.ModuleList)) and not one_unit
 
@@ -227,9 +227,9 @@ def _members(module: nn.Module, single: dict[str, nn.Module], *, siblings: bool)
     hand-written net, with what stands between them."""
     if _is_list(module):
         return set(single)
-    kinds = Counter(type(child) for child in single.values() if _owns_matrix(child))
+    kinds = Counter(type(child) for child in single.values() if owns_matrix(child))
     several = {kind for kind, count in kinds.items() if siblings and count > 1}
-    return {n for n, child in single.items() if type(child) in several or (several and not _owns_matrix(child))}
+    return {n for n, child in single.items() if type(child) in several or (several and not owns_matrix(child))}
 
 
 def _stage_classes(model: nn.Module, clean: dict[str, Call]) -> frozenset[type]:
@@ -241,7 +241,7 @@ def _stage_classes(model: nn.Module, clean: dict[str, Call]) -> frozenset[type]:
     for name, module in model.named_modules():
         if name in clean and not _is_list(module):
             units = [
-                u for u in _listed(module, name, clean, frozenset(), siblings=False) if _owns_matrix(clean[u].module)
+                u for u in _listed(module, name, clean, frozenset(), siblings=False) if owns_matrix(clean[u].module)
             ]
             inside.setdefault(type(module), []).append(len(units))
     return frozenset(kind for kind, counts in inside.items() if min(counts) > 0 and max(counts) > 1)

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 
 from localprop.errors import BadInput, check
 from localprop.network.balance import balanced_cuts
-from localprop.network.layers import Layers
+from localprop.network.layers import Layers, owns_matrix
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,13 @@ class Partition:
         """Cut after the named (or numbered) layers: the last layer of each module but the final one.
 
         Raises:
-            BadInput: a name that is no layer, with the reason why it cannot be cut there.
+            BadInput: a name that is no layer, with the reason why it cannot be cut there; numbers, which count from 0, that
+                are out of order or out of range.
         """
         check(problem for name in last if isinstance(name, str) for problem in _no_layer(layers, name))
         indices = [layers.names.index(name) if isinstance(name, str) else name for name in last]
+        if any(a >= b for a, b in pairwise((-1, *indices, len(layers) - 1))):
+            raise BadInput([_bad_order(layers, last)])
         return cls(layers, tuple(index + 1 for index in indices))
 
     @classmethod
@@ -104,16 +107,48 @@ class Partition:
             if len(modules) > 1:
                 yield (
                     f"Parameter {name!r} is shared by the modules {sorted(modules)}: untie it (give each user a copy of "
-                    "its own), or cut so that all its users are in one module."
+                    "its own), or cut so that all its users are in one module; modules=1 (--modules 1) is end-to-end training."
                 )
 
 
 def _too_many(layers: Layers, modules: int) -> str:
     what = f"modules={modules}, but the model has {len(layers)} layer(s) ({', '.join(layers.names[:6])}"
     what += ", ...)" if len(layers) > 6 else ")"
-    odd = [f"{name}: {why}" for name, why in layers.unclean.items() if "returns a" in why]
-    hint = f" These could not be layers: {'; '.join(odd[:4])}." if odd and modules > len(layers) else ""
+    hint = _why_so_few(layers) if modules > len(layers) else ""
     return f"{what}: choose between 1 and {len(layers)}.{hint}"
+
+
+# What would make a layer of a module, by words of the reason why it is none.
+_ADVICE = {
+    "goes around it": "put what goes around a module, as the addition of h + block(h), into the forward of that module",
+    "it is called": "give each use a module of its own",
+    "it returns a": "return one tensor",
+}
+
+
+def _why_so_few(layers: Layers) -> str:
+    """Which modules with weights are no layers though they might be, by reason, and what would make them layers."""
+    refused: dict[str, list[str]] = {}
+    for name, why in layers.unclean.items():
+        inside = any(name.startswith(f"{other}.") for others in (layers.names, *refused.values()) for other in others)
+        if not inside and owns_matrix(layers.model.get_submodule(name)) and any(known in why for known in _ADVICE):
+            refused.setdefault(why, []).append(name)
+    if not refused:
+        return ""
+    found = [f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}: {why}" for why, names in refused.items()]
+    advice = [advice for known, advice in _ADVICE.items() if any(known in why for why in refused)]
+    return f" These could not be layers: {'; '.join(found[:4])}. To make layers of them, {'; '.join(advice)}."
+
+
+def _bad_order(layers: Layers, last: Sequence[str | int]) -> str:
+    given, places = ", ".join(map(str, last)), [f"{i} ({name})" for i, name in enumerate(layers.names[:-1])]
+    if not places:
+        return f"Cuts after {given}: the model has one layer and cannot be cut.{_why_so_few(layers)}"
+    shown = places if len(places) <= 6 else [*places[:4], "...", places[-1]]
+    return (
+        f"Cuts after {given} must increase and lie between 0 and {len(places) - 1}: the model can be cut after "
+        f"{', '.join(shown)}, and ends with {len(places)} ({layers.names[-1]})."
+    )
 
 
 def _no_layer(layers: Layers, name: str) -> Iterator[str]:

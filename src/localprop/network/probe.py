@@ -108,11 +108,15 @@ def trace(model: nn.Module, inputs: Tensor, on_return: Callable[[Call], Tensor |
 
 def _forward_failed(model: nn.Module, inputs: Tensor, error: Exception) -> str:
     reason = str(error).strip().splitlines()
-    return (
+    what = (
         f"{type(model).__name__} could not run on a sample of shape {tuple(inputs.shape)} and dtype {inputs.dtype} "
-        f"({type(error).__name__}: {reason[0] if reason else 'no message'}): pass a sample batch of the shape that "
-        "the model is trained on, of two samples or more. The forward must also run on the `meta` device "
-        "(no .item(), no values of tensors)."
+        f"({type(error).__name__}: {reason[0] if reason else 'no message'})"
+    )
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):  # what torch.compile returns
+        return f"{what}: give the model before torch.compile, or compile it in place: model.compile()."
+    return (
+        f"{what}: pass a sample batch of the shape that the model is trained on, of two samples or more. "
+        "The forward must also run on the `meta` device (no .item(), no values of tensors)."
     )
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    one process   0F 0L 0H 0B0 0S 1F 2F 2L 2H 2B0 1B0 ...       backlink, cut before segment 2
+    one process   0F 0L 0H 0B0 0S 1F 2F 2L 2H 2B0 1B0 ...       links of one layer, cut before segment 2
     rank 0        0F 0L 0H 0B0 0S   1B1<1' 1S'   1F 1SEND_F>1 1L 1B0 ...
     rank 1        1RECV_F<0 2F 2L 2H 2B0 2SEND_B0>0 2S ...
 

@@ -21,7 +21,8 @@ class Placement:
     Example:
         >>> import torch, localprop as lp
         >>> layers = lp.layers_of(lp.models.resnet8(), torch.zeros(2, 3, 8, 8))
-        >>> wiring = lp.wire(lp.backlink(layers=1), lp.Partition.uniform(layers, modules=2), task=lp.CrossEntropy())
+        >>> rule = lp.Rule(credit=lp.BackwardLinks(layers=1))
+        >>> wiring = lp.wire(rule, lp.Partition.uniform(layers, modules=2), task=lp.CrossEntropy())
         >>> Placement.at(wiring, cuts=(1,)).stages  # module 0 has a body and a tail
         (range(0, 2), range(2, 3))
     """

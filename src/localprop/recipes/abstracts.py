@@ -16,7 +16,7 @@ PAPERS = {
 }
 METHODS = {"sgr": "sgr()", "windows": "windows(size=2)"}
 PHASES = {"pgl": "greedy() for 4; end_to_end() for 1"}
-NOTES = "Network, cuts, heads and setting are our reading, and so are "
+OURS = "Network, cuts, heads and setting are our reading, and so are "
 READINGS = {
     "pgl": "the period and the length of the global phase.",
     "sgr": "the distance between gradients and its weight.",
@@ -33,4 +33,4 @@ def resnet32(method: str, k: int) -> Recipe:
     """ResNet-32 on CIFAR-10 in k modules."""
     config = replace(infopro_setting("cifar10"), model="resnet32", cuts=equal("resnet32", k))
     config = replace(config, phases=PHASES[method]) if method in PHASES else replace(config, method=METHODS[method])
-    return Recipe(f"resnet32_cifar10_{method}_k{k}", config, PAPERS[method], notes=NOTES + READINGS[method])
+    return Recipe(f"resnet32_cifar10_{method}_k{k}", config, PAPERS[method], readings=OURS + READINGS[method])

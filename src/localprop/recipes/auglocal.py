@@ -45,6 +45,7 @@ JOINED = (
 TWO_LINEARS = (
     "Its code builds DGL's head with two hidden linear layers without bias, where DGL's own has three with bias."
 )
+DEVICES = "The paper trains on 8 GPUs with data parallelism: BatchNorm sees an eighth of the batch there."
 CODE_DEPTH = (
     "The depth of the auxiliary networks of this row is not stated: that of ResNet-34's command, 4, is our reading."
 )
@@ -88,12 +89,9 @@ def imagenet(network: str, *, local: bool) -> Recipe:
     method = f"auglocal(depth=4, pyramid=0.0, joined=False, unit='{unit}')" if local else "end_to_end()"
     config = replace(imagenet_setting(epochs), model=model, method=method, modules=None if local else 1)
     accuracy = IMAGENET_ACCURACIES.get((network, local), "")
-    notes = noted(
-        CODE_DEPTH if local and network != "resnet34" else "",
-        "The paper trains on 8 GPUs with data parallelism: BatchNorm sees an eighth of the batch there.",
-    )
+    readings = CODE_DEPTH if local and network != "resnet34" else ""
     name = f"{network}_imagenet_auglocal_{'d4' if local else 'baseline_e2e'}"
-    return Recipe(name, config, PAPER, f"{accuracy}, {QUOTED}" if accuracy else "", notes)
+    return Recipe(name, config, PAPER, f"{accuracy}, {QUOTED}" if accuracy else "", DEVICES, readings)
 
 
 def _published(row: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from localprop.recipes.infopro import BALANCED_WEIGHTS, SVHN_NOTE, WEIGHTS, Weights
+from localprop.recipes.infopro import SVHN_NOTE, WEIGHTS, Weights
 from localprop.recipes.recipe import Recipe, noted
 from localprop.recipes.settings import infopro_setting, noted_of
 from localprop.recipes.tables import balanced, equal
@@ -21,12 +21,11 @@ MODES = {
     "r0": (False, 0), "e": (True, 0), "r1": (False, 1), "r1e": (True, 1),
     "r2": (False, 2), "r4": (False, 4), "r8": (False, 8), "r16": (False, 16),
 }  # fmt: skip
-# Of ResNet-110 in 4 balanced modules; the other balanced weights of ResNet-110 on CIFAR-10 are InfoPro's.
-OWN_BALANCED: Weights = (5, 0, 0, 0.1)
 TYPO = "The official code has the weights 5, 0, 0.5, 0, which leave most modules without labels; these are InfoPro's."
-BALANCED_NOTE = (
-    "Figure 4 of the paper. The official command file leaves the switch for balanced memory out of ResNet-32's rows; whether "
-    "rows have the decoder is not stated: ResNet-110 with and ResNet-32 without it, as in the tables, are our reading."
+BALANCED_NOTE = "Figure 4 of the paper; like all of its official commands, without the decoder."
+SWITCH_NOTE = (
+    "The official commands of ResNet-32's rows leave the switch for balanced memory out and so run equal modules, although "
+    "their caption has it: that the figure is of balanced ones is our reading."
 )
 
 
@@ -66,14 +65,15 @@ def experiment(network: str, data: str, mode: str, task: str, decoder: bool, k: 
 
 def balanced_memory(network: str, k: int) -> Recipe:
     """A network in k modules of nearly equal memory that receive the image."""
-    own = OWN_BALANCED if k == 4 else BALANCED_WEIGHTS["cifar10"].get(k)
     config = replace(
         infopro_setting("cifar10"),
         model=network,
-        method=contsup_method("e", "contrast", own if network == "resnet110" else None),
+        method=contsup_method("e", "contrast", None),
         cuts=balanced(network, "cifar10", k),
     )
-    return Recipe(f"{network}_cifar10_contsup_e_contrast_balanced_k{k}", config, PAPER, notes=BALANCED_NOTE)
+    reading = SWITCH_NOTE if network == "resnet32" else ""
+    name = f"{network}_cifar10_contsup_e_contrast_balanced_k{k}"
+    return Recipe(name, config, PAPER, notes=BALANCED_NOTE, readings=reading)
 
 
 def contsup_method(mode: str, task: str, weights: Weights | None) -> str:

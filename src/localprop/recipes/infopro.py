@@ -77,9 +77,10 @@ IMAGENET = {
 }
 # fmt: on
 MODULES = (2, 4, 8, 16)
-DENSE_NOTE = (
+DENSE = (
     "The paper's cuts and weights of DenseNet are not known: equal division and ResNet-110's weights are our reading."
 )
+DGL_HEAD = "The head of DGL's rows is not stated: 1c2f is our reading."
 SVHN_NOTE = "SVHN's train split alone, without its extra images."
 
 
@@ -96,7 +97,7 @@ def end_to_end(network: str, data: str) -> Recipe:
     """Ordinary backpropagation, the reference of all rows of the same network and data."""
     config = replace(infopro_setting(data), model=network, method="end_to_end()", modules=1)
     notes = noted(SVHN_NOTE if data == "svhn" else "", noted_of(data))
-    return Recipe(f"{network}_{data}_e2e", config, PAPER, _error(END_TO_END[network, data]), notes)
+    return Recipe(f"{network}_{data}_e2e", config, PAPER, _error(END_TO_END[network, data]), notes=notes)
 
 
 def table_2(network: str, data: str, row: str, k: int) -> Recipe:
@@ -106,12 +107,13 @@ def table_2(network: str, data: str, row: str, k: int) -> Recipe:
     config = replace(infopro_setting(data), model=network, method=_method(row, weights))
     config = replace(config, modules=k) if dense else replace(config, cuts=equal(network, k))
     published = _error(ERRORS[network, data][row].split()[MODULES.index(k)])
-    notes = noted(DENSE_NOTE if dense else "", SVHN_NOTE if data == "svhn" else "", noted_of(data))
-    return Recipe(f"{network}_{data}_{row}_k{k}", config, PAPER, published, notes)
+    notes = noted(SVHN_NOTE if data == "svhn" else "", noted_of(data))
+    readings = noted(DENSE if dense else "", DGL_HEAD if row == "dgl" else "")
+    return Recipe(f"{network}_{data}_{row}_k{k}", config, PAPER, published, notes=notes, readings=readings)
 
 
 def balanced_memory(data: str, k: int) -> Recipe:
-    """InfoPro with a star: ResNet-110 in modules of nearly equal memory (table 3)."""
+    """InfoPro with a star: ResNet-110 in modules of nearly equal memory (table 3), with the contrastive loss."""
     config = replace(
         infopro_setting(data),
         model="resnet110",
@@ -120,8 +122,8 @@ def balanced_memory(data: str, k: int) -> Recipe:
     )
     error, memory = BALANCED_ERRORS[data][k]
     published = f"{_error(error)}; {memory} GB on one Titan Xp in fp32, end-to-end {'9.40' if data == 'cifar10' else '10.77'} GB"
-    notes = noted("Whether the figure is of the contrastive or the softmax loss is not stated.", noted_of(data))
-    return Recipe(f"resnet110_{data}_infopro_contrast_balanced_k{k}", config, PAPER, published, notes)
+    name = f"resnet110_{data}_infopro_contrast_balanced_k{k}"
+    return Recipe(name, config, PAPER, published, notes=noted_of(data))
 
 
 def imagenet(network: str, *, local: bool) -> Recipe:
@@ -138,7 +140,7 @@ def imagenet(network: str, *, local: bool) -> Recipe:
         config,
         PAPER,
         f"top-1 error {error:.2f} %, {memory} GB per GPU on 8 V100",
-        "The paper trains on 8 GPUs with data parallelism: BatchNorm sees an eighth of the batch there.",
+        notes="The paper trains on 8 GPUs with data parallelism: BatchNorm sees an eighth of the batch there.",
     )
 
 

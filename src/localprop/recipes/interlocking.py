@@ -31,8 +31,11 @@ SETTING = Config(
 HEAD = "ConvHead(convs=(128, 64))"
 NOTES = (
     "The network is torchvision's ResNet-34 with a stem for small images (21.3 million parameters), which the official code "
-    "calls ResNet-32. The example gives one block, the stem being the first, to each device but the last; the number of "
-    "devices is the user's, 4 and 8 are our reading. The paper's numbers of modules, heads and learning rates are not known."
+    "calls ResNet-32. The example gives one block, the stem being the first, to each device but the last."
+)
+READINGS = (
+    "The number of devices is the user's: 4 and 8 are our reading. The paper's own numbers of modules, heads and learning rates "
+    "are not known to us."
 )
 
 
@@ -48,4 +51,4 @@ def example(row: str, method: str, k: int) -> Recipe:
     config = replace(SETTING, method=method)
     config = replace(config, modules=1) if k == 1 else replace(config, cuts=tuple(range(k - 1)))
     ending = "" if k == 1 else f"_k{k}"
-    return Recipe(f"resnet34_cifar10_{row}{ending}", config, PAPER, notes=NOTES)
+    return Recipe(f"resnet34_cifar10_{row}{ending}", config, PAPER, notes=NOTES, readings=READINGS)

@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from localprop.training.config import Config
+from localprop.training.phases import shortened
 from localprop.training.values import MAY_DIFFER
 
 # Of two fields that exclude each other, or make sense together only, the one that is given drops the recipe's other.
@@ -28,8 +29,10 @@ class Recipe:
         name: network, data, method and row, such as "resnet32_cifar10_backlink_k16"; k is the number of modules.
         config: the run.
         paper: the reference.
-        published: what the paper reports, with its conditions; empty where nothing is known or can be claimed.
-        notes: what is our reading, and where the paper's code or data differ from this run.
+        published: what the paper reports for its row, with its conditions; empty where nothing is known.
+        notes: where the paper's code or data are known to differ from this run.
+        readings: what the paper and its code leave open or is not known to us, and our reading of it. A recipe that has any
+            does not claim the figure.
 
     Example:
         >>> Recipe("digits_e2e", Config(), "nobody").changed()
@@ -41,6 +44,21 @@ class Recipe:
     paper: str
     published: str = ""
     notes: str = ""
+    readings: str = ""
+
+    @property
+    def claim(self) -> str:
+        """What is published, and whether a run of this recipe can be held against it; empty if nothing is published.
+
+        Example:
+            >>> Recipe("wide", Config(), "nobody", "test error 5 %", readings="Its heads are our reading.").claim
+            'not claimed, in part our reading: test error 5 %'
+        """
+        return (
+            f"not claimed, in part our reading: {self.published}"
+            if self.published and self.readings
+            else self.published
+        )
 
     def changed(self) -> dict[str, Any]:
         """The fields of the config that are not the defaults.
@@ -68,10 +86,10 @@ class Recipe:
         return {**kept, **self.fitted(given), **given}
 
     def fitted(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What replaces the recipe's warm-up and milestones where the epochs that are given leave no room for them.
+        """What replaces the recipe's warm-up, milestones and phases where the epochs that are given leave no room for them.
 
-        The warm-up is then the usual one of so many epochs. Milestones keep their shares of the run, rounded to whole epochs,
-        those that meet being one; in a single epoch the learning rate is constant.
+        The warm-up is then the usual one of so many epochs, and phases keep their shares of them. Milestones keep their shares
+        of the run, rounded to whole epochs, those that meet being one; in a single epoch the learning rate is constant.
 
         Example:
             >>> steps = Config(epochs=400, lr_schedule="multistep", milestones=(200, 300, 350, 375))
@@ -81,9 +99,17 @@ class Recipe:
             {'warmup_epochs': None}
         """
         epochs, config = given.get("epochs"), self.config
-        if type(epochs) is not int or epochs < 1 or "lr_schedule" in given:
+        if type(epochs) is not int or epochs < 1:
             return {}
         found: dict[str, Any] = {}
+        if (
+            config.phases
+            and not {"phases", "method"} & {*given}
+            and (fit := shortened(config.phases, epochs)) != config.phases
+        ):
+            found["phases"] = fit
+        if "lr_schedule" in given:
+            return found
         if "warmup_epochs" not in given and (config.warmup_epochs or 0) >= epochs:
             found["warmup_epochs"] = None
         if "milestones" not in given and config.milestones and config.milestones[-1] >= epochs:
@@ -107,7 +133,7 @@ class Recipe:
         return [name for name in differ if name not in MAY_DIFFER]
 
     def story(self) -> str:
-        """The recipe in words: its run, the paper, what it reports, what is unknown.
+        """The recipe in words: its run, the paper, what it reports, what is unknown, what differs.
 
         Example:
             >>> print(Recipe("wide", Config(lr=0.8), "Nobody 2020").story())
@@ -117,8 +143,9 @@ class Recipe:
             published  nothing that this run could be held against
         """
         run = " ".join(f"{name}={value!r}" for name, value in self.changed().items())
-        published = self.published or "nothing that this run could be held against"
-        rows = {"recipe": self.name, "run": run, "paper": self.paper, "published": published, "notes": self.notes}
+        published = self.claim or "nothing that this run could be held against"
+        rows = {"recipe": self.name, "run": run, "paper": self.paper, "published": published}
+        rows |= {"notes": self.notes, "readings": self.readings}
         return "\n".join(_row(label, text) for label, text in rows.items() if text)
 
 

@@ -35,7 +35,7 @@ def noted_of(data: str) -> str:
 def imagenet_setting(epochs: int = 90) -> Config:
     """The ImageNet setting of InfoPro and AugLocal: half a cosine per epoch from 0.4 without warm-up, in folder `imagenet`.
 
-    That epochs are counted from 0 is AugLocal's, and for the others our reading.
+    Epochs are counted from 0, so that the last one has a small learning rate left.
 
     Example:
         >>> imagenet_setting().lr_schedule

@@ -19,6 +19,7 @@ SHAPES = {
     "stl10": (3, 96, 10),
     "mnist": (1, 28, 10),
     "fashion_mnist": (1, 28, 10),
+    "kmnist": (1, 28, 10),
     "folder:imagenet": (3, 0, 1000),
     "folder:tiny-imagenet-200": (3, 0, 200),
 }

@@ -55,7 +55,7 @@ BALANCED: dict[tuple[str, str], dict[int, Units]] = {
     ("resnet110", "cifar10"): {2: ((1, 14),), 3: ((1, 9), (2, 2)), 4: ((1, 6), (1, 14), (2, 8))},
     ("resnet110", "stl10"): {2: ((1, 14),), 3: ((1, 8), (2, 1)), 4: ((1, 6), (1, 14), (2, 8))},
 }
-# ImageNet: InfoPro's two modules, MAN++'s four, and HPFF's four.
+# ImageNet: InfoPro's two modules, MAN++'s four, and the four of HPFF and MAN.
 IMAGENET_HALVES: dict[str, Units] = {"resnet101": ((2, 0),), "resnet152": ((2, 5),), "resnext101_32x8d": ((2, 2),)}
 IMAGENET_QUARTERS: dict[str, Units] = {
     "resnet101": ((2, 2), (3, 8), (3, 16)),

@@ -16,6 +16,7 @@ from localprop.network import Layers, Partition, layers_of
 from localprop.report.contender import Contender
 from localprop.report.costs import PlainLoop, Timing, interleaved, peak_bytes
 from localprop.report.images import image_problems, is_count
+from localprop.rule.auxiliary import Normalised
 from localprop.rule.losses import Batch
 from localprop.training.config import device_of, noting
 from localprop.training.expression import rule_of
@@ -90,6 +91,7 @@ class Setting:
             sample=batch,
             recompute=contender.recompute,
             seed=self.seed,
+            normalised=Normalised(),  # for losses that look at pixels; no cost depends on their values
         )
 
     def plain(self, batch: Batch) -> PlainLoop:

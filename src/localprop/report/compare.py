@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from localprop.data import Batches, Dataset
+from localprop.errors import RunFailed, StepFailed
 from localprop.learner import Learner
 from localprop.report.contender import Contender, suited
 from localprop.report.costs import PlainLoop, Timing, interleaved, peak_bytes
@@ -30,12 +32,13 @@ class Row:
     Attributes:
         method: its label.
         modules: how many modules learn apart from each other; neighbours with the same credit count as one.
-        accuracy_mean: test accuracy after the last epoch, mean over the seeds, in percent.
-        accuracy_std: its standard deviation over the seeds, in points.
-        accuracies: of each seed.
-        loss_mean: mean cross-entropy on the test split after the last epoch, in nats per label, mean over the seeds.
-        loss_std: its standard deviation over the seeds.
-        losses: of each seed.
+        accuracy_mean: test accuracy after the last epoch, mean over the seeds, in percent; None if a run has failed.
+        accuracy_std: its standard deviation over the seeds, in points; None if a run has failed, or of one seed.
+        accuracies: of each seed; None of one whose run has failed.
+        loss_mean: mean cross-entropy on the test split after the last epoch, in nats per label; None like accuracy_mean.
+        loss_std: its standard deviation over the seeds; None like accuracy_std.
+        losses: of each seed; None of one whose run has failed.
+        failures: why, one sentence for each run that has failed.
         peak_bytes: measured peak of a training step.
         peak_ratio: to the plain PyTorch loop's.
         step_ratio: seconds per step to the plain PyTorch loop's, median of interleaved rounds.
@@ -48,12 +51,13 @@ class Row:
 
     method: str
     modules: int
-    accuracy_mean: float
-    accuracy_std: float
-    accuracies: tuple[float, ...]
-    loss_mean: float
-    loss_std: float
-    losses: tuple[float, ...]
+    accuracy_mean: float | None
+    accuracy_std: float | None
+    accuracies: tuple[float | None, ...]
+    loss_mean: float | None
+    loss_std: float | None
+    losses: tuple[float | None, ...]
+    failures: tuple[str, ...]
     peak_bytes: int
     peak_ratio: float
     step_ratio: float
@@ -73,12 +77,14 @@ class Comparison:
         rows: in the order of the contenders.
         config: what all runs share.
         seeds: of the runs.
+        runs_left: how many runs have not ended yet; then rows or their last seeds are missing.
     """
 
     baseline: dict[str, Any]
     rows: tuple[Row, ...]
     config: Config
     seeds: tuple[int, ...]
+    runs_left: int
 
     def as_json(self) -> dict[str, Any]:
         """The figures as plain data."""
@@ -87,6 +93,7 @@ class Comparison:
             "rows": [asdict(row) for row in self.rows],
             "config": asdict(self.config),
             "seeds": list(self.seeds),
+            "runs_left": self.runs_left,
         }
 
 
@@ -98,8 +105,9 @@ def compare(
     seeds: int = 3,
     rounds: int = 15,
     progress: Progress = lambda what, epochs: None,
+    keep: Callable[[Comparison], object] = lambda comparison: None,
 ) -> Comparison:
-    """Train every contender with every seed, and measure what a step of each costs.
+    """Train every contender with every seed, and measure what a step of each costs. A run that fails does not end the others.
 
     Args:
         config: what all runs share; its method and recompute are replaced by each contender's.
@@ -108,22 +116,27 @@ def compare(
         seeds: how many runs of each; the first has the seed `config.seed`.
         rounds: interleaved rounds of the timing.
         progress: told what is going on.
+        keep: given the figures so far, after each run.
 
     Raises:
         BadInput: a method that the network or data cannot be trained with.
-        RunFailed: a loss that is not finite.
+        RunFailed: what is measured before the first run does not fit into memory.
     """
     configs = {contender.label: _own(config, contender) for contender in contenders}
     progress("measuring memory and time per step", 0)
-    baseline, costs = _costs(configs, dataset, config, rounds)
-    rows = []
+    with told():
+        baseline, costs = _costs(configs, dataset, config, rounds)
+    every = tuple(range(config.seed, config.seed + seeds))
+    comparison = Comparison(baseline, (), config, every, runs_left=len(configs) * seeds)
     for label, own in configs.items():
-        scores = []
-        for i in range(seeds):
-            done = partial(progress, f"{label}, seed {i + 1} of {seeds}", 1)
-            scores.append(_score(replace(own, seed=config.seed + i), dataset, done))
-        rows.append(_row(label, scores, costs[label], baseline))
-    return Comparison(baseline, tuple(rows), config, tuple(range(config.seed, config.seed + seeds)))
+        outcomes, before = list[Score | str](), comparison.rows
+        for i, seed in enumerate(every):
+            run = f"{label}, seed {i + 1} of {seeds}"
+            outcomes.append(_outcome(run, replace(own, seed=seed), dataset, progress))
+            rows = (*before, _row(label, outcomes, costs[label], baseline))
+            comparison = replace(comparison, rows=rows, runs_left=comparison.runs_left - 1)
+            keep(comparison)
+    return comparison
 
 
 def trainable(config: Config, dataset: Dataset, contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
@@ -142,6 +155,38 @@ def trainable(config: Config, dataset: Dataset, contenders: Sequence[Contender])
 
 def _own(config: Config, contender: Contender) -> Config:
     return replace(config, method=contender.method, recompute=contender.recompute)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What torch refuses on the way (memory, above all) fails the run in one sentence.
+
+    Raises:
+        RunFailed: instead of torch's own errors.
+
+    Example:
+        >>> with told():
+        ...     raise MemoryError("There is no more.")
+        Traceback (most recent call last):
+        localprop.errors.RunFailed: There is no more. (a smaller model or batch may fit)
+    """
+    try:
+        yield
+    except (StepFailed, RunFailed):
+        raise
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunFailed(f"{reason[0]} (a smaller model or batch may fit)") from error
+
+
+def _outcome(run: str, config: Config, dataset: Dataset, progress: Progress) -> Score | str:
+    """The score of a run, or why it has failed."""
+    progress(run, 0)
+    try:
+        with told():
+            return _score(config, dataset, partial(progress, run, 1))
+    except (StepFailed, RunFailed) as error:
+        return f"{run}: {error}"
 
 
 def _score(config: Config, dataset: Dataset, on_epoch: Callable[[], object]) -> Score:
@@ -203,17 +248,20 @@ def _stepping(learner: Learner, batch: Batch) -> Callable[[], object]:
     return lambda: learner.step(batch)
 
 
-def _row(label: str, scores: list[Score], costs: _Costs, baseline: dict[str, Any]) -> Row:
-    accuracies, losses = tuple(100 * score.accuracy for score in scores), tuple(score.loss for score in scores)
+def _row(label: str, outcomes: Sequence[Score | str], costs: _Costs, baseline: dict[str, Any]) -> Row:
+    accuracies = tuple(None if isinstance(outcome, str) else 100 * outcome.accuracy for outcome in outcomes)
+    losses = tuple(None if isinstance(outcome, str) else outcome.loss for outcome in outcomes)
+    (accuracy_mean, accuracy_std), (loss_mean, loss_std) = _mean_and_std(accuracies), _mean_and_std(losses)
     return Row(
         method=label,
         modules=costs.modules,
-        accuracy_mean=statistics.mean(accuracies),
-        accuracy_std=_deviation(accuracies),
+        accuracy_mean=accuracy_mean,
+        accuracy_std=accuracy_std,
         accuracies=accuracies,
-        loss_mean=statistics.mean(losses),
-        loss_std=_deviation(losses),
+        loss_mean=loss_mean,
+        loss_std=loss_std,
         losses=losses,
+        failures=tuple(outcome for outcome in outcomes if isinstance(outcome, str)),
         peak_bytes=costs.peak_bytes,
         peak_ratio=costs.peak_bytes / baseline["peak_bytes"],
         step_ratio=costs.timing.ratio,
@@ -225,5 +273,9 @@ def _row(label: str, scores: list[Score], costs: _Costs, baseline: dict[str, Any
     )
 
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Neither if a run has failed, since a mean of those that went well would flatter; one run has no deviation."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None, None
+    return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None

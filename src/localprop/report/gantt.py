@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -55,7 +56,7 @@ def gantt(timelines: Mapping[str, Timeline], path: str | Path, note: str = "") -
         >>> timeline = Timeline(1, 1, (Event(0, Action(Op.F, 0), 0, 0.0, 1.0),), (), {}, (0.0,))
         >>> gantt({"one forward": timeline}, "chart.svg")
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix not in FORMATS:
         raise BadInput(f"A chart cannot be written to {path.name}: its name must end in {', '.join(FORMATS)}.")
     if path.suffix == ".html":

@@ -18,9 +18,10 @@ from localprop.network import Layers, Partition, layers_of
 from localprop.network.balance import balanced_cuts
 from localprop.ranks.lowering import in_flight, lower
 from localprop.ranks.pipeline import Ranks
-from localprop.ranks.placement import Placement, sight_problems
+from localprop.ranks.placement import Placement, layer_costs, sight_problems
 from localprop.report.contender import Contender
 from localprop.report.images import image_problems, is_count
+from localprop.rule.auxiliary import Normalised
 from localprop.rule.losses import Batch
 from localprop.step.memory import predict
 from localprop.step.schedule import Schedule
@@ -181,8 +182,18 @@ class Setting:
             optimizer=lambda parameters: SGD(parameters, lr=0.01, momentum=0.9),
             sample=self.microbatch(),
             recompute=contender.recompute,
+            normalised=Normalised(),  # for losses that look at pixels; no cost depends on their values
             ranks=Ranks(alone=True),
         )
+
+    def try_out(self, contender: Contender, layers: Layers) -> None:
+        """A first look at a method on the ranks, before anything is measured: modules and ranks of equal layers.
+
+        Raises:
+            BadInput: a method that the network or a pipeline does not suit.
+        """
+        wiring = self.learner(contender, layers, Partition.uniform(layers, self.count).cuts).wiring
+        check(sight_problems(wiring, Placement.balanced(wiring, self.ranks, layer_costs(wiring))))
 
 
 # --- seconds --------------------------------------------------------------------------------------------------------

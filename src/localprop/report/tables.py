@@ -38,41 +38,44 @@ def _line(cells: Cells, widths: Sequence[int]) -> str:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """The table of `localprop compare`, with what its columns mean."""
+    """The table of `localprop compare`, with what its columns mean, and which runs have failed or are missing."""
     config, n = comparison.config, len(comparison.seeds)
     text = is_text(config.data)
     figures = _TEXT_FIGURES if text else _IMAGE_FIGURES
     head = ["method", "modules", *figures, "peak MiB", "peak", "step time", "FLOPs", "heads", "context"]
-    table = markdown(head, [_cells(row, comparison.rows[0], text) for row in comparison.rows])
+    table = markdown(head, [_cells(row, comparison.rows[0], text, n) for row in comparison.rows])
     base = comparison.baseline
     told = (
         "bits/byte: cross-entropy on the test text after the last epoch, and next byte: share of its bytes that are foretold"
         if text
         else "accuracy: on the test images after the last epoch"
     )
+    seeds = f"mean +- standard deviation of {n} seeds" if n > 1 else "of one seed"
+    left = [f"Runs that have not ended: {comparison.runs_left}."] if comparison.runs_left else []
     return "\n".join(
         [
             table,
             "",
-            f"{config.model} on {config.data}, {config.epochs} epochs, batch {config.batch_size}. {told}, mean +- standard "
-            f"deviation of {n} seed(s); gap: to the first row{'' if text else ', in points'}.",
+            f"{config.model} on {config.data}, {config.epochs} epochs, batch {config.batch_size}. {told}, {seeds}; "
+            f"gap: to the first row{'' if text else ', in points'}.",
             f"peak: measured bytes of a training step, its share of the plain PyTorch loop's ({base['peak_bytes'] / _MIB:.1f} "
             f"MiB); step time and FLOPs: ratios to that loop ({1000 * base['step_seconds']:.1f} ms), time with quartiles of "
             "interleaved rounds; heads, context: parameters of auxiliary networks (dropped) and encoders (deployed).",
+            *(f"Failed: {failure}" for row in comparison.rows for failure in row.failures),
+            *left,
         ]
     )
 
 
-def _cells(row: Row, first: Row, text: bool) -> list[str]:
-    accuracy = f"{row.accuracy_mean:.2f} +- {row.accuracy_std:.2f}"
+def _cells(row: Row, first: Row, text: bool, seeds: int) -> list[str]:
+    failed, done = len(row.failures), len(row.accuracies)
+    accuracy = f"{failed} of {seeds} failed" if failed else _spread(row.accuracy_mean, row.accuracy_std, 2)
+    figures = [accuracy, _gap(row.accuracy_mean, first.accuracy_mean, 2)]
     if text:
-        gap = Score(0.0, row.loss_mean - first.loss_mean).bits
-        bits, deviation = (Score(0.0, loss).bits for loss in (row.loss_mean, row.loss_std))
-        figures = [f"{bits:.3f} +- {deviation:.3f}", f"{gap:+.3f}", accuracy]
-    else:
-        figures = [accuracy, f"{row.accuracy_mean - first.accuracy_mean:+.2f}"]
+        mean, std, base = (_bits(loss) for loss in (row.loss_mean, row.loss_std, first.loss_mean))
+        figures = [_spread(mean, std, 3), _gap(mean, base, 3), accuracy]
     return [
-        row.method,
+        row.method if done == seeds else f"{row.method}, {done} of {seeds} seeds",
         str(row.modules),
         *figures,
         f"{row.peak_bytes / _MIB:.1f}",
@@ -82,6 +85,19 @@ def _cells(row: Row, first: Row, text: bool) -> list[str]:
         f"{row.head_parameters:,}",
         f"{row.context_parameters:,}",
     ]
+
+
+def _bits(loss: float | None) -> float | None:
+    return None if loss is None else Score(0.0, loss).bits
+
+
+def _spread(mean: float | None, std: float | None, digits: int) -> str:
+    figures = [f"{figure:.{digits}f}" for figure in (mean, std) if figure is not None]
+    return " +- ".join(figures) or "-"
+
+
+def _gap(mean: float | None, base: float | None, digits: int) -> str:
+    return "-" if mean is None or base is None else f"{mean - base:+.{digits}f}"
 
 
 def bench_memory_table(setting: Setting, base: int, rows: Sequence[MemoryRow]) -> str:

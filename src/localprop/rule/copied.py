@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from localprop.errors import BadInput, check
 from localprop.rule.auxiliary import AuxBuilder, Head, Pool, Site
 from localprop.rule.borrow import Borrow
+from localprop.rule.losses import CrossEntropy, LocalLoss, LossBuilder, Seen
 
 
 class _NextLayer(nn.Module):
@@ -24,10 +26,14 @@ class _NextLayer(nn.Module):
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
 
     def forward(self, features: Tensor) -> Tensor:
-        own, average = self.own(features), self.average(features)
-        both = own + average if self.scale is None else self.scale * own + (2 - self.scale) * average
-        logits: Tensor = self.head(both)
+        logits: Tensor = self.head(self.ahead(features))
         return logits
+
+    def ahead(self, features: Tensor) -> Tensor:
+        """What the head sees."""
+        own: Tensor = self.own(features)
+        average: Tensor = self.average(features)
+        return own + average if self.scale is None else self.scale * own + (2 - self.scale) * average
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,60 @@ class NextLayerHead:
     def __call__(self, site: Site) -> nn.Module:
         layer = site.layer + 1
         own, average = site.fresh(layer), site.fresh(layer)
-        head = self.head(replace(site, layer=layer, features=site.layers.shapes[layer]))
+        head = self.head(_ahead(site))
         names = [(name, _in_network(site, layer, name)) for name, _ in average.named_parameters()]
         borrows = [Borrow(source, f"average.{name}", self.decay, lag=1) for name, source in names]
         return _NextLayer(own, average, head, borrows, self.scaled)
+
+
+def _ahead(site: Site) -> Site:
+    """A site for what looks at features like the next layer's."""
+    layer = site.layer + 1
+    return replace(site, layer=layer, features=site.layers.shapes[layer])
+
+
+class _LossAhead(LocalLoss):
+    def __init__(self, loss: LocalLoss) -> None:
+        super().__init__()
+        self.loss = loss
+        self.inlet, self.taps, self.attached = loss.inlet, loss.taps, loss.attached
+
+    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
+        if not isinstance(aux, _NextLayer):
+            raise BadInput(["ThroughNextLayer(...) looks through aux=NextLayerHead(...): give the rule that one."])
+        found: Tensor = self.loss(aux.ahead(features), aux.head, seen)
+        return found
+
+    def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        return self.loss.problems(targets, outputs)
+
+
+@dataclass(frozen=True)
+class ThroughNextLayer:
+    """A loss of what :class:`NextLayerHead` puts before its head, y: all of its terms see y, also those without the head.
+
+    Equation, with h the module's output and a the head::
+
+        L(h) = loss(y(h), a)          for example 5 * reconstruction(y) + 0.5 * CE(a(y))
+
+    For a loss that looks at nothing but the head's outputs, such as cross-entropy, that is the loss itself.
+
+    Attributes:
+        loss: builds the loss, for features like the next layer's.
+
+    Raises:
+        BadInput: in a step, an auxiliary network that is no NextLayerHead.
+
+    Example:
+        >>> rule = lp.Rule(aux=NextLayerHead(), loss=ThroughNextLayer(lp.Terms()))
+
+    Source: InfoPro with MAN, Su et al., ECCV 2024, arXiv 2407.05623, official code.
+    """
+
+    loss: LossBuilder = field(default=CrossEntropy())
+
+    def __call__(self, site: Site) -> LocalLoss:
+        return _LossAhead(self.loss(_ahead(site)))
 
 
 def _in_network(site: Site, layer: int, name: str) -> str:

@@ -89,7 +89,11 @@ class _CrossEntropyLoss(LocalLoss):
 
     def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
         """Targets must be classes, int64; or probabilities of each."""
+        if outputs[-1] < 2:
+            yield "The model has 1 output, whose cross-entropy is always 0: give it one for each of 2 or more classes."
+            return
         if targets.is_floating_point() and targets.ndim > 1:
+            yield from _probability_problems(targets, outputs)
             return
         if targets.dtype != torch.int64:
             yield f"Targets are {targets.dtype}, but cross-entropy takes classes as torch.int64: use targets.long()."
@@ -99,9 +103,26 @@ class _CrossEntropyLoss(LocalLoss):
             yield f"Labels run from {low} to {high}, but the model has {classes} outputs: they must lie in 0..{classes - 1}."
 
 
+def _probability_problems(targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+    if len(outputs) > 2:
+        yield f"Targets are {targets.dtype}, but of a model with outputs at each position they are classes: use torch.int64."
+    elif targets.shape[1:] != outputs[1:]:
+        yield (
+            f"Targets have shape {tuple(targets.shape)}, but the model has {outputs[-1]} outputs: give classes (N,) as "
+            f"torch.int64, or probabilities (N, {outputs[-1]})."
+        )
+    elif (targets < 0).any() or ((targets.float().sum(1) - 1).abs() > 1e-2).any():  # bfloat16 has three digits
+        yield (
+            "Targets are neither classes, as torch.int64, nor probabilities, which are 0 or more and sum to 1 in each row: "
+            "cross-entropy is for one class per sample; for another task give the rule's loss and the learner's task your own."
+        )
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of the auxiliary network's outputs (N, classes) with the targets (N,), int64; or of (N, T, classes).
+
+    Targets may be probabilities of the classes, too: (N, classes), 0 or more, with a sum of 1.
 
     Attributes:
         label_smoothing: share of the target spread over all classes.

@@ -44,9 +44,12 @@ class _KineticLoss(_Added):
 
     def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
         loss: Tensor = self.base(features, aux, seen)
+        return loss + self.factor * self._energy(seen)
+
+    def _energy(self, seen: Seen) -> Tensor:
         residues = [seen.taps[name] for name in self.branches]
         residues += [seen.taps[after] - self._before(before, seen) for before, after in self.steps]
-        return loss + self.factor * torch.stack([self._squared(residue) for residue in residues]).sum()
+        return torch.stack([self._squared(residue) for residue in residues]).sum()
 
     @staticmethod
     def _before(name: str, seen: Seen) -> Tensor:
@@ -60,6 +63,38 @@ class _KineticLoss(_Added):
         return squares.mean() if self.norm == "mean" else squares.sum() / len(squares)
 
 
+class _GrowingLoss(_KineticLoss):
+    """The energy is divided by a multiplier that grows with the loss. Tensors, so that a GPU need not wait for their values."""
+
+    multiplier: Tensor
+    calls: Tensor
+
+    def __init__(
+        self,
+        base: LocalLoss,
+        branches: tuple[str, ...],
+        steps: tuple[Step, ...],
+        factor: float,
+        norm: str,
+        growth: float,
+        every: int,
+    ) -> None:
+        super().__init__(base, branches, steps, factor, norm)
+        self.growth, self.every = growth, every
+        self.register_buffer("multiplier", torch.ones(()))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
+        loss: Tensor = self.base(features, aux, seen)
+        if self.training and loss.requires_grad:
+            self._grow(loss.detach())
+        return loss + self.factor / self.multiplier * self._energy(seen)
+
+    def _grow(self, loss: Tensor) -> None:
+        self.calls += 1
+        self.multiplier += torch.where(self.calls % self.every == 0, self.growth * loss, 0.0)
+
+
 @dataclass(frozen=True)
 class Kinetic:
     """TRGL's kinetic energy: modules that move their features least. Each module's loss gains a sum over its residual blocks::
@@ -68,7 +103,14 @@ class Kinetic:
 
     A block that changes the shape counts too. Layers without such a branch, as the stem, do not, unless `plain` says so. With
     several losses at a module's end the first one gains it, and modules that are joined under a later loss do not.
-    Left out: the rule of the CIFAR-100 table, where tau changes with the loss during training.
+
+    With `growth` the sum is divided by the module's own multiplier, which in training grows with its loss L, before the
+    penalty::
+
+        lambda = 1 at first; in every `every`-th step, before it is used: lambda <- lambda + growth * L
+
+    Each micro-batch counts as a step, and so does a step of a phase that leaves the module out. Replicas have multipliers of
+    their own, each from its share of the losses, as they have statistics of BatchNorm: a checkpoint keeps those of replica 0.
 
     Attributes:
         tau: how far features may move; the published values, 0.5 to 1e6, belong to the mean.
@@ -80,9 +122,12 @@ class Kinetic:
             our reading for transformer blocks, of timm and torchvision's Swin, of this package's language model and of
             torchvision's ViT, whose attention ends in a dropout; else before any dropping or scaling of branches.
         plain: whether a layer without branches that keeps its shape counts by what it adds to its input, T(x) - x.
+        growth: h of the multiplier; 0 for none. CIFAR-100's table has 1, with tau 0.5.
+        every: s, how many steps lie between two growths; 50 in that table.
 
     Raises:
-        BadInput: a tau or factor that is not positive, an unknown norm; a network of which no layer counts.
+        BadInput: a tau or factor that is not positive, an unknown norm, a negative growth, `every` below 1; a network of
+            which no layer counts.
 
     Example:
         >>> Kinetic(tau=0.5, late=2.0).factor(module=1, modules=4), Kinetic(tau=0.5, late=2.0).factor(module=2, modules=4)
@@ -103,15 +148,22 @@ class Kinetic:
         ("dropout", "mlp"),
     )
     plain: bool = False
+    growth: float = 0.0
+    every: int = 50
 
     def __post_init__(self) -> None:
-        sizes = (("tau", self.tau), ("late", self.late))
-        problems = [
-            f"{name}={value} must be positive and finite." for name, value in sizes if not 0 < value < float("inf")
-        ]
-        check(
-            [*problems, *([] if self.norm in ("mean", "sample") else [f"norm={self.norm!r} must be mean or sample."])]
-        )
+        check(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        for name, value in (("tau", self.tau), ("late", self.late)):
+            if not 0 < value < float("inf"):
+                yield f"{name}={value} must be positive and finite."
+        if self.norm not in ("mean", "sample"):
+            yield f"norm={self.norm!r} must be mean or sample."
+        if not 0 <= self.growth < float("inf"):
+            yield f"growth={self.growth} must be 0 or more, and finite."
+        if self.every < 1:
+            yield f"every={self.every} must be 1 or more steps."
 
     def __call__(self, site: Site, loss: LocalLoss) -> LocalLoss:
         check(self._misfit(site))
@@ -120,7 +172,10 @@ class Kinetic:
         steps = tuple(self._plain_steps(site)) if self.plain else ()
         if site.objective or not (branches or steps):
             return loss
-        return _KineticLoss(loss, branches, steps, self.factor(site.module, site.modules), self.norm)
+        factor = self.factor(site.module, site.modules)
+        if self.growth:
+            return _GrowingLoss(loss, branches, steps, factor, self.norm, self.growth, self.every)
+        return _KineticLoss(loss, branches, steps, factor, self.norm)
 
     def factor(self, module: int, modules: int) -> float:
         """1 / (2 tau) of one of `modules` modules."""
@@ -207,8 +262,8 @@ class Reconciled:
     Our reading: the paper's distance, its weight, and whether gradients are those of a sample or of the batch's mean are not
     known; those of a sample are used, so that micro-batches do not change the penalty's scale.
 
-    It runs in one process, on modules trained by their own loss alone, without recompute. What has no second derivative fails:
-    of attention, fused kernels (step under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`).
+    It runs in one process, on modules trained by their own loss alone, without recompute. Attention runs without its fused
+    kernels, which have no second derivative; whatever else has none fails.
 
     Attributes:
         weight: lambda.

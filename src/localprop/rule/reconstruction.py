@@ -101,7 +101,7 @@ class PixelReconstruction:
         patches: features and image are cut into patches x patches, each with a decoder of its own, and the losses are
             summed; 2 is HPFF's.
         gradual: the form for ImageNet: a 1x1 convolution to 128 channels, then 3x3 ones to 32 and to `width`, the map grown
-            to a quarter, half and all of the image's size after each. That these have a bias is our reading.
+            to a quarter, half and all of the image's size after each; with bias, like all convolutions here.
 
     Raises:
         BadInput: numbers below 1; inputs or features that are no maps, or smaller than the patches; a learner that does not

@@ -77,7 +77,7 @@ class Engine:
         self.link = link
         self.optimizers = optimizers
         self._generators = Generators(device)
-        self._precision = Precision(device, autocast)
+        self._precision = Precision(device, autocast, twice=any(objective.attached for objective in wiring.objectives))
         self._programme = Programme(schedule)
         self._read_wiring()
         self._pending: State | None = None  # the batch before, if some of its actions are still to come

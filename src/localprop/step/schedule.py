@@ -89,7 +89,7 @@ class Schedule(tuple[Action, ...]):
     Of what is ready, steps run first, then backwards, then losses, then the oldest forward, so that activations and
     gradients die as early as they can. The forwards of one micro-batch are the network's own and follow each other.
 
-    Example (greedy with two modules)::
+    Example (two modules, each trained by its own loss alone)::
 
         0F 0L 0H 0B0 0S 1F 1L 1B0 1S
     """

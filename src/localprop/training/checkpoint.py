@@ -88,8 +88,12 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     learner.steps = state["steps"]
 
 
-def save(path: str | Path, learner: Learner, epoch: int, others: Mapping[str, Learner] = MappingProxyType({})) -> None:
-    """Write a learner's state to a file, which is either complete or as it was before. Of several ranks, rank 0 writes.
+def save(
+    path: str | Path, learner: Learner, epoch: int = 0, others: Mapping[str, Learner] = MappingProxyType({})
+) -> None:
+    """Write all that a learner's next step depends on to a file, which is either complete or as it was before.
+
+    Of several ranks, which must all call this, rank 0 writes. To use a network, `learner.network.state_dict()` is enough.
 
     Args:
         path: the file.

@@ -71,6 +71,7 @@ class Config:
         augment: none, or several of crop, flip, cutout and random_resized_crop (folders only), as in "crop,flip"; if not given,
             what is usual for the data.
         padding: of crop, reflect or zeros; if not given, what is usual for the data.
+        crop_pad: of crop, pixels on each side; if not given, 4, or what is usual for the data.
         cutout: side of the square that is cut out, in pixels.
         mean: to normalise images by, one number per channel or one for all; if not given, what is usual for the data.
         std: likewise.
@@ -115,6 +116,7 @@ class Config:
     timeout_s: float = 300.0
     augment: str | None = None
     padding: str | None = None
+    crop_pad: int | None = None
     cutout: int = 16
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

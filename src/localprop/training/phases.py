@@ -62,6 +62,11 @@ class Phase:
         rule_of(self.method)
         check([f"{self.method} for {self.epochs} epochs: at least 1 is needed."] if self.epochs < 1 else [])
 
+    def __str__(self) -> str:
+        """What :meth:`parse` reads."""
+        where = f" on {','.join(map(str, self.modules))}" if self.modules else ""
+        return f"{self.method} for {self.epochs}{where}"
+
     @classmethod
     def parse(cls, text: str) -> Phase:
         """From `METHOD for EPOCHS` or `METHOD for EPOCHS on MODULE,MODULE`.
@@ -77,6 +82,21 @@ class Phase:
             )
         modules = tuple(int(number) for number in (match["modules"] or "").split(",") if number)
         return cls(match["method"].strip(), int(match["epochs"]), modules)
+
+
+def shortened(text: str, epochs: int) -> str:
+    """The phases of a text with their shares of so many epochs, each at least one; as it is if a lap fits.
+
+    Example:
+        >>> shortened("greedy() for 50 on 0; greedy() for 60 on 1", 5)
+        'greedy() for 2 on 0; greedy() for 2 on 1'
+    """
+    phases = phases_of(text)
+    total = sum(phase.epochs for phase in phases)
+    fit = [
+        phase if epochs >= total else replace(phase, epochs=max(1, phase.epochs * epochs // total)) for phase in phases
+    ]
+    return "; ".join(map(str, fit))
 
 
 def phases_of(text: str) -> tuple[Phase, ...]:

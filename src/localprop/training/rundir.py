@@ -44,7 +44,7 @@ class RunDir:
     """
 
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         self.writes = writes
         self.reports: list[EpochReport] = []
 
