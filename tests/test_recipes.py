@@ -1,4 +1,4 @@
-"""Recipes: names, figures, cuts and settings of the papers; each is read and cut."""
+"""Recipes: names, figures, cuts and settings of the papers; each is read, cut and wired."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from localprop.cli_recipes import fields_of
 from localprop.recipes import Recipe, tables
 from localprop.recipes.standin import blank
 from localprop.training.config import Config, build
+from localprop.training.expression import rule_of
+from localprop.training.phases import phases_of
 
 ALL = [recipes.find(name) for name in recipes.names()]
 
@@ -166,22 +168,24 @@ def network_of(config: Config) -> str:
 
 
 @cache
-def layers(network: str) -> lp.Layers:
-    config = replace(next(r.config for r in ALL if network_of(r.config) == network), batch_size=2)
-    dataset = blank(config)
+def layers(model: str, data: str, image_size: int) -> lp.Layers:
+    dataset = blank(Config(model=model, data=data, image_size=image_size, batch_size=2))
     with torch.device("meta"):  # nothing but shapes is asked for
-        model = lp.models.create_model(config.model, dataset.num_classes, dataset.shape)
-    return lp.layers_of(model, dataset.sample(2))
+        return lp.layers_of(lp.models.create_model(model, dataset.num_classes, dataset.shape), dataset.sample(2))
+
+
+def layers_for(config: Config) -> lp.Layers:
+    return layers(config.model, config.data, config.image_size)
 
 
 def partition(config: Config) -> lp.Partition:
-    found = layers(network_of(config))
+    found = layers_for(config)
     if config.cuts is not None:
         return lp.Partition.at(found, config.cuts)
     return lp.Partition.uniform(found, config.modules or len(found))
 
 
-# every recipe is read and cut
+# every recipe is read, cut and wired
 
 
 @pytest.mark.parametrize("family", recipes.FAMILIES, ids=lambda family: family.__name__.rpartition(".")[2])
@@ -202,10 +206,16 @@ def counted(recipe: Recipe) -> int | None:
 
 
 @pytest.mark.parametrize("network", sorted({network_of(r.config) for r in ALL}))
-def test_every_recipe_of_a_network_has_its_modules(network: str) -> None:
-    own = [recipe for recipe in ALL if network_of(recipe.config) == network]
-    modules = {recipe.name: len(partition(recipe.config).modules) for recipe in own}
-    assert {name: count for name, count in modules.items() if counted(recipes.find(name)) not in (None, count)} == {}
+def test_every_recipe_of_a_network_is_wired(network: str) -> None:
+    """Into the modules that its name promises, with all of its heads, losses and encoders, which have shapes and no values."""
+    counts = {}
+    for recipe in (recipe for recipe in ALL if network_of(recipe.config) == network):
+        cut, config = partition(recipe.config), recipe.config
+        for method in [phase.method for phase in phases_of(config.phases)] if config.phases else [config.method]:
+            with torch.device("meta"):
+                lp.wire(rule_of(method), cut, task=lp.CrossEntropy(config.label_smoothing), normalised=lp.Normalised())
+        counts[recipe.name] = len(cut.modules)
+    assert {name: count for name, count in counts.items() if counted(recipes.find(name)) not in (None, count)} == {}
 
 
 def test_auglocal_has_thirteen_heads_and_a_tail_of_three_layers() -> None:
@@ -225,7 +235,7 @@ PARAMETERS = {  # of the network without heads
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_parameters_of_the_networks(name: str, count: int) -> None:
-    found = layers(network_of(recipes.find(name).config))
+    found = layers_for(recipes.find(name).config)
     assert sum(p.numel() for p in found.model.parameters()) == count
 
 
