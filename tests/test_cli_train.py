@@ -355,10 +355,11 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def process(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "localprop", *words]
+    """As from a terminal: a shell's background job ignores Ctrl-C, and its children inherit that."""
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+        [sys.executable, "-m", "localprop", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def test_a_signal_ends_a_process_with_130_and_whole_files(tmp_path: Path) -> None:
