@@ -1,6 +1,6 @@
 # make demo   compare the methods on data that ships with scikit-learn (core dependencies only)
 # make test   everything that continuous integration runs
-# make recipes   two steps of every published experiment; most of an hour
+# make recipes   two steps of every published experiment; takes long
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,8 +1,8 @@
 """Recipes take two steps on random data of the right shape.
 
 One of each form of a method and one of each network does so in all test runs. What these leave out differs in numbers, in
-widths, or in a pair of method and network of which each is tried; `make recipes` tries every recipe, which takes most of an
-hour. ImageNet's networks are whole, but see images of 64x64: at 224x224 they take ten times as long.
+widths, or in a pair of method and network of which each is tried; `make recipes` tries every recipe, which takes long.
+ImageNet's networks are whole, but see images of 64x64: at 224x224 they take ten times as long.
 """
 
 from __future__ import annotations

@@ -183,10 +183,9 @@ def _run_train(args: argparse.Namespace) -> int:
     from localprop.cli_recipes import beside, fields_of, published
 
     story = beside(args.recipe, given(args))
-    chosen = (
-        given(args) if args.resume else fields_of(args.recipe, given(args))
-    )  # the others are those of the run that is there
-    if not args.resume:
+    chosen = given(args)
+    if not args.resume:  # then all other fields are those of the run that is there
+        chosen = fields_of(args.recipe, chosen)
         check_flags(given(args), Config(**chosen))
     recipe: dict[str, Any] = {key: story[key] for key in ("recipe", "replaced") if key in story}
     try:

@@ -58,9 +58,9 @@ def run(
     if folder and attempt() and folder.is_of_this_launch():  # torchrun has started the ranks again, with the same flags
         given, resume, overwrite = {}, True, False
     if folder and resume:
-        check(_other_recipe(folder, recipe))
-        recipe = folder.recipe()
-    config = _stored(folder, given) if folder and resume else Config(**given)
+        config, recipe = _stored(folder, given, recipe), folder.recipe()
+    else:
+        config = Config(**given)
     if world() > 1:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER_S))
     problems: list[str] = []
@@ -87,20 +87,17 @@ def run(
     return summary
 
 
-def _other_recipe(folder: RunDir, recipe: Mapping[str, Any]) -> Iterator[str]:
-    named, stored = recipe.get("recipe"), folder.recipe().get("recipe")
-    if named not in (None, stored):
-        yield f"The run in {folder.path} is of {stored or 'no recipe'}, not of {named}: leave the name out, or start a new run."
-
-
-def _stored(folder: RunDir, given: Mapping[str, Any]) -> Config:
-    """The config of a run to go on with, which flags may repeat but not change."""
-    config = folder.config()
-    check(
+def _stored(folder: RunDir, given: Mapping[str, Any], recipe: Mapping[str, Any]) -> Config:
+    """The config of a run to go on with; flags and the name of its recipe may repeat what it is, but not change it."""
+    config, named, stored = folder.config(), recipe.get("recipe"), folder.recipe().get("recipe")
+    problems = [
         f"{name}={value!r}, but the run in {folder.path} has {getattr(config, name)!r}: leave it out, or start a new run."
         for name, value in given.items()
         if name not in MAY_DIFFER and value != getattr(config, name)
-    )
+    ]
+    if named not in (None, stored):
+        problems.append(f"The run in {folder.path} is of {stored or 'no recipe'}, not of {named}: leave the name out.")
+    check(problems)
     return replace(config, **given)
 
 

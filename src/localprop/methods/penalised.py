@@ -39,8 +39,8 @@ def trgl(
     its label smoothing is the learner's: `Learner(task=CrossEntropy(label_smoothing=0.1))`. The defaults are those of
     ResNet-110 on STL-10 with 4 or more modules; 2 modules take tau=50, TinyImageNet 500000, and the CIFAR-100 table tau=0.5,
     late=1, growth=1, every=50. Modules that are trained in turn, once or in several laps, are phases of a run: see the
-    recipes resnet101_cifar100_trgl_sequential_k2 and resnet101_cifar100_trgl_multilap_k2. Micro-batches, replicas and phases
-    that leave a module out let lambda grow, too (:class:`Kinetic`).
+    recipes resnet101_cifar100_trgl_sequential_k2 and resnet101_cifar100_trgl_multilap_k2. How lambda grows with
+    micro-batches and replicas, :class:`Kinetic` says.
 
     Args:
         tau: of the first half of the modules.

@@ -253,11 +253,9 @@ def swin(data: str, row: str) -> Recipe:
 def in_turn(form: str, row: str) -> Recipe:
     """ResNet-101 on CIFAR-100, module after module: once (50 + 10 k epochs for module k, from 0), or in five laps (10 + 2 k)."""
     sizes, _ = CIFAR100["resnet101"]
-    first = last = growing_method(row)
-    if row == "trgl":  # in other words, so that each module's multiplier is its phase's own; the last one has no head
-        last = "trgl(tau=0.5, late=1.0, growth=1.0, every=50)"
+    method = growing_method(row)
     epochs = (50, 60) if form == "sequential" else (10, 12)
-    phases = f"{first} for {epochs[0]} on 0; {last} for {epochs[1]} on 1"
+    phases = "; ".join(f"{method} for {count} on {module}" for module, count in enumerate(epochs))
     config = replace(setting("cifar100"), model="resnet101_cifar", phases=phases, cuts=ends(sizes), epochs=110)
     accuracy = IN_TURN[form][ROWS.index(row) - 1]
     grown = (FIRST_MULTIPLIER, IN_LAPS if form == "multilap" else "") if row == "trgl" else ()

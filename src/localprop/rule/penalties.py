@@ -109,8 +109,8 @@ class Kinetic:
 
         lambda = 1 at first; in every `every`-th step, before it is used: lambda <- lambda + growth * L
 
-    Each micro-batch counts as a step, and so does a step of a phase that leaves the module out. Replicas have multipliers of
-    their own, each from its share of the losses, as they have statistics of BatchNorm: a checkpoint keeps those of replica 0.
+    Each micro-batch counts as a step; steps of a phase that leaves the module out do not. Replicas have multipliers of their own,
+    each from its share of the losses, as they have statistics of BatchNorm: a checkpoint keeps those of replica 0.
 
     Attributes:
         tau: how far features may move; the published values, 0.5 to 1e6, belong to the mean.

@@ -33,8 +33,8 @@ class Phase:
     alike, share its heads and the state of its optimizers, those of another method have their own; the network is one. The
     learning rate is that of the epoch in the whole run.
 
-    A module that a phase leaves out stays as it is, and so does its auxiliary network; only the statistics of its BatchNorms
-    go on, and what the auxiliary network borrows. That is our reading of sequential training.
+    A module that a phase leaves out stays as it is, and so do its auxiliary network and its loss; only the statistics of its
+    BatchNorms go on, and what the auxiliary network borrows. That is our reading of sequential training.
 
     Attributes:
         method: the training rule as an expression.
@@ -93,10 +93,9 @@ def shortened(text: str, epochs: int) -> str:
     """
     phases = phases_of(text)
     total = sum(phase.epochs for phase in phases)
-    fit = [
-        phase if epochs >= total else replace(phase, epochs=max(1, phase.epochs * epochs // total)) for phase in phases
-    ]
-    return "; ".join(map(str, fit))
+    if epochs >= total:
+        return text
+    return "; ".join(str(replace(phase, epochs=max(1, phase.epochs * epochs // total))) for phase in phases)
 
 
 def phases_of(text: str) -> tuple[Phase, ...]:
@@ -190,6 +189,8 @@ class Course:
         if epoch > 1 and self.at(epoch - 1)[0] is not learner:
             learner.engine.views.copy_first()  # another method has trained what its auxiliary networks copy
         learner.steps = max(each.steps for each in self.learners.values())  # random draws go on where the run is
+        learner.network.train()
+        learner.heads.train()
         with only(learner, phase.modules):
             yield learner
 
@@ -216,7 +217,10 @@ def only(learner: Learner, modules: Iterable[int]) -> Iterator[None]:
         ...     losses = learner.step(next(iter(batches)))  # doctest: +SKIP
     """
     chosen, optimizers = {*modules}, learner.engine.optimizers
-    whole, segments = optimizers.made, learner.wiring.segments
+    whole, segments, table = optimizers.made, learner.wiring.segments, learner.wiring.table
+    idle = [learner.heads[str(k)]["loss"] for k in table.losses if chosen and table.at[k] not in chosen]  # type: ignore[index]
+    for loss in idle:
+        loss.eval()  # what it counts or remembers waits for its module
     if chosen:
         optimizers.made = {
             action: own if segments[action.segment].module in chosen else _still(own) for action, own in whole.items()
@@ -226,6 +230,8 @@ def only(learner: Learner, modules: Iterable[int]) -> Iterator[None]:
         learner.flush()
     finally:
         optimizers.made = whole
+        for loss in idle:
+            loss.train()
 
 
 def _still(optimizer: Any) -> Any:

@@ -170,8 +170,6 @@ def _epoch(learner: Learner, batches: Batches, config: Config, epoch: int, on_st
     for optimizer in learner.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
-    learner.network.train()
-    learner.heads.train()
     _forget_peak(learner.device)
     meter, began = _Meter(epoch, config), time.perf_counter()
     for step, batch in enumerate(batches.epoch(epoch - 1), start=1):
