@@ -1,8 +1,9 @@
-"""What the engine itself costs per action: a network so small that nothing else does.
+"""The cost of the engine per action, on a network that is so small that nothing else costs.
 
-Sixteen linear layers of 4 units, one module each, end-to-end, on one thread. Beside the plain PyTorch loop stands a loop
-written by hand that cuts the network into the same sixteen pieces and calls the same sixteen optimizers: what the engine
-takes beyond that is its own.
+Sixteen linear layers of 4 units, one module each, end-to-end, on one thread. The engine is compared
+with the plain PyTorch loop, and with a loop written by hand. The latter cuts the network into the
+same sixteen modules and calls the same sixteen optimizers, so the difference to it is the cost of
+the engine alone.
 
     python benchmarks/bookkeeping.py
 """
@@ -22,7 +23,7 @@ import localprop as lp
 LAYERS, WIDTH, ROUNDS = 16, 4, 500
 
 
-def network() -> nn.Sequential:
+def build_network() -> nn.Sequential:
     return nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)])
 
 
@@ -30,29 +31,31 @@ def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
 
-def plain(x: Tensor, y: Tensor) -> Callable[[], None]:
-    model = network()
+def make_plain_step(x: Tensor, y: Tensor) -> Callable[[], None]:
+    """A step of the plain PyTorch loop."""
+    model = build_network()
     optimizer = sgd(list(model.parameters()))
 
     def step() -> None:
         optimizer.zero_grad()
-        functional.cross_entropy(model(x), y).backward()
+        loss = functional.cross_entropy(model(x), y)
+        torch.autograd.backward(loss)
         optimizer.step()
 
     return step
 
 
-def by_hand(x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Cut after every layer, backward and step piece by piece."""
-    model = network()
+def make_step_by_hand(x: Tensor, y: Tensor) -> Callable[[], None]:
+    """A step that cuts the graph after every layer, with a backward and an optimizer for each."""
+    model = build_network()
     optimizers = [sgd(list(layer.parameters())) for layer in model]
 
     def step() -> None:
-        leaves, outputs = [x], []
+        leaves, outputs = [x], list[Tensor]()
         for layer in model:
             outputs.append(layer(leaves[-1]))
             leaves.append(outputs[-1].detach().requires_grad_())
-        functional.cross_entropy(leaves[-1], y).backward()
+        torch.autograd.backward(functional.cross_entropy(leaves[-1], y))
         for i in reversed(range(LAYERS)):
             inputs = [*model[i].parameters(), *([leaves[i]] if i else [])]
             torch.autograd.backward(outputs.pop(), leaves.pop().grad, inputs=inputs)
@@ -63,23 +66,42 @@ def by_hand(x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    x, y = torch.randn(4, WIDTH), torch.randint(WIDTH, (4,))
-    learner = lp.Learner(network(), lp.end_to_end(), modules=LAYERS, optimizer=sgd, sample=(x, y))
-    steps = {"plain": plain(x, y), "by hand": by_hand(x, y), "engine": lambda: learner.step((x, y))}
+def measure_medians(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """The median microseconds of each step, in rounds that run each of them once."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(ROUNDS):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - start)
-    micro = {name: 1e6 * statistics.median(own) for name, own in seconds.items()}
+    return {name: 1e6 * statistics.median(own) for name, own in seconds.items()}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    x, y = torch.randn(4, WIDTH), torch.randint(WIDTH, (4,))
+    learner = lp.Learner(
+        build_network(), lp.end_to_end(), modules=LAYERS, optimizer=sgd, sample=(x, y)
+    )
+    medians = measure_medians(
+        {
+            "plain": make_plain_step(x, y),
+            "by hand": make_step_by_hand(x, y),
+            "engine": lambda: learner.step((x, y)),
+        }
+    )
     actions = len(learner.schedule)
-    print(f"medians of {ROUNDS} interleaved rounds, torch {torch.__version__}, 1 thread, {actions} actions")
-    print(", ".join(f"{name} {value:.0f} us" for name, value in micro.items()))
-    print(f"per action: {(micro['engine'] - micro['by hand']) / actions:.1f} us beyond the loop by hand,", end=" ")
-    print(f"{(micro['engine'] - micro['plain']) / actions:.1f} us beyond the plain loop")
+    over_hand = (medians["engine"] - medians["by hand"]) / actions
+    over_plain = (medians["engine"] - medians["plain"]) / actions
+    print(
+        f"medians of {ROUNDS} interleaved rounds, torch {torch.__version__}, 1 thread, "
+        f"{actions} actions"
+    )
+    print(", ".join(f"{name} {value:.0f} us" for name, value in medians.items()))
+    print(
+        f"per action: {over_hand:.1f} us beyond the loop by hand, "
+        f"{over_plain:.1f} us beyond the plain loop"
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""What all tests share: one thread each, since tests run in parallel and waiting threads of one slow the others fifty times;
-and one pool of ranks."""
+"""Settings and fixtures of all tests.
+
+Each process of tests uses one thread: tests run in parallel, and the waiting threads of one test
+slow the others down up to fifty times.
+"""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from crew import Crew
+
+from tests.helpers.ranks import RankPool
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def crew() -> Iterator[Crew]:
+def pool() -> Iterator[RankPool]:
     """Four processes that run functions as ranks."""
-    crew = Crew()
-    yield crew
-    crew.close()
+    pool = RankPool()
+    yield pool
+    pool.close()

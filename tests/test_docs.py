@@ -1,4 +1,4 @@
-"""What the documents promise: README's Python and commands, and every example in a docstring."""
+"""What the documents promise: the README's Python and commands, and every docstring example."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import re
 import shlex
+from collections.abc import Sized
 from pathlib import Path
 
 import numpy
@@ -15,48 +16,66 @@ import torch
 
 import localprop
 from localprop import recipes
-from localprop.cli import _parser
+from localprop.cli.main import _build_parser
 from localprop.data import load
-from localprop.training.config import Config, prepared
+from localprop.data.arrays import Split
+from localprop.training.build import prepare
+from localprop.training.config import Config
 from localprop.training.trainer import EpochReport
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(localprop.__file__).parent
 MODULES = sorted(
-    ".".join(["localprop", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+    ".".join(["localprop", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(
+        ".__init__"
+    )
     for path in PACKAGE.rglob("*.py")
     if path.name != "__main__.py"
 )
 
 
-def what_examples_may_use() -> dict[str, object]:
-    """Imports and objects that an example may leave out."""
+def make_example_names() -> dict[str, object]:
+    """The imports and objects that an example may use without making them."""
     config = Config(model="mlp", epochs=2)
-    dataset, learner = prepared(config)
+    dataset, learner = prepare(config)
+    assert isinstance(dataset.train, Split)
     return {
-        "torch": torch, "nn": torch.nn, "np": numpy, "lp": localprop, "Config": Config, "prepared": prepared, "load": load,
-        "config": config, "dataset": dataset, "learner": learner, "report": EpochReport(1, 0.1, (0,), (1.0,), 0.5, 1.0),
-        "images": dataset.train.images, "labels": dataset.train.labels, "test": dataset.test,
-    }  # fmt: skip
+        "torch": torch,
+        "nn": torch.nn,
+        "np": numpy,
+        "lp": localprop,
+        "Config": Config,
+        "prepare": prepare,
+        "load": load,
+        "config": config,
+        "dataset": dataset,
+        "learner": learner,
+        "report": EpochReport(1, 0.1, (0,), (1.0,), 0.5, 1.0),
+        "images": dataset.train.images,
+        "labels": dataset.train.labels,
+        "test": dataset.test,
+    }
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    usable = {key: value for key, value in what_examples_may_use().items() if not hasattr(module, key)}
+    usable = {key: value for key, value in make_example_names().items() if not hasattr(module, key)}
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     failed, _ = doctest.testmod(module, optionflags=flags, extraglobs=usable)
     assert failed == 0
 
 
 def test_python_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks are one program, which leaves two files."""
+    """All blocks are one program, which leaves two files."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
     exec("\n".join(blocks), names)
-    assert len(names["losses"]) == 16  # type: ignore[arg-type]
+    losses = names["losses"]
+    assert isinstance(losses, Sized)
+    assert len(losses) == 16
     assert names["epoch"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "network.pt"}
 
@@ -65,35 +84,44 @@ def test_the_worked_example_of_a_new_method() -> None:
     """All blocks of the page are one program."""
     page = (ROOT / "docs" / "adding-a-method.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile("\n".join(blocks), "adding-a-method.md", "exec", dont_inherit=True), {"__name__": "__main__"})
+    exec(
+        compile("\n".join(blocks), "adding-a-method.md", "exec", dont_inherit=True),
+        {"__name__": "__main__"},
+    )
 
 
 def test_the_readme_counts_the_recipes() -> None:
     assert f"{len([*recipes.names()])} published" in (ROOT / "README.md").read_text()
 
 
-def commands() -> list[str]:
+def list_readme_commands() -> list[str]:
     lines = (ROOT / "README.md").read_text().splitlines()
-    return [line.strip().split("  #")[0].strip() for line in lines if line.startswith("    localprop ")]
+    commands = [line for line in lines if line.startswith("    localprop ")]
+    return [command.strip().split("  #")[0].strip() for command in commands]
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list_readme_commands())
 def test_commands_in_the_readme_parse(command: str) -> None:
-    assert _parser().parse_args(shlex.split(command)[1:]).run
+    assert _build_parser().parse_args(shlex.split(command)[1:]).run
 
 
 def test_the_page_of_methods_is_up_to_date() -> None:
-    """All but the costs, which take a minute: run `python docs/write_methods.py` after a change of a docstring."""
-    spec = importlib.util.spec_from_file_location("write_methods", ROOT / "docs" / "write_methods.py")
+    """All but the costs, which take a minute.
+
+    Run `python docs/write_methods.py` after a change of a docstring.
+    """
+    spec = importlib.util.spec_from_file_location(
+        "write_methods", ROOT / "docs" / "write_methods.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     writer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(writer)
     page = writer.PAGE.read_text()
-    assert writer.text_part() in page
+    assert writer.build_sections() in page
     assert page.startswith(writer.INTRO)
     assert page.endswith(writer.TAIL.read_text().rstrip() + "\n")
-    assert [name for name in writer.methods() if f"| [`{name}`](#{name}) |" not in page] == []
+    assert [name for name in writer.find_methods() if f"| [`{name}`](#{name}) |" not in page] == []
 
 
 def test_the_readme_names_no_target_that_make_lacks() -> None:

@@ -1,31 +1,36 @@
-"""The learner's surface: what it refuses, with what was seen and what would fix it, and loops that others own."""
+"""The learner's surface: what it accepts, and what it refuses with a message that says the fix."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import localprop as lp
 
-Params = list[nn.Parameter]
 
-
-def sgd(params: Params) -> torch.optim.Optimizer:
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
-def sample(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(size: int = 8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(size, 3, 8, 8, generator=generator), torch.arange(size) % 10
 
 
-def make(model: nn.Module | None = None, rule: lp.Rule | None = None, **changed: Any) -> lp.Learner:
-    options: dict[str, Any] = {"modules": 4, "optimizer": sgd, "sample": sample(), **changed}
-    return lp.Learner(model or lp.models.resnet8(), rule or lp.greedy(), **options)
+def make(**changed: Any) -> lp.Learner:
+    """A greedy learner of a ResNet-8. `changed` may hold anything, since tests check refusals."""
+    options: dict[str, Any] = {
+        "model": lp.models.resnet8(),
+        "rule": lp.greedy(),
+        "modules": 4,
+        "optimizer": sgd,
+        "sample": sample(),
+    }
+    return lp.Learner(**(options | changed))
 
 
 class Doubled(nn.Module):
@@ -35,7 +40,7 @@ class Doubled(nn.Module):
         super().__init__()
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.linear(x), x
 
 
@@ -47,56 +52,73 @@ class OfTuples(nn.Module):
         self.blocks = nn.ModuleList([Doubled(), Doubled()])
         self.head = nn.Linear(4, 2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x, _ = block(x)
-        return self.head(x)
+        output: Tensor = self.head(x)
+        return output
 
 
 class Parent(nn.Module):
     """Blocks that the forward of their parent adds up, uses again, or goes around."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, use: str) -> None:
         super().__init__()
-        self.kind = kind
+        self.use = use
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(1 if kind == "again" else 3)
+            nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(1 if use == "again" else 3)
         )
         self.head = nn.Linear(4, 2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kind == "again":
-            return self.head(self.blocks[0](self.blocks[0](x)))
-        if self.kind == "around":
-            down = self.blocks[0](x)
-            return self.head(self.blocks[2](self.blocks[1](down)) + down)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x)
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.run_blocks(x))
+        return output
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        if self.use == "again":
+            return self.run_block(0, self.run_block(0, x))
+        if self.use == "around":
+            down = self.run_block(0, x)
+            return self.run_block(2, self.run_block(1, down)) + down
+        for i in range(len(self.blocks)):
+            x = x + self.run_block(i, x)
+        return x
+
+    def run_block(self, i: int, x: Tensor) -> Tensor:
+        output: Tensor = self.blocks[i](x)
+        return output
 
 
-def of_a_parent(kind: str) -> lp.Learner:
-    return make(Parent(kind), sample=(torch.zeros(2, 4), torch.zeros(2).long()))
+AROUND = "a path from the input to the output goes around it. To make layers of them, "
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("use", "message"),
     [
-        ("added", "blocks.0, blocks.1, blocks.2: a path from the input to the output goes around it. To make layers of them, "
-         "put what goes around a module, as the addition of h + block(h), into the forward of that module."),
-        ("around", "blocks.1, blocks.2: a path from the input to the output goes around it. To make"),
-        ("again", "blocks.0: it is called 2 times in one forward. To make layers of them, give each use a module of its own."),
+        (
+            "added",
+            f"blocks.0, blocks.1, blocks.2: {AROUND}put what goes around a module, as the addition "
+            "of h + block(h), into the forward of that module.",
+        ),
+        ("around", f"blocks.1, blocks.2: {AROUND}"),
+        (
+            "again",
+            "blocks.0: it is called 2 times in one forward. To make layers of them, give each use "
+            "a module of its own.",
+        ),
     ],
-)  # fmt: skip
-def test_too_few_layers_tell_why(kind: str, told: str) -> None:
+)
+def test_too_few_layers_say_why(use: str, message: str) -> None:
     with pytest.raises(lp.BadInput) as refused:
-        of_a_parent(kind)
-    assert f"These could not be layers: {told}" in str(refused.value)
+        make(model=Parent(use), sample=(torch.zeros(2, 4), torch.zeros(2).long()))
+    assert f"These could not be layers: {message}" in str(refused.value)
 
 
 def test_a_model_of_one_layer_cannot_be_cut() -> None:
     layers = lp.layers_of(Parent("added"), torch.zeros(2, 4))
-    with pytest.raises(lp.BadInput, match=r"after 0: the model has one layer and cannot be cut.*goes around it"):
+    with pytest.raises(
+        lp.BadInput, match=r"after 0: the model has one layer and cannot be cut.*goes around it"
+    ):
         lp.Partition.at(layers, [0])
 
 
@@ -104,79 +126,109 @@ def test_a_model_from_torch_compile_gets_advice() -> None:
     def backend(graph: object, inputs: object) -> None:
         raise RuntimeError("as inductor on a meta device")
 
-    with pytest.raises(
-        lp.BadInput, match=r"give the model before torch\.compile, or compile it in place: model\.compile"
-    ):
-        lp.layers_of(torch.compile(lp.models.resnet8(), backend=backend), sample())
+    compiled = cast(nn.Module, torch.compile(lp.models.resnet8(), backend=backend))
+    words = r"pass the model before torch\.compile, or compile it in place with model\.compile"
+    with pytest.raises(lp.BadInput, match=words):
+        lp.layers_of(compiled, sample())
 
 
-def test_attention_is_differentiated_twice() -> None:
-    """Successive gradient reconciliation does; the fused kernels of attention have no second derivative."""
-    tokens = torch.arange(16).reshape(2, 8) % 5
-    model = lp.models.create_model("transformer:width=8,heads=2,blocks=2", 5, (8,))
-    learner = make(model, lp.sgr(), modules=3, sample=(tokens, tokens))
-    assert all(torch.isfinite(loss) for loss in learner.step((tokens, tokens)))
-    assert torch.backends.cuda.flash_sdp_enabled()
+def make_other_partition() -> lp.Partition:
+    return lp.Partition.uniform(lp.layers_of(lp.models.mlp(4), torch.zeros(2, 4)), 2)
 
 
-@pytest.mark.parametrize(
-    ("build", "told"),
-    [
-        (lambda: make(modules=9), "choose between 1 and 4"),
-        (lambda: make(modules=None), "Give either modules=K"),
-        (lambda: make(modules=0), "choose between 1 and 4"),
-        (lambda: make(modules=2.5), "whole number"),
-        (lambda: make(microbatches="2"), "whole number"),
-        (lambda: make(rule=lp.greedy), "call a method"),
-        (lambda: make(modules=None, partition=[1, 2]), "must be a localprop.Partition"),
-        (lambda: make(modules=None, partition=lp.Partition.uniform(lp.layers_of(lp.models.mlp(4), torch.zeros(2, 4)), 2)),
-         "of another model"),
-        (lambda: make(task=nn.CrossEntropyLoss()), "must build a loss"),
-        (lambda: make(rule=lp.greedy(aux=nn.Linear(3, 3))), "no module"),
-        (lambda: make(rule=lp.greedy(aux=lambda site: None)), "aux builder returned a NoneType"),
-        (lambda: make(optimizer=torch.optim.LBFGS), "runs the model again"),
-        (lambda: make(sample=()), "not ()"),
-        (lambda: make(sample=torch.tensor(1.0)), "not scalars"),
-        (lambda: make(sample=(torch.zeros(8, 3, 8, 8), torch.zeros(8))), "use targets.long()"),
-        (lambda: make("resnet8"), "must be a torch.nn.Module"),
-        (lambda: make(precision="fp8"), "fp32, bf16"),
-        (lambda: make(optimizer="sgd"), "function of parameters"),
-        (lambda: make(optimizer=lambda params: None), "returned a NoneType"),
-        (lambda: make(optimizer=lambda params: sgd(params[:1])), "owns 1 of"),
-        (lambda: make(microbatches=0), "microbatches=0"),
-        (lambda: make(sample=(torch.zeros(8, 5, 8, 8), torch.zeros(8).long())), "sample of shape (8, 5, 8, 8)"),
-        (lambda: make(sample="a batch"), "tuple of tensors"),
-        (lambda: make(OfTuples(), sample=(torch.zeros(2, 4), torch.zeros(2).long())), "returns a tuple"),
-        (lambda: make(rule=lp.auglocal(depth=5)), "use more modules"),
-        (lambda: make(rule=lp.backlink(layers=-1)), "0 or more layers"),
-        (lambda: make(rule=lp.backlink(weight=0)), "positive and finite"),
-        (lambda: make(rule=lp.interlocking(wise=0)), "1 or more modules"),
-        (lambda: make(nn.Sequential(nn.Linear(192, 4), nn.Linear(4, 4)), rule=lp.contsup(), modules=2,
-                      sample=(torch.zeros(2, 192), torch.zeros(2).long())), "leave context out"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_trained_is_refused(build: Callable[[], object], told: str) -> None:
+def make_batch(*shape: int) -> tuple[Tensor, Tensor]:
+    """Zeros, and the class 0 for each of them."""
+    return torch.zeros(*shape), torch.zeros(shape[0], dtype=torch.long)
+
+
+NO_CONTEXT = nn.Sequential(nn.Linear(192, 4), nn.Linear(4, 4))
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"modules": 9}, "choose between 1 and 4"),
+    ({"modules": None}, "Give either modules=K"),
+    ({"modules": 0}, "choose between 1 and 4"),
+    ({"modules": 2.5}, "whole number"),
+    ({"microbatches": "2"}, "whole number"),
+    ({"rule": lp.greedy}, "call a method"),
+    ({"modules": None, "partition": [1, 2]}, "must be a localprop.Partition"),
+    ({"task": nn.CrossEntropyLoss()}, "must build a loss"),
+    ({"optimizer": torch.optim.LBFGS}, "runs the model again"),
+    ({"sample": ()}, "not ()"),
+    ({"sample": torch.tensor(1.0)}, "not scalars"),
+    ({"sample": (torch.zeros(8, 3, 8, 8), torch.zeros(8))}, "use targets.long()"),
+    ({"model": "resnet8"}, "must be a torch.nn.Module"),
+    ({"precision": "fp8"}, "fp32, bf16"),
+    ({"optimizer": "sgd"}, "function of parameters"),
+    ({"optimizer": lambda params: None}, "returned a NoneType"),
+    ({"optimizer": lambda params: sgd(params[:1])}, "owns 1 of"),
+    ({"microbatches": 0}, "microbatches=0"),
+    ({"sample": make_batch(8, 5, 8, 8)}, "sample of shape (8, 5, 8, 8)"),
+    ({"sample": "a batch"}, "tuple of tensors"),
+    ({"model": OfTuples(), "sample": make_batch(2, 4)}, "returns a tuple"),
+    (
+        {
+            "model": NO_CONTEXT,
+            "rule": lp.contsup(),
+            "modules": 2,
+            "sample": make_batch(2, 192),
+        },
+        "leave context out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED)
+def test_what_cannot_be_trained_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(lp.BadInput) as refused:
-        build()
-    assert told in str(refused.value)
+        make(**changed)
+    assert message in str(refused.value)
+
+
+def test_a_partition_of_another_model_is_refused() -> None:
+    with pytest.raises(lp.BadInput) as refused:
+        make(modules=None, partition=make_other_partition())
+    assert "of another model" in str(refused.value)
+
+
+def return_nothing(point: lp.AttachPoint) -> nn.Module:
+    return None  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
-    ("model", "targets", "told"),
+    ("build", "message"),
     [
-        (lp.models.resnet8(), torch.randn(8, 10), "sum to 1"),
-        (lp.models.resnet8(), torch.ones(8, 10), "sum to 1"),
+        (lambda: lp.greedy(aux=nn.Linear(3, 3)), "not an object that is built already"),
+        (lambda: lp.greedy(aux=return_nothing), "aux builder returned a NoneType"),
+        (lambda: lp.auglocal(depth=5), "use more modules"),
+        (lambda: lp.backlink(layers=-1), "0 or more layers"),
+        (lambda: lp.backlink(weight=0), "positive and finite"),
+        (lambda: lp.interlocking(wise=0), "1 or more modules"),
+    ],
+)
+def test_rules_that_cannot_train_are_refused(build: Callable[[], lp.Rule], message: str) -> None:
+    with pytest.raises(lp.BadInput) as refused:
+        make(rule=build())
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "message"),
+    [
+        (lp.models.resnet8(), torch.randn(8, 10), "a sum of 1 in each row"),
+        (lp.models.resnet8(), torch.ones(8, 10), "a sum of 1 in each row"),
         (lp.models.resnet8(), torch.eye(10)[:8] * 2 - torch.eye(10)[1:9], "0 or more"),
         (lp.models.resnet8(), torch.eye(4)[:8].repeat(2, 1), "(N, 10)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), torch.zeros(8, 1), "1 output"),
-        (nn.Linear(8, 10), torch.full((8, 3, 8, 10), 0.1), "outputs at each position"),
+        (nn.Linear(8, 10), torch.full((8, 3, 8, 10), 0.1), "an output for each position"),
     ],
 )
-def test_targets_that_are_no_probabilities_are_refused(model: nn.Module, targets: torch.Tensor, told: str) -> None:
+def test_targets_that_are_no_probabilities_are_refused(
+    model: nn.Module, targets: Tensor, message: str
+) -> None:
     batch = (torch.randn(8, 3, 8, 8), targets)
     with pytest.raises(lp.BadInput) as refused:
-        make(model, modules=1, sample=batch).step(batch)
-    assert told in str(refused.value)
+        make(model=model, modules=1, sample=batch).step(batch)
+    assert message in str(refused.value)
 
 
 def test_probabilities_of_classes_are_targets() -> None:
@@ -185,7 +237,7 @@ def test_probabilities_of_classes_are_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "told"),
+    ("batch", "message"),
     [
         ((torch.zeros(8, 3, 9, 9), torch.zeros(8, dtype=torch.long)), "(N, 3, 8, 8)"),
         ((torch.zeros(8, 3, 8, 8).double(), torch.zeros(8, dtype=torch.long)), "torch.float64"),
@@ -199,12 +251,12 @@ def test_probabilities_of_classes_are_targets() -> None:
         ({"images": torch.zeros(8)}, "tuple of tensors"),
     ],
 )
-def test_bad_batches_are_refused_and_change_nothing(batch: Any, told: str) -> None:
+def test_bad_batches_are_refused_and_change_nothing(batch: Any, message: str) -> None:
     learner = make()
     before = [parameter.clone() for parameter in learner.parameters()]
     with pytest.raises(lp.BadInput) as refused:
         learner.step(batch)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.parameters(), strict=True))
     assert learner.steps == 0
 
@@ -215,63 +267,16 @@ def test_all_problems_at_once() -> None:
     assert len(refused.value.problems) == 3
 
 
-def test_parameters_thawed_later_are_noticed() -> None:
+def test_parameters_frozen_later_are_refused() -> None:
     learner = make()
     next(learner.model.parameters()).requires_grad_(False)
     with pytest.raises(lp.BadInput, match="make a new Learner"):
         learner.step(sample())
 
 
-def test_a_failed_step_tells_where() -> None:
-    class Fragile(nn.Linear):
-        broken = False
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if self.broken:
-                raise ValueError("the cable came out")
-            return super().forward(x)
-
-    model = nn.Sequential(nn.Linear(4, 4), Fragile(4, 4), nn.Linear(4, 2))
-    batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
-    learner = make(model, modules=3, sample=batch)
-    Fragile.broken = True
-    with pytest.raises(lp.StepFailed) as failed:
-        learner.step(batch)
-    story = str(failed.value)
-    for part in ("Action 1F failed", "the cable came out", "module 1", "1F <-- here", "stepped already: 0"):
-        assert part in story
-    Fragile.broken = False
-    learner.step(batch)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_models_in_other_dtypes(dtype: torch.dtype) -> None:
-    inputs, targets = sample()
-    learner = make(lp.models.resnet8().to(dtype), lp.contsup(), sample=(inputs.to(dtype), targets))
-    losses = learner.step((inputs.to(dtype), targets))
-    assert all(parameter.dtype == dtype for parameter in learner.parameters())
-    assert torch.isfinite(losses.task)
-
-
-@pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"recompute": True}], ids=str)
 @pytest.mark.parametrize(
-    "rule", [lp.end_to_end(), lp.backlink(), lp.interlocking(2), lp.contsup()], ids=lambda r: r.reference
-)
-def test_bf16_autocast_is_near_fp32(rule: lp.Rule, options: dict[str, Any]) -> None:
-    states = []
-    for precision in ("fp32", "bf16"):
-        torch.manual_seed(0)
-        learner = make(rule=rule, precision=precision, **options)
-        losses = learner.step(sample())
-        states.append((losses.task, learner.model.fc.weight.detach().clone()))
-        assert all(parameter.dtype == torch.float32 for parameter in learner.parameters())
-    assert states[1][0] == pytest.approx(states[0][0].item(), rel=0.05)
-    assert torch.allclose(states[0][1], states[1][1], atol=0.02)
-    assert not torch.equal(states[0][1], states[1][1])
-
-
-@pytest.mark.parametrize(
-    "name", ["timm:resnet18", "torchvision:resnet18", "timm:vit_tiny_patch16_224", "torchvision:vit_b_32"]
+    "name",
+    ["timm:resnet18", "torchvision:resnet18", "timm:vit_tiny_patch16_224", "torchvision:vit_b_32"],
 )
 @pytest.mark.parametrize("rule", [lp.greedy(), lp.backlink()], ids=lambda rule: rule.reference)
 def test_unchanged_models_train(name: str, rule: lp.Rule) -> None:
@@ -279,8 +284,13 @@ def test_unchanged_models_train(name: str, rule: lp.Rule) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = (torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8) % 4)
     names = list(model.state_dict())
-    adam = lambda params: torch.optim.Adam(params, lr=1e-3)  # noqa: E731
-    learner = lp.Learner(model, rule, modules=4, optimizer=adam, sample=batch)
+    learner = lp.Learner(
+        model,
+        rule,
+        modules=4,
+        optimizer=lambda params: torch.optim.Adam(params, lr=1e-3),
+        sample=batch,
+    )
     first = learner.step(batch)
     for _ in range(4):
         last = learner.step(batch)
@@ -290,8 +300,8 @@ def test_unchanged_models_train(name: str, rule: lp.Rule) -> None:
 
 def test_explain_shows_table_schedule_and_bytes() -> None:
     text = make(rule=lp.backlink()).explain()
-    for part in ("loss1 T|T|.|.", "0F 0L 0H 1F", "blocks.2", "peak MiB", "Predicted peak"):
-        assert part in text
+    expected = ("loss1 T|T|.|.", "0F 0L 0H 1F", "blocks.2", "peak MiB", "Predicted peak")
+    assert [words for words in expected if words not in text] == []
 
 
 def test_losses_know_their_modules() -> None:
@@ -300,8 +310,22 @@ def test_losses_know_their_modules() -> None:
     assert losses.task is losses[-1]
 
 
-def test_learning_rate_schedulers_see_every_optimizer() -> None:
+def list_owned(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_learning_rate_schedulers_reach_every_optimizer() -> None:
     learner = make(rule=lp.backlink())
     assert len(learner.optimizers) == 4 + 3
-    owned = {id(p) for optimizer in learner.optimizers for group in optimizer.param_groups for p in group["params"]}
+    owned = set().union(*map(list_owned, learner.optimizers))
     assert owned == {id(p) for p in learner.parameters()}
+
+
+def test_a_new_learner_replaces_the_heads_of_the_old_one() -> None:
+    """The heads of an earlier learner stayed in an optimizer that both shared."""
+    model = lp.models.resnet8()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(2):
+        learner = make(model=model, optimizer=optimizer)
+        learner.step(sample())
+    assert list_owned(optimizer) == {id(p) for p in learner.parameters()}

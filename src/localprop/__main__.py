@@ -1,7 +1,7 @@
-"""`python -m localprop`, the same as the command `localprop`."""
+"""`python -m localprop` does the same as the command `localprop`."""
 
 import sys
 
-from localprop.cli import main
+from localprop.cli.main import main
 
 sys.exit(main())

@@ -1,19 +1,24 @@
-"""What localprop says when something is wrong."""
+"""The exceptions of localprop: what a user can correct, and what stops a step or a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+__all__ = ["BadInput", "RunFailed", "StepFailed"]
 
 
 class BadInput(ValueError):
-    """Input that cannot be used; every problem found, each with the values seen and what would fix it.
+    """Input that localprop cannot use. Lists every problem with the values seen and the fix.
 
     Args:
         problems: complete sentences, one per problem.
 
     Attributes:
-        record: what a rank has told the others, if only it has seen the problem (:mod:`localprop.ranks.faults`).
+        problems: the sentences.
+        record: on several ranks, the record of a problem that only one rank found
+            (`localprop.ranks.faults`); otherwise None.
 
     Example:
         >>> str(BadInput(["modules=20, but the model has 16 layers: choose 16 or fewer."]))
@@ -27,26 +32,68 @@ class BadInput(ValueError):
 
 
 def check(problems: Iterable[str]) -> None:
-    """Raise :class:`BadInput` if there are any problems."""
+    """Raise `BadInput` if there are any problems."""
     found = tuple(problems)
     if found:
         raise BadInput(found)
 
 
 class StepFailed(RuntimeError):
-    """A training step that stopped half-way: which action, on which layers, and what had been stepped already.
+    """A training step stopped half-way. Some segments may have been updated already.
 
     Args:
-        message: all that.
+        message: which action failed, on which layers, and what had been updated before.
         action: the action that failed.
-        record: on several ranks, the record of the first failure of all (:mod:`localprop.ranks.faults`).
+        record: on several ranks, the record of the first failure of any rank
+            (`localprop.ranks.faults`).
     """
 
-    def __init__(self, message: str, action: Any = None, record: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, message: str, action: Any = None, record: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.action = action
         self.record = record
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on, for instance because a loss is not finite."""
+    """A run cannot continue, for instance because a loss is not finite."""
+
+
+@contextmanager
+def collect_problems(problems: list[str]) -> Iterator[None]:
+    """Catch `BadInput`, append its problems to a list, and continue after the block.
+
+    Example:
+        >>> problems = []
+        >>> with collect_problems(problems):
+        ...     raise BadInput("one")
+        >>> problems
+        ['one']
+    """
+    try:
+        yield
+    except BadInput as error:
+        problems += error.problems
+
+
+@contextmanager
+def as_run_failure() -> Iterator[None]:
+    """Turn PyTorch errors such as out-of-memory into a `RunFailed` with a one-line message.
+
+    Raises:
+        RunFailed: instead of PyTorch's own error.
+
+    Example:
+        >>> with as_run_failure():
+        ...     raise MemoryError("CUDA out of memory.")
+        Traceback (most recent call last):
+        localprop.errors.RunFailed: CUDA out of memory. (a smaller model or batch may fit)
+    """
+    try:
+        yield
+    except (StepFailed, RunFailed):  # RuntimeErrors too, but already in our words
+        raise
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunFailed(f"{reason[0]} (a smaller model or batch may fit)") from error

@@ -13,36 +13,36 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from localprop.arguments import (
+from localprop.checks import (
     PRECISIONS,
-    adopt,
-    argument_problems,
-    batch_problems,
-    rank_problems,
-    tensors_of,
-    whole_optimizer,
-    wiring_problems,
-    zeros_like_sample,
+    find_argument_problems,
+    find_batch_problems,
+    find_rank_problems,
+    find_wiring_problems,
+    make_zero_batch,
+    unpack_batch,
 )
+from localprop.cost.explain import explain
+from localprop.cost.flops import count_flops
+from localprop.cost.memory import MemoryReading, predict_memory
+from localprop.data.dataset import Normalization
+from localprop.engine.engine import Engine
+from localprop.engine.optimizers import Optimizers, check_optimizer, extend_optimizer
+from localprop.engine.step_context import Backward, Losses, Observer
 from localprop.errors import BadInput, check
-from localprop.network.contextual import ContextNetwork, Inlet
+from localprop.network.contextual import ContextNetwork, ContextPoint
 from localprop.network.layers import layers_of
-from localprop.network.modes import evaluating
+from localprop.network.modes import evaluation_mode
+from localprop.network.partial_forward import check_isolated
 from localprop.network.partition import Partition
-from localprop.ranks.pipeline import Pipeline, Ranks, fill
-from localprop.rule.auxiliary import Normalised
+from localprop.ranks.pipeline import Pipeline, Ranks, load_tensors
 from localprop.rule.losses import Batch, CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
-from localprop.step.engine import Engine
-from localprop.step.explain import explain
-from localprop.step.flops import flops_of
-from localprop.step.memory import MemoryReading, predict
-from localprop.step.optimizers import Optimizers
-from localprop.step.schedule import Action, Op, Schedule
-from localprop.step.stage import release
-from localprop.step.state import Backward, Losses, Observer
-from localprop.step.stretch import prove
-from localprop.step.wiring import Wiring, wire
+from localprop.schedule.schedule import Action, Op, Schedule
+from localprop.schedule.stage import release_parameters
+from localprop.schedule.wiring import Wiring, wire
+
+__all__ = ["Learner"]
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -63,7 +63,7 @@ class Learner:
         microbatches: parts that a batch is run in; gradients accumulate.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         seed: of heads, encoders and every random draw of a step.
-        normalised: how the inputs were made from pixels, for losses that look at those (InfoPro's); `Normalised()` if they
+        normalised: how the inputs were made from pixels, for losses that look at those (InfoPro's); `Normalization()` if they
             are pixels in 0..1.
         ranks: how the processes are used that this one was launched with. Under torchrun each becomes a stage of a pipeline,
             with the same results to the bit; all of them must make the same calls, with the same batches.
@@ -94,37 +94,58 @@ class Learner:
         microbatches: int = 1,
         precision: str = "fp32",
         seed: int = 0,
-        normalised: Normalised | None = None,
+        normalization: Normalization | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
-        check(argument_problems(model, rule, modules, partition, precision, optimizer, microbatches, task))
-        check(rank_problems(model, optimizer) if ranks.used() else ())
+        check(
+            find_argument_problems(
+                model, rule, modules, partition, precision, optimizer, microbatches, task
+            )
+        )
+        check(find_rank_problems(model, optimizer) if ranks.is_used() else ())
         self.model = model
         self.rule = rule
         self.seed = seed
         self.steps = 0
-        self.partition = self._cut(tensors_of(sample), modules, partition)
-        self._sample = zeros_like_sample(tensors_of(sample))
-        self.wiring = self._wired(task, normalised)
-        check(wiring_problems(self.wiring, recompute=recompute, one_optimizer=isinstance(optimizer, Optimizer)))
-        check(self._batch_problems(list(self._sample)))
+        self.partition = self._cut(unpack_batch(sample), modules, partition)
+        self._sample = make_zero_batch(unpack_batch(sample))
+        self.wiring = self._wired(task, normalization)
+        check(
+            find_wiring_problems(
+                self.wiring, recompute=recompute, one_optimizer=isinstance(optimizer, Optimizer)
+            )
+        )
+        check(self._find_batch_problems(list(self._sample)))
         self.heads = self.wiring.heads
         self.encoders = self.wiring.encoders
         self.network: nn.Module = self._deployed(model, self.encoders)
         recomputed = self._recomputed() if recompute else frozenset()
-        if not ranks.used():
+        if not ranks.is_used():
             microbatches *= ranks.replicas  # one process runs the replicas' shares as micro-batches
         self.pipeline: Pipeline | None = None
-        if ranks.used():
+        if ranks.is_used():
             self.pipeline = Pipeline(
-                ranks, self.wiring, microbatches, recomputed, self.device, parts=self.parts(), seed=seed
+                ranks,
+                self.wiring,
+                microbatches,
+                recomputed,
+                self.device,
+                trained_modules=self.trained_modules(),
+                seed=seed,
             )
-            with self.reported():
-                prove(
-                    model, self.partition.layers, self.wiring.layers_in(self.pipeline.stage.segments), self._sample[0]
+            with self.report_failures():
+                check_isolated(
+                    model,
+                    self.partition.layers,
+                    self.wiring.layers_in(self.pipeline.stage.segments),
+                    self._sample[0],
                 )
-            release(self.wiring, self.pipeline.stage, model)
-        self.schedule = self.pipeline.schedule if self.pipeline else Schedule.of(self.wiring, microbatches, recomputed)
+            release_parameters(self.wiring, self.pipeline.stage, model)
+        self.schedule = (
+            self.pipeline.schedule
+            if self.pipeline
+            else Schedule.compile(self.wiring, microbatches, recomputed)
+        )
         self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         owned = self._owned()
@@ -139,13 +160,15 @@ class Learner:
             stage=self.pipeline.stage if self.pipeline else None,
             link=self.pipeline.transport if self.pipeline else None,
         )
-        self.engine.views.copy_first()
+        self.engine.loss_inputs.copy_first()
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
-            adopt(self._shared, model, chain(*owned.values()))
+            extend_optimizer(self._shared, model, chain(*owned.values()))
 
     # --- building ---------------------------------------------------------------------------------------------------
 
-    def _cut(self, sample: list[Tensor], modules: int | None, partition: Partition | None) -> Partition:
+    def _cut(
+        self, sample: list[Tensor], modules: int | None, partition: Partition | None
+    ) -> Partition:
         if partition is None:
             assert modules is not None
             return Partition.uniform(layers_of(self.model, tuple(sample)), modules)
@@ -160,15 +183,29 @@ class Learner:
         )
         return partition
 
-    def _wired(self, task: LossBuilder, normalised: Normalised | None) -> Wiring:
-        frozen = frozenset(name for name, parameter in self.model.named_parameters() if not parameter.requires_grad)
-        wiring = wire(self.rule, self.partition, task=task, frozen=frozen, seed=self.seed, normalised=normalised)
+    def _wired(self, task: LossBuilder, normalization: Normalization | None) -> Wiring:
+        frozen = frozenset(
+            name for name, parameter in self.model.named_parameters() if not parameter.requires_grad
+        )
+        wiring = wire(
+            self.rule,
+            self.partition,
+            task=task,
+            frozen=frozen,
+            seed=self.seed,
+            normalization=normalization,
+        )
         layers, modules = self.partition.layers, self.partition.modules
         for k, head in wiring.heads.items():
-            head.to(device=self.device, dtype=layers.dtypes[modules[wiring.table.at[int(k)]][-1]])
+            head.to(
+                device=self.device,
+                dtype=layers.dtypes[modules[wiring.table.module_of_loss[int(k)]][-1]],
+            )
         for k, encoders in wiring.encoders.items():
             encoders.to(device=self.device, dtype=layers.dtypes[modules[int(k)].start - 1])
-        if not any(flows or wiring.attached_at(s) for s, flows in enumerate(wiring.flows)):
+        if not any(
+            flows or wiring.has_second_order_loss(s) for s, flows in enumerate(wiring.flows)
+        ):
             raise BadInput(["Every parameter of the model is frozen: there is nothing to train."])
         return wiring
 
@@ -177,11 +214,16 @@ class Learner:
             return model
         layers, sources = self.partition.layers, self.wiring.sources
         before = {m: module.start - 1 for m, module in enumerate(self.partition.modules) if m}
-        inlets = [
-            Inlet(m, layers.names[end], tuple(source.module for source in sources[m]), layers.overwritten[end])
+        points = [
+            ContextPoint(
+                m,
+                layers.names[end],
+                tuple(source.module for source in sources[m]),
+                layers.modified_in_place[end],
+            )
             for m, end in before.items()
         ]
-        return ContextNetwork(model, encoders, inlets)
+        return ContextNetwork(model, encoders, points)
 
     def _recomputed(self) -> frozenset[int]:
         """All segments that learn but the last, whose backward follows its forward at once."""
@@ -194,12 +236,14 @@ class Learner:
         owned = {Action(Op.S, s): self.wiring.trained(named, s) for s in here}
         for objective in self.wiring.objectives:
             if objective.segment in here:
-                owned[Action(Op.H, *objective.place)] = list(self.wiring.head(objective).parameters())
+                owned[Action(Op.H, *objective.key)] = list(self.wiring.head(objective).parameters())
         return {step: parameters for step, parameters in owned.items() if parameters}
 
     # --- stepping ---------------------------------------------------------------------------------------------------
 
-    def step(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor], *, observe: Observer | None = None) -> Losses:
+    def step(
+        self, batch: Tensor | tuple[Tensor, ...] | list[Tensor], *, observe: Observer | None = None
+    ) -> Losses:
         """One training step: losses of each module, every parameter updated once.
 
         On several ranks the losses are those of the rank's own modules; with replicas, this replica's part of their mean
@@ -214,7 +258,7 @@ class Learner:
             StepFailed: an action failed; what had been stepped before stays stepped.
         """
         checked = self._checked(batch)  # outside: what is wrong with a batch all ranks see
-        with self.reported():
+        with self.report_failures():
             losses = self.engine.step(checked, number=self.steps, observe=observe)
         if self._shared is not None:
             self._shared.step()
@@ -223,7 +267,10 @@ class Learner:
         return losses
 
     def backward(
-        self, batch: Tensor | tuple[Tensor, ...] | list[Tensor], *, backward: Backward = Tensor.backward
+        self,
+        batch: Tensor | tuple[Tensor, ...] | list[Tensor],
+        *,
+        backward: Backward = Tensor.backward,
     ) -> Losses:
         """Like :meth:`step`, but leaves all gradients in `.grad` and steps nothing, for loops that others own.
 
@@ -242,18 +289,20 @@ class Learner:
                 "learner.backward runs in one process: on several ranks call learner.step, or use each process for itself "
                 "with ranks=Ranks(alone=True)."
             )
-        check(wiring_problems(self.wiring, recompute=False, one_optimizer=True))
-        losses = self.engine.step(self._checked(batch), number=self.steps, stepping=False, backward=backward)
+        check(find_wiring_problems(self.wiring, recompute=False, one_optimizer=True))
+        losses = self.engine.step(
+            self._checked(batch), number=self.steps, stepping=False, backward=backward
+        )
         self.steps += 1
         return losses
 
     def flush(self) -> None:
         """Run what is still to come of the last batch. On several ranks a segment that waits for another rank's error is
         stepped during the next batch; call this before you look at parameters. In one process there is nothing to do."""
-        with self.reported():
+        with self.report_failures():
             self.engine.flush()
             if self.pipeline:
-                self.pipeline.transport.settle()
+                self.pipeline.transport.wait_for_sends()
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
@@ -264,11 +313,13 @@ class Learner:
         """
         self.flush()
         inputs = inputs.to(self.device)
-        with evaluating(self.network), self.reported():
+        with evaluation_mode(self.network), self.report_failures():
             if self.pipeline is None:
                 outputs: Tensor = self.network(inputs)
                 return outputs
-            return self.pipeline.shared(self._predictor().predict(Batch(inputs, inputs[:0]), number=self.steps))
+            return self.pipeline.broadcast_output(
+                self._predictor().predict(Batch(inputs, inputs[:0]), number=self.steps)
+            )
 
     def _predictor(self) -> Engine:
         """An engine that only runs forwards."""
@@ -276,7 +327,13 @@ class Learner:
         wiring = replace(self.wiring, flows=((),) * len(self.wiring.segments))
         stage, link = self.pipeline.stage._replace(replica=0, replicas=1), self.pipeline.transport
         return Engine(
-            self.model, wiring, self.pipeline.forwards, Optimizers({}), device=self.device, stage=stage, link=link
+            self.model,
+            wiring,
+            self.pipeline.prediction_schedule,
+            Optimizers({}),
+            device=self.device,
+            stage=stage,
+            link=link,
         )
 
     def gather(self) -> nn.Module | None:
@@ -288,67 +345,75 @@ class Learner:
         own = {
             (part, name): value.cpu()
             for part, module in trained.items()
-            for name, value in self.pipeline.own(part, module).items()
+            for name, value in self.pipeline.select_owned_entries(part, module).items()
             if isinstance(value, Tensor)
         }
-        state = self.merged(own)
+        state = self.merge(own)
         if state is None:
             return None
         model, encoders = deepcopy((self.model, self.encoders))
-        fill({"model": model, "encoders": encoders}, state, self.device)
+        load_tensors({"model": model, "encoders": encoders}, state, self.device)
         return self._deployed(model, encoders)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def trained_modules(self) -> dict[str, nn.Module]:
         """All that is trained: "model", "heads" and "encoders"."""
         return {"model": self.model, "heads": self.heads, "encoders": self.encoders}
 
-    def merged(self, part: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any] | None:
+    def merge(self, part: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any] | None:
         """On rank 0 the union of what all ranks give, None on the others; in one process the part itself."""
-        with self.reported():
-            return self.pipeline.merged(part) if self.pipeline else dict(part)
+        with self.report_failures():
+            return self.pipeline.merge(part) if self.pipeline else dict(part)
 
     def total(self, sums: Mapping[int, float]) -> dict[int, float]:
         """For each module the sum of what all ranks know of it; in one process the sums themselves."""
         self.flush()
-        with self.reported():
+        with self.report_failures():
             return self.pipeline.total(sums) if self.pipeline else dict(sums)
 
     @contextmanager
-    def reported(self) -> Iterator[None]:
+    def report_failures(self) -> Iterator[None]:
         """On several ranks, a failure inside is reported to all, and raised as the first one of all, a StepFailed."""
         try:
             yield
         except BadInput as error:
             if self.pipeline:
-                error.record = self.pipeline.record(error)
+                error.record = self.pipeline.record_failure(error)
             raise
         except RuntimeError as error:
             if self.pipeline is None:
                 raise
-            raise self.pipeline.failed(error) from error
+            raise self.pipeline.make_failure(error) from error
 
     def _checked(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Batch:
-        tensors = tensors_of(batch)
-        if any(parameter.requires_grad is not trainable for parameter, trainable in self._trainable):
+        tensors = unpack_batch(batch)
+        if any(
+            parameter.requires_grad is not trainable for parameter, trainable in self._trainable
+        ):
             raise BadInput(
-                ["requires_grad of some parameters has changed since the Learner was made: make a new Learner."]
+                [
+                    "requires_grad of some parameters has changed since the Learner was made: make a new Learner."
+                ]
             )
-        check(self._batch_problems(tensors))
+        check(self._find_batch_problems(tensors))
         inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
         return Batch(inputs, targets)
 
-    def _batch_problems(self, tensors: list[Tensor]) -> Iterator[str]:
-        return batch_problems(tensors, self._sample, self.wiring.task, self.partition.layers.output_shape)
+    def _find_batch_problems(self, tensors: list[Tensor]) -> Iterator[str]:
+        return find_batch_problems(
+            tensors, self._sample, self.wiring.task, self.partition.layers.output_shape
+        )
 
     # --- costs --------------------------------------------------------------------------------------------------------
 
-    def memory(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor] | None = None) -> MemoryReading:
+    def memory(
+        self, batch: Tensor | tuple[Tensor, ...] | list[Tensor] | None = None
+    ) -> MemoryReading:
         """The predicted memory of a step, in bytes; nothing is run.
 
         Args:
             batch: of which only shapes count; by default one like the sample.
         """
-        return predict(self.engine, [*filter(None, [self._shared])], self._like(batch))
+        return predict_memory(self.engine, [*filter(None, [self._shared])], self._like(batch))
 
     def flops(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor] | None = None) -> int:
         """The floating-point operations of a step: convolutions and matrix products, forward and backward.
@@ -356,7 +421,7 @@ class Learner:
         Args:
             batch: of which only shapes count; by default one like the sample.
         """
-        return flops_of(self.engine, [*filter(None, [self._shared])], self._like(batch))
+        return count_flops(self.engine, [*filter(None, [self._shared])], self._like(batch))
 
     def explain(self) -> str:
         """The credit table, the schedule, and what each module holds and needs."""
@@ -377,12 +442,15 @@ class Learner:
         """All optimizers, in the order of the forward; for learning rate schedulers and inspection."""
         if self._shared is not None:
             return [self._shared]
-        made = self.engine.optimizers.made
-        return [made[step] for step in sorted(made, key=lambda step: (step.segment, step.op, step.flow or 0))]
+        made = self.engine.optimizers.by_action
+        return [
+            made[step]
+            for step in sorted(made, key=lambda step: (step.segment, step.op, step.flow or 0))
+        ]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All that is trained: the model's parameters by their own names, then `heads.` and `encoders.`."""
-        for part, module in self.parts().items():
+        for part, module in self.trained_modules().items():
             yield from module.named_parameters("" if part == "model" else part)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -396,4 +464,7 @@ def _one_each(
     """An optimizer for each of the owners, made by the factory; none if one exists that serves them all."""
     if isinstance(optimizer, Optimizer):
         return {}
-    return {step: whole_optimizer(optimizer(parameters), parameters) for step, parameters in owned.items()}
+    return {
+        step: check_optimizer(optimizer(parameters), parameters)
+        for step, parameters in owned.items()
+    }

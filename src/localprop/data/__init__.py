@@ -1,4 +1,6 @@
-"""Data sets by name or from files, and their batches: images in memory, images in folders, text as bytes.
+"""Data sets by name or from files, and their batches.
+
+A data set has images in memory, images in folders, or text as bytes.
 
 ```python
 from localprop import data
@@ -13,10 +15,10 @@ for images, labels in batches.epoch(0):
 from localprop.data.arrays import Images, Split
 from localprop.data.augment import Augment
 from localprop.data.batches import Batches
-from localprop.data.dataset import Dataset, Moments
+from localprop.data.dataset import Dataset, Normalization
 from localprop.data.folder import load_folder
+from localprop.data.loading import LoadingOptions, is_text
 from localprop.data.npz import load_npz
-from localprop.data.options import Options, is_text
 from localprop.data.sources import load
 from localprop.data.text import load_text
 
@@ -25,8 +27,8 @@ __all__ = [
     "Batches",
     "Dataset",
     "Images",
-    "Moments",
-    "Options",
+    "LoadingOptions",
+    "Normalization",
     "Split",
     "is_text",
     "load",

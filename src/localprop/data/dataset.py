@@ -1,4 +1,6 @@
-"""What training and evaluation need of a data set, be it images in memory, files in a folder, or text."""
+"""What training and evaluation need of a data set: images in memory, images in files, or text."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from hashlib import blake2b
@@ -7,43 +9,56 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+__all__ = ["Normalization"]
+
 SPLITS = ("train", "validation", "test")
 
 
-class Moments(NamedTuple):
-    """Mean and standard deviation per channel, of values in 0..1 where the images are uint8."""
+class Normalization(NamedTuple):
+    """How inputs are computed from pixels in 0..1: (pixel - mean) / std, per channel.
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    The default leaves pixels unchanged.
+
+    Attributes:
+        mean: one number per channel, or one for all channels.
+        std: standard deviation, likewise.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
 
 
 class Reader(Protocol):
-    """Makes batches of one split on one device."""
+    """Makes the batches of one split on one device."""
 
     @property
     def held_bytes(self) -> int:
-        """What it keeps on an accelerator between batches."""
+        """Bytes that the reader holds on an accelerator between batches."""
         ...
 
-    def epoch(self, number: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets for each tensor of samples' indices; what is random in them is a function of seed and epoch."""
+    def read_epoch(self, number: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and targets for each tensor of sample indices.
+
+        Randomness in the samples is a function of the seed and the epoch.
+        """
         ...
 
 
 class Dataset(Protocol):
-    """A data set: a training, a validation and a test split, and how batches are made of them.
+    """A training, a validation and a test split, and the readers that make their batches.
 
-    The validation split is for choosing and stopping, the test split for the figure that is reported.
+    The validation split is for model selection and early stopping. The test split is for the
+    reported figure.
     """
 
     @property
     def name(self) -> str:
-        """For reports."""
+        """The name in reports."""
         ...
 
     @property
     def unit(self) -> str:
-        """What a sample is, in the plural: "images" or "windows"."""
+        """The noun for samples, in the plural: "images" or "windows"."""
         ...
 
     @property
@@ -53,7 +68,7 @@ class Dataset(Protocol):
 
     @property
     def validation(self) -> Sized:
-        """Held out of the training data; may be empty."""
+        """Held out of the training data. It may be empty."""
         ...
 
     @property
@@ -63,7 +78,7 @@ class Dataset(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
+        """The shape of one input, without the batch."""
         ...
 
     @property
@@ -72,30 +87,32 @@ class Dataset(Protocol):
         ...
 
     @property
-    def moments(self) -> Moments | None:
-        """How inputs were made from pixels; None if they are no images."""
+    def normalization(self) -> Normalization | None:
+        """How inputs are computed from pixels. None if they are no images."""
         ...
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """A batch of zeros in the shape and type of this data set's batches."""
+    def make_zero_batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """Make inputs and targets of zeros, with the shapes and types of the data set's batches."""
         ...
 
-    def problems(self, *, augment: bool) -> list[str]:
-        """Why no batches can be made of it, one sentence each."""
+    def find_problems(self, *, augment: bool) -> list[str]:
+        """List why no batches can be made of it, one sentence per problem."""
         ...
 
-    def reader(self, split: str, *, augment: bool, seed: int, device: torch.device) -> Reader:
-        """What makes batches of the split of this name."""
+    def make_reader(self, split: str, *, augment: bool, seed: int, device: torch.device) -> Reader:
+        """Make the reader of the split of this name."""
         ...
 
 
-def generator_of(purpose: str, *place: int) -> torch.Generator:
-    """A generator on the CPU whose draws are a function of a purpose and a place, such as (seed, epoch).
+def make_generator(purpose: str, *numbers: int) -> torch.Generator:
+    """Make a CPU generator. Its draws are a function of a purpose and numbers like (seed, epoch).
 
     Example:
-        >>> torch.rand(1, generator=generator_of("order", 0, 1)) == torch.rand(1, generator=generator_of("order", 0, 1))
+        >>> first, second = (make_generator("order", 0, 1) for _ in range(2))
+        >>> torch.rand(1, generator=first) == torch.rand(1, generator=second)
         tensor([True])
     """
-    text = " ".join(map(str, (purpose, *place)))
+    text = " ".join(map(str, (purpose, *numbers)))
+    # Not Python's hash(), which differs from process to process.
     digest = blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

@@ -1,4 +1,7 @@
-"""Images in folders, one per class: `train/CLASS/...` and `val/CLASS/...`, as torchvision's ImageFolder reads them."""
+"""Images in folders, one per class: `train/CLASS/...` and `val/CLASS/...`.
+
+The layout is that of torchvision's ImageFolder.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -11,27 +14,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from localprop.data.arrays import as_float, first_per_class, hold_out
-from localprop.data.augment import Augment, cut_out, cutout_problems
-from localprop.data.dataset import Moments, generator_of
+from localprop.data.arrays import hold_out, select_per_class, to_float
+from localprop.data.augment import Augment, cut_out, find_cutout_problems
+from localprop.data.dataset import Normalization, make_generator
 from localprop.errors import BadInput, RunFailed, check
 
-# The usual ones of ImageNet, which torchvision's reference recipes normalise by.
-IMAGENET = Moments((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# The usual values for ImageNet. torchvision's reference recipes normalise by them.
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGENET_AUGMENT = Augment(resized=True, flip=True)
-Key = tuple[int, int]  # epoch and index
+SampleKey = tuple[int, int]  # epoch and sample index
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
-    """Files of images and their labels.
+class ImageFiles:
+    """Image files and their labels.
 
     Args:
-        paths: of N files.
+        paths: the paths of N files.
         labels: (N,), int64.
 
     Example:
-        >>> len(Files(("a.png",), torch.zeros(1, dtype=torch.int64)))
+        >>> len(ImageFiles(("a.png",), torch.zeros(1, dtype=torch.int64)))
         1
     """
 
@@ -41,32 +44,35 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def select(self, indices: Tensor) -> "Files":
-        """The samples at `indices` (M,), in their order."""
-        return Files(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
+    def select(self, indices: Tensor) -> "ImageFiles":
+        """Select the samples at `indices` (M,), in their order."""
+        return ImageFiles(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class Folder:
     """A data set of image files, which worker processes read and scale.
 
-    Training images are cropped at random (area 8% to 100%, side ratio 3/4 to 4/3) and scaled to `image_size`, if
-    `augment.resized` says so. All others are scaled so that their shorter side is 256/224 of `image_size`, and the centre
-    is taken. With `augment.pad` that side, in training and in tests, is `image_size` itself, and training images are then
-    padded and cropped at random: images of that size, as TinyImageNet's of 64, are never scaled.
+    If `augment.resized` is set, training images are cropped at random (area 8% to 100%, aspect
+    ratio 3/4 to 4/3) and scaled to `image_size`. All other images are scaled so that their shorter
+    side is 256/224 of `image_size`, and the centre is cropped.
 
-    All become RGB of 8 bits; of grey images of 16 bits the higher 8 are kept.
+    If `augment.pad` is set, the shorter side becomes `image_size` itself, in training and in tests.
+    Training images are then padded and cropped at random. Images that have this size already, such
+    as TinyImageNet's of 64 pixels, are thus never scaled.
+
+    All images become RGB of 8 bits. Grey images of 16 bits keep their higher 8 bits.
 
     Args:
-        name: for reports.
+        name: the name in reports.
         train: the training split.
-        validation: held out of the training images; may be empty.
-        test: the test split, of the folder val/.
-        classes: one name per class: the folders.
-        augment: how training images are augmented.
-        moments: to normalise by.
+        validation: held out of the training images. It may be empty.
+        test: the test split, from the folder val/.
+        classes: one name per class, the names of the folders.
+        augment: the augmentation of training images.
+        normalization: mean and standard deviation per channel.
         image_size: height and width of inputs, in pixels.
-        workers: processes that read; with 0 the training process reads itself.
+        workers: number of processes that read. With 0, the training process reads.
 
     Example:
         >>> load("folder:/data/imagenet").shape  # doctest: +SKIP
@@ -74,12 +80,12 @@ class Folder:
     """
 
     name: str
-    train: Files
-    validation: Files
-    test: Files
+    train: ImageFiles
+    validation: ImageFiles
+    test: ImageFiles
     classes: tuple[str, ...]
     augment: Augment
-    moments: Moments
+    normalization: Normalization
     image_size: int
     workers: int
 
@@ -95,85 +101,111 @@ class Folder:
         """The number of classes."""
         return len(self.classes)
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images (count, C, H, W), float32, and labels (count,), int64: zeros."""
+    def make_zero_batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """Make images (count, C, H, W), float32, and labels (count,), int64, of zeros."""
         return torch.zeros(count, *self.shape), torch.zeros(count, dtype=torch.int64)
 
-    def problems(self, *, augment: bool) -> list[str]:
-        """Why no batches can be made: a cutout as large as the images. What else can be wrong is seen when files are read."""
-        return cutout_problems(self.augment, self.image_size, self.image_size) if augment else []
+    def find_problems(self, *, augment: bool) -> list[str]:
+        """Check that cutout is smaller than the images. Reading files may raise other problems."""
+        if not augment:
+            return []
+        return find_cutout_problems(self.augment, self.image_size, self.image_size)
 
-    def reader(self, split: str, *, augment: bool, seed: int, device: torch.device) -> "FileReader":
-        """What makes batches of the split of this name."""
-        return FileReader(self, getattr(self, split), self.augment if augment else Augment(), seed=seed, device=device)
+    def make_reader(
+        self, split: str, *, augment: bool, seed: int, device: torch.device
+    ) -> "FileReader":
+        """Make the reader of the split of this name."""
+        files = getattr(self, split)
+        chosen = self.augment if augment else Augment()
+        return FileReader(self, files, chosen, seed=seed, device=device)
 
 
 class FileReader:
-    """Batches of image files: worker processes read, crop and flip, the device normalises and cuts out.
+    """Makes batches of image files.
+
+    Worker processes read, crop and flip. The device normalises and cuts out.
 
     Args:
-        folder: says sizes, moments and workers.
+        folder: the data set, for sizes, normalization and workers.
         files: the split.
-        augment: what to do to the images.
-        seed: of augmentation, which is a function of (seed, epoch, index) in every worker.
-        device: where batches are normalised.
+        augment: the augmentation.
+        seed: seed of the augmentation, which is a function of (seed, epoch, index) in every worker.
+        device: the device of the batches.
     """
 
     held_bytes = 0
 
-    def __init__(self, folder: Folder, files: Files, augment: Augment, *, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        files: ImageFiles,
+        augment: Augment,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
         self.augment = augment
         self.seed = seed
         self.device = device
         self._count = len(files)
-        self._keys = _Keys()
-        self._mean, self._std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in folder.moments)
+        self._sampler = _EpochSampler()
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in folder.normalization
+        )
         self._loader: DataLoader[tuple[Tensor, Tensor] | str] = DataLoader(
-            _Images(files, _transform(folder, augment), seed),  # type: ignore[arg-type]
-            batch_sampler=self._keys,
-            collate_fn=_collated,
+            _FileDataset(files, _build_transform(folder, augment), seed),  # type: ignore[arg-type]
+            batch_sampler=self._sampler,
+            collate_fn=_collate,
             num_workers=folder.workers,
             persistent_workers=folder.workers > 0,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # else the loader would draw from torch's global one
+            # Without a generator of its own, the loader would draw from torch's global one.
+            generator=torch.Generator(),
         )
 
-    def epoch(self, number: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images (N, C, H, W), float32, and labels (N,), int64, for each tensor of indices (N,).
+    def read_epoch(self, number: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a batch for each tensor of sample indices (N,).
+
+        Yields:
+            Normalised images (N, C, H, W), float32, and labels (N,), int64.
 
         Raises:
-            RunFailed: a file that cannot be read as an image.
+            RunFailed: if a file cannot be read as an image.
         """
-        chosen = list(batches)
-        spots = torch.rand(self._count, 2, generator=generator_of("cutout", self.seed, number))
-        self._keys.batches = [[(number, index) for index in indices.tolist()] for indices in chosen]
-        for indices, read in zip(chosen, self._loader, strict=True):
-            if isinstance(read, str):
-                raise RunFailed(read)
-            images, labels = read
-            inputs = (as_float(images.to(self.device, non_blocking=True)) - self._mean) / self._std
+        order = list(batches)
+        centres = torch.rand(self._count, 2, generator=make_generator("cutout", self.seed, number))
+        self._sampler.batches = [[(number, index) for index in b.tolist()] for b in order]
+        for indices, batch in zip(order, self._loader, strict=True):
+            if isinstance(batch, str):
+                raise RunFailed(batch)
+            images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            inputs = (to_float(images) - self._mean) / self._std
             if self.augment.cutout:
-                inputs = cut_out(inputs, self.augment.cutout, spots[indices])
-            yield inputs, labels.to(self.device, non_blocking=True)
+                inputs = cut_out(inputs, self.augment.cutout, centres[indices])
+            yield inputs, labels
 
 
-class _Keys:
-    """The batches of the epoch that the loader is asked for next, each a list of (epoch, index)."""
+class _EpochSampler:
+    """Yields the batches of the epoch that is read next, each a list of (epoch, index).
+
+    The loader and its workers live for the whole run, so each epoch's batches are set here before
+    the loader is iterated.
+    """
 
     def __init__(self) -> None:
-        self.batches: list[list[Key]] = []
+        self.batches: list[list[SampleKey]] = []
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         return iter(self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
-class _Images:
-    """Reads one image for a key; torch's loader copies it to its workers."""
+class _FileDataset:
+    """Reads one image for a key. torch's loader copies this object to its workers."""
 
-    def __init__(self, files: Files, transform: Callable[[Any], Tensor], seed: int) -> None:
+    def __init__(self, files: ImageFiles, transform: Callable[[Any], Tensor], seed: int) -> None:
         self.files = files
         self.transform = transform
         self.seed = seed
@@ -181,54 +213,76 @@ class _Images:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | str:
-        """An image (C, H, W), uint8, and its label; or why there is none, which a worker could not raise as it is."""
-        from PIL import Image
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int] | str:
+        """Read an image (C, H, W), uint8, and its label.
 
-        (epoch, index), path = key, self.files.paths[key[1]]
-        try:
-            with Image.open(path) as opened:
-                if opened.mode in ("I", "F"):
-                    return _unknown_range(path, opened.mode)
-                image = _eight_bits(opened).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them are Pillow's
-            return f"{path} cannot be read as an image ({error}): replace or remove it."
+        Returns a message instead if the file cannot be read. The message of an exception would
+        reach the training process with the worker's traceback in it.
+        """
+        epoch, index = key
+        image = _open_rgb(self.files.paths[index])
+        if isinstance(image, str):
+            return image
         with torch.random.fork_rng(devices=[]):
-            # torchvision draws from the global generator, which is put back.
-            torch.default_generator.set_state(generator_of("file", self.seed, epoch, index).get_state())
-            pixels: Tensor = self.transform(image)
+            # torchvision draws from the global generator. `fork_rng` restores it afterwards.
+            generator = make_generator("file", self.seed, epoch, index)
+            torch.default_generator.set_state(generator.get_state())
+            pixels = self.transform(image)
         return pixels, int(self.files.labels[index])
 
 
-def _eight_bits(image: Any) -> Any:
-    """Of 16-bit grey the higher byte, which Pillow keeps of 16-bit colour too; its own `convert` makes all above 255 white."""
+def _open_rgb(path: str) -> Any:
+    """Open a Pillow image as RGB of 8 bits, or return a message if it cannot be read."""
     from PIL import Image
 
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else image
+    try:
+        with Image.open(path) as opened:
+            if opened.mode in ("I", "F"):
+                return _describe_unknown_range(path, opened.mode)
+            return _convert_to_8_bits(opened).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow raises all of these for damaged files.
+        return f"{path} cannot be read as an image ({error}): replace or remove it."
 
 
-def _unknown_range(path: str, mode: str) -> str:
+def _convert_to_8_bits(image: Any) -> Any:
+    """Keep the higher byte of 16-bit grey images.
+
+    Pillow does the same for 16-bit colour, but its `convert` turns grey values above 255 white.
+    """
+    from PIL import Image
+
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _describe_unknown_range(path: str, mode: str) -> str:
     return (
-        f"{path} has pixels of Pillow's mode {mode}, which do not say how bright white is: convert such files to 8 bits, with"
-        " Image.fromarray((numpy.asarray(image) * (255 / WHITE)).astype('uint8')), where WHITE is the value of white."
+        f"{path} has pixels of Pillow's mode {mode}, which does not say which value is white:"
+        " convert such files to 8 bits, with"
+        " Image.fromarray((numpy.asarray(image) * (255 / WHITE)).astype('uint8')), where WHITE is"
+        " the value of white."
     )
 
 
-def _collated(read: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
-    """Images (N, C, H, W) and labels (N,), or why the first one that is missing cannot be read."""
-    failures = [each for each in read if isinstance(each, str)]
-    return failures[0] if failures else tuple(default_collate(read))
+def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
+    """Stack images (N, C, H, W) and labels (N,), or return the message of the first failure."""
+    failures = [sample for sample in samples if isinstance(sample, str)]
+    return failures[0] if failures else tuple(default_collate(samples))
 
 
-def _transform(folder: Folder, augment: Augment) -> Callable[[Any], Tensor]:
+def _build_transform(folder: Folder, augment: Augment) -> Callable[[Any], Tensor]:
+    """Build the transform from a Pillow image to a tensor (C, H, W), uint8."""
     from torchvision import transforms
 
     size = folder.image_size
     if augment.resized:
         steps = [transforms.RandomResizedCrop(size)]
     else:
-        shorter = size if folder.augment.pad else round(size * 256 / 224)
-        steps = [transforms.Resize(shorter), transforms.CenterCrop(size)]
+        # `folder.augment` and not `augment`: tests scale images as training does.
+        shorter_side = size if folder.augment.pad else round(size * 256 / 224)
+        steps = [transforms.Resize(shorter_side), transforms.CenterCrop(size)]
     if augment.pad:
         mode = "reflect" if augment.reflect else "constant"
         steps.append(transforms.RandomCrop(size, padding=augment.pad, padding_mode=mode))
@@ -242,71 +296,97 @@ def load_folder(
     path: str | Path,
     *,
     augment: Augment = IMAGENET_AUGMENT,
-    moments: Moments | None = None,
+    normalization: Normalization | None = None,
     limit: int | None = None,
     validation: float = 0.1,
     image_size: int = 224,
     workers: int = 4,
 ) -> Folder:
-    """Find the images under `path/train` and `path/val`, a folder for each class.
+    """Find the images under `path/train` and `path/val`, with a folder for each class.
 
     Args:
-        path: the folder; "~" is the home folder.
-        augment: how training images are augmented.
-        moments: to normalise by, of values in 0..1; those of ImageNet if None.
-        limit: keep that many training images at most, with equal shares of the classes.
-        validation: share of the training images that is held out, always the same ones.
+        path: the folder. "~" is the home folder.
+        augment: the augmentation of training images.
+        normalization: mean and standard deviation of values in 0..1. None takes those of ImageNet.
+        limit: keep at most this many training images, with equal shares of the classes.
+        validation: fraction of the training images to hold out, the same images in every run.
         image_size: height and width of inputs, in pixels.
-        workers: processes that read.
+        workers: number of processes that read.
 
     Raises:
-        BadInput: a folder that is missing or has no images, fewer than two classes, other classes in val than in train, no
-            torchvision.
+        BadInput: if a folder is missing or has no images, if there are fewer than two classes or
+            val has other classes than train, or if torchvision is not installed.
 
     Example:
         >>> data = load_folder("/data/imagenet", workers=16)  # doctest: +SKIP
     """
     path = Path(os.path.expanduser(path)).absolute()
-    check(_missing(path))
-    (train, classes), (test, others) = (_found(path / part) for part in ("train", "val"))
-    if classes != others:
-        differ = ", ".join(sorted({*classes} ^ {*others})[:8])
-        raise BadInput(f"{path} has other classes in val than in train ({differ}): give both the same folders.")
-    if len(classes) < 2:
-        raise BadInput(
-            f"{path}/train has one class only, the folder {classes[0]}, but at least two are needed: is it one level too"
-            f" high? {_layout(path)}"
-        )
+    check(_find_missing_folders(path))
+    train, classes = _find_image_files(path / "train")
+    test, test_classes = _find_image_files(path / "val")
+    check(_find_class_problems(path, classes, test_classes))
     kept, held_out = hold_out(train.labels, validation)
     training = train.select(kept)
     if limit is not None:
-        training = training.select(first_per_class(training.labels, limit))
+        training = training.select(select_per_class(training.labels, limit))
     return Folder(
-        path.name, training, train.select(held_out), test, classes, augment, moments or IMAGENET, image_size, workers
+        name=path.name,
+        train=training,
+        validation=train.select(held_out),
+        test=test,
+        classes=classes,
+        augment=augment,
+        normalization=normalization or IMAGENET,
+        image_size=image_size,
+        workers=workers,
     )
 
 
-def _layout(path: Path) -> str:
-    return f"Images belong in {path}/train/CLASS/ and {path}/val/CLASS/, with a folder for each class."
+def _describe_layout(path: Path) -> str:
+    return (
+        f"Images belong in {path}/train/CLASS/ and {path}/val/CLASS/, with a folder for each class."
+    )
 
 
-def _missing(path: Path) -> list[str]:
+def _find_missing_folders(path: Path) -> list[str]:
     problems = []
-    for part in ("train", "val"):
-        if not (path / part).is_dir():
-            renamed = part == "val" and (path / "test").is_dir()
-            what = f", but there is {path}/test: rename it to val." if renamed else "."
-            problems.append(f"There is no folder {path / part}{what} {_layout(path)}")
+    for split in ("train", "val"):
+        if not (path / split).is_dir():
+            has_test = split == "val" and (path / "test").is_dir()
+            hint = f", but there is {path}/test: rename it to val." if has_test else "."
+            problems.append(f"There is no folder {path / split}{hint} {_describe_layout(path)}")
     return problems
 
 
-def _found(path: Path) -> tuple[Files, tuple[str, ...]]:
+def _find_class_problems(
+    path: Path, classes: tuple[str, ...], test_classes: tuple[str, ...]
+) -> list[str]:
+    if classes != test_classes:
+        different = ", ".join(sorted({*classes} ^ {*test_classes})[:8])
+        return [
+            f"{path} has other classes in val than in train ({different}): give both the same"
+            " folders."
+        ]
+    if len(classes) < 2:
+        return [
+            f"{path}/train has one class only, the folder {classes[0]}, but at least two are"
+            f" needed: is it one level too high? {_describe_layout(path)}"
+        ]
+    return []
+
+
+def _find_image_files(path: Path) -> tuple[ImageFiles, tuple[str, ...]]:
+    """Find the files and the classes of a split."""
     try:
         from torchvision.datasets import ImageFolder
     except ImportError as error:
-        raise BadInput(f"torchvision cannot be imported ({error}): pip install 'localprop[vision]'.") from error
+        raise BadInput(
+            f"torchvision cannot be imported ({error}): pip install 'localprop[vision]'."
+        ) from error
     try:
         found = ImageFolder(path)
     except FileNotFoundError as error:
-        raise BadInput(f"{path} has no images ({error}). {_layout(path.parent)}") from error
-    return Files(tuple(file for file, _ in found.samples), torch.tensor(found.targets)), tuple(found.classes)
+        layout = _describe_layout(path.parent)
+        raise BadInput(f"{path} has no images ({error}). {layout}") from error
+    paths = tuple(file for file, _ in found.samples)
+    return ImageFiles(paths, torch.tensor(found.targets)), tuple(found.classes)

@@ -1,37 +1,27 @@
-"""The papers by name: each a short composition of parts.
+"""The papers by name. One paper is one file, which holds the paper's parts and its function.
 
-In the equations h_k is the output of module k = 1..K, f_k its layers, a_k its auxiliary network, sg a stop-gradient, y the
-target and L_k = loss(a_k(h_k), y); L_K is the task's loss of the network's own classifier.
+The function composes parts of a rule. A file is found by its `__all__`, so a new method is one new
+file here and no other edit.
+
+In the equations h_k is the output of module k = 1..K, f_k its layers, a_k its auxiliary network, sg
+a stop-gradient, y the target and L_k = loss(a_k(h_k), y). L_K is the task's loss of the network's
+own classifier.
 """
 
-from localprop.methods.borrowed import man, man_plus, solo
-from localprop.methods.features import lopt, pathak
-from localprop.methods.groups import gn_dgl
-from localprop.methods.helpers import auglocal, contsup
-from localprop.methods.links import backlink, interlocking
-from localprop.methods.losses import infopro, predsim
-from localprop.methods.penalised import sgr, trgl
-from localprop.methods.plain import dgl, end_to_end, greedy
-from localprop.methods.windowed import hpff, windows
+import inspect
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "auglocal",
-    "backlink",
-    "contsup",
-    "dgl",
-    "end_to_end",
-    "gn_dgl",
-    "greedy",
-    "hpff",
-    "infopro",
-    "interlocking",
-    "lopt",
-    "man",
-    "man_plus",
-    "pathak",
-    "predsim",
-    "sgr",
-    "solo",
-    "trgl",
-    "windows",
-]
+__all__ = []
+
+for _info in iter_modules(__path__):
+    if _info.name == "parse":
+        continue
+    _module = import_module(f"{__name__}.{_info.name}")
+    for _name in _module.__all__:
+        _value = getattr(_module, _name)
+        if inspect.isfunction(_value):
+            # The import has bound the module to this name, for example `dgl`: the function of that
+            # name takes its place.
+            globals()[_name] = _value
+            __all__.append(_name)

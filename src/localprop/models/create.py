@@ -1,4 +1,4 @@
-"""Models by name: localprop's own, torchvision's and timm's."""
+"""Create models by name: localprop's own, torchvision's and timm's."""
 
 import math
 from collections.abc import Callable
@@ -10,10 +10,15 @@ from torch import nn
 
 from localprop.errors import BadInput, check
 from localprop.models import densenet, grouped, resnet, transformer, vgg
-from localprop.models.libraries import from_timm, from_torchvision, prefixed, unknown
+from localprop.models.libraries import (
+    build_timm_model,
+    build_torchvision_model,
+    describe_unknown_model,
+    find_in_libraries,
+)
 from localprop.models.mlp import mlp
-from localprop.models.options import FORM, option_problems, written
 from localprop.models.small_resnet import small_resnet
+from localprop.models.spec import FORM, find_option_problems, parse_model_spec
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet.resnet8,
@@ -38,51 +43,61 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "transformer": transformer.transformer_lm,
     "mlp": mlp,
 }
-LIBRARIES = {"timm": from_timm, "torchvision": from_torchvision}
+LIBRARIES = {"timm": build_timm_model, "torchvision": build_torchvision_model}
 
 
 def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Build an untrained model by name, for inputs of a given shape.
 
-    Options follow the name, which are the other arguments of the model's function: "resnet32:widen=2",
-    "vgg8b:feat_mult=2,dropout=0.25,leaky=True", "grouped_resnet:groups=4,ends=(7,15)", "transformer:width=64,blocks=2",
+    Options follow the name. They are the other arguments of the model's function:
+    "resnet32:widen=2", "vgg8b:feat_mult=2,dropout=0.25,leaky=True",
+    "grouped_resnet:groups=4,ends=(7,15)", "transformer:width=64,blocks=2",
     "timm:vit_tiny_patch16_224,patch_size=4".
 
     Args:
-        name: a network of :mod:`localprop.models`: "resnet8" to "resnet128", "resnet18_cifar" to "resnet152_cifar",
-            "grouped_resnet", "densenet_bc_100_12", "vgg8b", "vgg11b", "vgg13", "vgg19", "transformer", "mlp" or
-            "mlp:512,512" (hidden widths); or "timm:NAME" or "torchvision:NAME".
-        num_classes: outputs of the classifier; the vocabulary of a language model.
-        input_shape: shape of one sample, without the batch: (C, H, W) for images, (T,) for language models, where T is
-            the longest sequence.
+        name: a network of `localprop.models`: "resnet8" to "resnet128", "resnet18_cifar" to
+            "resnet152_cifar", "grouped_resnet", "densenet_bc_100_12", "vgg8b", "vgg11b", "vgg13",
+            "vgg19", "transformer", "mlp" or "mlp:512,512" (hidden widths); or "timm:NAME" or
+            "torchvision:NAME".
+        num_classes: outputs of the classifier, or the vocabulary of a language model.
+        input_shape: shape of one sample, without the batch: (C, H, W) for images, (T,) for language
+            models, where T is the longest sequence.
 
     Returns:
-        A network from (N, *input_shape) to logits (N, num_classes), of a language model (N, T, num_classes).
+        A network from (N, *input_shape) to logits (N, num_classes). A language model returns logits
+        (N, T, num_classes).
 
     Raises:
-        BadInput: for an unknown name (with close matches), options that the model does not have, a package that is not
-            installed, an input shape that the model does not take, and counts less than one.
+        BadInput: for an unknown name (with close matches), options that the model does not have, a
+            package that is not installed, an input shape that the model does not take, and counts
+            less than one.
 
     Example:
         >>> create_model("mlp:32,32", 10, (1, 8, 8))(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
-        >>> create_model("transformer:width=32,blocks=2", 256, (16,))(torch.zeros(2, 16, dtype=torch.int64)).shape
+        >>> model = create_model("transformer:width=32,blocks=2", 256, (16,))
+        >>> model(torch.zeros(2, 16, dtype=torch.int64)).shape
         torch.Size([2, 16, 256])
     """
     _check_sizes(num_classes, input_shape)
-    head, _, rest = name.partition(":")
-    if head in LIBRARIES:
-        return _of_library(head, rest, num_classes, input_shape)
-    if head not in NETWORKS:
-        raise BadInput(_unknown(head))
-    build = NETWORKS[head]
-    options = _options(name, head, rest)
-    check([*_shape_problems(head, build, input_shape), *option_problems(head, build, options)])
-    return build(**_given(build, num_classes, input_shape), **options)
+    prefix, _, rest = name.partition(":")
+    if prefix in LIBRARIES:
+        return _create_library_model(prefix, rest, num_classes, input_shape)
+    if prefix not in NETWORKS:
+        raise BadInput(_describe_unknown(prefix))
+    build = NETWORKS[prefix]
+    options = _read_options(name)
+    check(
+        [
+            *_find_shape_problems(prefix, build, input_shape),
+            *find_option_problems(prefix, build, options),
+        ]
+    )
+    return build(**_select_data_arguments(build, num_classes, input_shape), **options)
 
 
 def takes_tokens(name: str) -> bool:
-    """Whether a model of this name is a language model, whose inputs are tokens (N, T).
+    """Whether this is the name of a language model, whose inputs are tokens (N, T).
 
     Example:
         >>> takes_tokens("transformer:width=64"), takes_tokens("mlp")
@@ -92,68 +107,85 @@ def takes_tokens(name: str) -> bool:
     return build is not None and "context" in signature(build).parameters
 
 
-def _unknown(name: str) -> str:
-    """The same name elsewhere goes before names that are close."""
-    same = [*(own for own in NETWORKS if own == f"{name}_cifar"), *prefixed(name)]
+def _describe_unknown(name: str) -> str:
+    """Suggest the same name with a suffix or prefix if there is one, and else similar names."""
+    cifar_name = f"{name}_cifar"
+    same = [*([cifar_name] if cifar_name in NETWORKS else []), *find_in_libraries(name)]
     if same:
         return f"localprop has no model {name!r}: did you mean {' or '.join(same)}?"
-    advice = "The names of other libraries take a prefix, timm:NAME or torchvision:NAME."
-    return f"{unknown('localprop', name, NETWORKS)} {advice}"
+    advice = "Models of other libraries take a prefix, timm:NAME or torchvision:NAME."
+    return f"{describe_unknown_model('localprop', name, NETWORKS)} {advice}"
 
 
 def _check_sizes(num_classes: int, input_shape: tuple[int, ...]) -> None:
     problems = []
     if num_classes < 1:
-        problems.append(f"num_classes is {num_classes}, but at least 1 is needed: pass a positive number.")
+        problems.append(
+            f"num_classes is {num_classes}, but at least 1 is needed: pass a positive number."
+        )
     if not input_shape or min(input_shape) < 1:
         problems.append(
-            f"The input shape is {input_shape}, but it must have positive sizes: pass the shape of one sample"
-            " without the batch, such as (3, 32, 32)."
+            f"The input shape is {input_shape}, but it must have positive sizes: pass the shape of"
+            " one sample without the batch, such as (3, 32, 32)."
         )
     check(problems)
 
 
-def _of_library(head: str, rest: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    name, _, text = rest.partition(",")
-    values, options = written(rest, text)
-    problems = [f"{head}:{rest} gives {values} without a name: {FORM}."] if values else []
+def _create_library_model(
+    library: str, text: str, num_classes: int, input_shape: tuple[int, ...]
+) -> nn.Module:
+    """Build "LIBRARY:NAME,option=value,...", whose text after the colon is `text`."""
+    spec = parse_model_spec(text, separator=",")
+    problems = []
+    if spec.values:
+        problems.append(f"{library}:{text} gives {spec.values} without a name: {FORM}.")
     if len(input_shape) != 3:
-        problems.append(_no_image(f"{head}:{rest}", input_shape))
+        problems.append(_describe_non_image(f"{library}:{text}", input_shape))
     check(problems)
     chans, height, width = input_shape
-    return LIBRARIES[head](name, options, num_classes, (chans, height, width))
+    return LIBRARIES[library](spec.name, spec.options, num_classes, (chans, height, width))
 
 
-def _no_image(name: str, input_shape: tuple[int, ...]) -> str:
-    instead = "transformer" if len(input_shape) == 1 else "mlp"
-    return f"The input shape is {input_shape}, but {name} takes images (C, H, W): pass such a shape, or use {instead}."
+def _describe_non_image(name: str, input_shape: tuple[int, ...]) -> str:
+    alternative = "transformer" if len(input_shape) == 1 else "mlp"
+    return (
+        f"The input shape is {input_shape}, but {name} takes images (C, H, W): pass such a shape,"
+        f" or use {alternative}."
+    )
 
 
-def _shape_problems(name: str, build: Callable[..., Any], input_shape: tuple[int, ...]) -> list[str]:
-    wanted = signature(build).parameters
-    if wanted.keys() & {"in_chans", "input_shape"} and len(input_shape) != 3:
-        return [_no_image(name, input_shape)]
+def _find_shape_problems(
+    name: str, build: Callable[..., Any], input_shape: tuple[int, ...]
+) -> list[str]:
+    """Tell networks of images and of tokens apart by the names of their function's arguments."""
+    takes_images = signature(build).parameters.keys() & {"in_chans", "input_shape"}
+    if takes_images and len(input_shape) != 3:
+        return [_describe_non_image(name, input_shape)]
     if takes_tokens(name) and len(input_shape) != 1:
         return [
-            f"The input shape is {input_shape}, but {name} takes tokens: pass the longest sequence, such as (128,)."
+            f"The input shape is {input_shape}, but {name} takes tokens: pass the length of the"
+            " longest sequence, such as (128,)."
         ]
     return []
 
 
-def _options(name: str, head: str, text: str) -> dict[str, Any]:
-    """What the name gives; values without a name are an MLP's hidden widths."""
-    values, options = written(name, text)
-    if not values:
-        return options
-    if head != "mlp":
-        raise BadInput(f"{name!r} gives {values} without a name: {FORM}.")
-    check([f"{name!r} gives the hidden widths twice: remove one."] if "hidden" in options else [])
-    return {"hidden": values, **options}
+def _read_options(text: str) -> dict[str, Any]:
+    """The options in a name. Values without an option name are the hidden widths of an MLP."""
+    spec = parse_model_spec(text)
+    if not spec.values:
+        return spec.options
+    if spec.name != "mlp":
+        raise BadInput(f"{text!r} gives {spec.values} without a name: {FORM}.")
+    if "hidden" in spec.options:
+        raise BadInput(f"{text!r} gives the hidden widths twice: remove one.")
+    return {"hidden": spec.values, **spec.options}
 
 
-def _given(build: Callable[..., Any], num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Of what is known about the data, what the function asks for."""
-    known = {
+def _select_data_arguments(
+    build: Callable[..., Any], num_classes: int, input_shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """The subset of dataset properties that the model function accepts."""
+    properties = {
         "num_classes": num_classes,
         "in_chans": input_shape[0],
         "input_shape": input_shape,
@@ -161,4 +193,5 @@ def _given(build: Callable[..., Any], num_classes: int, input_shape: tuple[int, 
         "vocabulary": num_classes,
         "context": input_shape[0],
     }
-    return {name: known[name] for name in signature(build).parameters if name in known}
+    accepted = signature(build).parameters
+    return {name: value for name, value in properties.items() if name in accepted}

@@ -1,22 +1,24 @@
 """Densely connected networks for small images."""
 
+import torch
 from torch import Tensor, nn
-from torch import cat as concatenated
 
 from localprop.errors import check
-from localprop.models.problems import count_problems
+from localprop.models.problems import find_count_problems
 from localprop.models.resnet import init_convs
 
-BOTTLENECK = 4  # the 1x1 convolution of a dense layer is so many times as wide as the layer's growth
+BOTTLENECK = 4  # The 1x1 convolution of a dense layer is 4 times as wide as the layer's growth.
 
 
 class DenseLayer(nn.Module):
-    """A bottleneck layer: the input, and behind its channels those that BN-ReLU-conv1x1-BN-ReLU-conv3x3 makes of it.
+    """A bottleneck layer that appends channels to its input.
+
+    The new channels are the output of BN-ReLU-conv1x1-BN-ReLU-conv3x3.
 
     Args:
-        in_chans: channels of what `entry` returns.
+        in_chans: channels of the output of `entry`.
         growth: channels that the layer adds.
-        entry: what comes before: a stem, a transition, or nothing.
+        entry: applied first: a stem, a transition, or an identity.
 
     Example:
         >>> DenseLayer(24, 12, nn.Identity())(torch.zeros(1, 24, 8, 8)).shape
@@ -41,19 +43,22 @@ class DenseLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map the input of `entry` to (N, in_chans + growth, H, W)."""
         x = self.entry(x)
-        return concatenated([x, self.branch(x)], 1)
+        return torch.cat([x, self.branch(x)], 1)
 
 
 class DenseNetBC(nn.Module):
-    """DenseNet-BC for 32x32 images: three blocks of bottleneck layers, maps and channels halved between them.
+    """DenseNet-BC for 32x32 images, with three blocks of bottleneck layers.
 
-    Every dense layer is a layer of the network, so that a cut hands on all features so far. The stem belongs to the first
-    one and a transition to the one after it, as a pool does in the VGG networks: our reading, since where the published
-    local networks are cut is not known; three blocks of 16 then divide into 2, 4, 8 or 16 equal modules.
+    A transition between blocks halves the side of the feature maps and the channels.
+
+    Every dense layer is a layer of the network, so that a cut passes on all features so far. The
+    stem belongs to the first dense layer, and a transition to the dense layer after it, as a pool
+    does in the VGG networks. This is our reading, since it is not known where the published local
+    networks are cut. Three blocks of 16 then divide into 2, 4, 8 or 16 equal modules.
 
     Args:
         layers_per_block: dense layers in each of the three blocks.
-        growth: k, the channels that each adds; the stem has 2k.
+        growth: k, the channels that each layer adds. The stem has 2k.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
 
@@ -64,18 +69,21 @@ class DenseNetBC(nn.Module):
         >>> DenseNetBC(2, growth=4)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
 
-    Source: Huang et al., Densely Connected Convolutional Networks, 2017, arXiv 1608.06993, sections 3 and 4.2.
+    Source: Huang et al., Densely Connected Convolutional Networks, 2017, arXiv 1608.06993,
+    sections 3 and 4.2.
     """
 
-    def __init__(self, layers_per_block: int, growth: int, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(
+        self, layers_per_block: int, growth: int, num_classes: int = 10, in_chans: int = 3
+    ) -> None:
         counts = {"layers_per_block": layers_per_block, "growth": growth}
-        check(count_problems(**counts, num_classes=num_classes, in_chans=in_chans))
+        check(find_count_problems(**counts, num_classes=num_classes, in_chans=in_chans))
         super().__init__()
         self.layers, width = nn.Sequential(), 2 * growth
         entry: nn.Module = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
         for block in range(3):
             if block:
-                entry, width = _transition(width), width // 2
+                entry, width = _build_transition(width), width // 2
             for _ in range(layers_per_block):
                 self.layers.append(DenseLayer(width, growth, entry))
                 entry, width = nn.Identity(), width + growth
@@ -87,14 +95,15 @@ class DenseNetBC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to logits (N, num_classes)."""
-        for layer in self.layers:  # a call of the list would hold its argument until the last layer is done
+        # A loop, because a call of `self.layers` would hold its argument until the last layer ends.
+        for layer in self.layers:
             x = layer(x)
         logits: Tensor = self.fc(self.pool(self.relu(self.norm(x))).flatten(1))
         return logits
 
 
-def _transition(width: int) -> nn.Sequential:
-    """Half the channels (compression 0.5) and half the side."""
+def _build_transition(width: int) -> nn.Sequential:
+    """Halve the channels (compression 0.5) and the side."""
     conv = nn.Conv2d(width, width // 2, 1, bias=False)
     return nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), conv, nn.AvgPool2d(2))
 
@@ -102,7 +111,7 @@ def _transition(width: int) -> nn.Sequential:
 def densenet_bc_100_12(num_classes: int = 10, in_chans: int = 3) -> DenseNetBC:
     """DenseNet-BC of depth 100 and growth 12: three blocks of 16 bottleneck layers, 48 layers.
 
-    Convolutions are drawn as in the CIFAR ResNets (our reading), the rest as PyTorch does.
+    Convolutions are initialised as in the CIFAR ResNets (our reading), the rest as PyTorch does.
 
     Args:
         num_classes: outputs of the classifier.
@@ -112,7 +121,7 @@ def densenet_bc_100_12(num_classes: int = 10, in_chans: int = 3) -> DenseNetBC:
         >>> len(densenet_bc_100_12().layers)
         48
 
-    Source: Huang et al., 2017, arXiv 1608.06993; trained by local losses in Wang et al., Revisiting Locally Supervised
-    Learning (InfoPro), ICLR 2021, arXiv 2101.10832.
+    Source: Huang et al., 2017, arXiv 1608.06993. Trained by local losses in Wang et al., Revisiting
+    Locally Supervised Learning (InfoPro), ICLR 2021, arXiv 2101.10832.
     """
     return DenseNetBC(16, 12, num_classes, in_chans)

@@ -1,4 +1,4 @@
-"""Residual networks whose channels are kept apart in groups, to be trained group by group."""
+"""Residual networks of grouped convolutions, to be trained group by group."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -6,12 +6,21 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from localprop.errors import check
-from localprop.models.problems import count_problems
-from localprop.models.resnet import STAGE_WIDTHS, BasicBlock, depth_problems, init_convs, stage_widths
+from localprop.models.problems import find_count_problems
+from localprop.models.resnet import (
+    STAGE_WIDTHS,
+    BasicBlock,
+    find_depth_problems,
+    init_convs,
+    list_layer_widths,
+)
 
 
 class ConvClassifier(nn.Module):
-    """A 3x3 convolution to twice the channels, an average over all pixels and two linear layers, as one layer.
+    """A classifier that is one layer of the network.
+
+    It is a 3x3 convolution of stride 2 to twice the channels, an average over all pixels and two
+    linear layers.
 
     Args:
         in_chans: channels of the features.
@@ -22,7 +31,8 @@ class ConvClassifier(nn.Module):
         >>> ConvClassifier(64, 10)(torch.zeros(2, 64, 8, 8)).shape
         torch.Size([2, 10])
 
-    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023, arXiv 2301.07635, official code.
+    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023,
+    arXiv 2301.07635, official code.
     """
 
     def __init__(self, in_chans: int, num_classes: int, hidden: int = 128) -> None:
@@ -42,16 +52,16 @@ class ConvClassifier(nn.Module):
 
 
 class GroupedResNet(nn.Module):
-    """A CIFAR ResNet of grouped convolutions in one list: the stem, 3n blocks, and a classifier that is a layer too.
+    """A CIFAR ResNet of grouped convolutions: the stem, 3n blocks and a classifier in one list.
 
-    Group g of every layer sees group g of the layer before, except at the start of a module: the first convolution
-    there sees all channels, and so does the stem. The 1x1 convolutions of shortcuts are grouped everywhere, also beside
-    such a first convolution: our reading of "all but the first".
+    Group g of every layer reads group g of the layer before. The first convolution of a module and
+    the stem are exceptions and read all channels. The 1x1 convolutions of shortcuts are grouped
+    everywhere, also beside such a first convolution. This is our reading of "all but the first".
 
     Args:
-        blocks_per_stage: n; the network has 3n + 2 layers.
+        blocks_per_stage: n. The network has 3n + 2 layers.
         groups: G.
-        ends: the numbers of the layers that end a module; the stem is 0, the last block 3n.
+        ends: the numbers of the layers that end a module. The stem is 0, the last block 3n.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
         widen: a factor for all widths.
@@ -61,7 +71,8 @@ class GroupedResNet(nn.Module):
         >>> [block.conv1.groups for block in network.layers[1:-1]]
         [2, 1, 2]
 
-    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023, arXiv 2301.07635, official code.
+    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023,
+    arXiv 2301.07635, official code.
     """
 
     def __init__(
@@ -74,19 +85,22 @@ class GroupedResNet(nn.Module):
         widen: int = 1,
     ) -> None:
         super().__init__()
-        widths = stage_widths(blocks_per_stage, widen)
+        widths = list_layer_widths(blocks_per_stage, widen)
         conv = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         stem = nn.Sequential(conv, nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
         blocks = []
-        for end, (a, b) in enumerate(pairwise(widths)):  # `end`: the layer before
-            stride = 1 if a == b else 2
-            blocks.append(BasicBlock(a, b, stride, groups=groups, mixing=end in ends))
+        for previous, (in_width, out_width) in enumerate(pairwise(widths)):
+            stride = 1 if in_width == out_width else 2
+            # The first convolution of a module mixes the groups of the module before.
+            mixing = previous in ends
+            blocks.append(BasicBlock(in_width, out_width, stride, groups=groups, mixing=mixing))
         self.layers = nn.Sequential(stem, *blocks, ConvClassifier(widths[-1], num_classes))
         init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to logits (N, num_classes)."""
-        for layer in self.layers:  # a call of the list would hold its argument until the last layer is done
+        # A loop, because a call of `self.layers` would hold its argument until the last layer ends.
+        for layer in self.layers:
             x = layer(x)
         return x
 
@@ -99,40 +113,52 @@ def grouped_resnet(
     in_chans: int = 3,
     widen: int = 1,
 ) -> GroupedResNet:
-    """The `GroupedResNet` of a depth 6n + 2, with a classifier of its own instead of the last linear layer.
+    """The `GroupedResNet` of depth 6n + 2, with a `ConvClassifier` instead of a linear layer.
 
     Args:
-        depth: of the CIFAR ResNet whose widths and blocks it has.
-        groups: G; it divides all widths.
-        ends: the layers that end a module, increasing, from 0 (the stem) to 3n (the last block). The default cuts
-            ResNet-32 into two modules and the classifier; none gives grouped convolutions throughout.
+        depth: depth of the CIFAR ResNet whose widths and blocks the network has.
+        groups: G. It must divide all widths.
+        ends: the layers that end a module, in increasing order, from 0 (the stem) to 3n (the last
+            block). The default cuts ResNet-32 into two modules and the classifier. An empty
+            sequence gives grouped convolutions throughout.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
-        widen: a factor for all widths; 2 gives 32, 64 and 128 channels.
+        widen: a factor for all widths. 2 gives 32, 64 and 128 channels.
 
     Raises:
-        BadInput: if the depth is not 6n + 2, the widths are not divisible by the groups, the ends are no increasing
-            layers, or a count is less than one.
+        BadInput: if the depth is not 6n + 2, the groups do not divide the widths, the ends do not
+            increase or are no layers, or a count is less than one.
 
     Example:
         >>> len(grouped_resnet(32, groups=2, ends=(7, 15)).layers)
         17
 
-    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023, arXiv 2301.07635, official code.
+    Source: Patel, Eickenberg, Belilovsky, Local Learning with Neuron Groups, 2023,
+    arXiv 2301.07635, official code.
     """
-    counts = count_problems(groups=groups, num_classes=num_classes, in_chans=in_chans, widen=widen)
-    problems = [*depth_problems(depth), *counts]
-    check(problems or [*_group_problems(groups, widen), *_end_problems(ends, depth // 2 - 1)])
+    counts = find_count_problems(
+        groups=groups, num_classes=num_classes, in_chans=in_chans, widen=widen
+    )
+    problems = [*find_depth_problems(depth), *counts]
+    check(problems)
+    last_block = depth // 2 - 1
+    check([*_find_group_problems(groups, widen), *_find_end_problems(ends, last_block)])
     return GroupedResNet((depth - 2) // 6, groups, ends, num_classes, in_chans, widen)
 
 
-def _group_problems(groups: int, widen: int) -> Iterator[str]:
-    narrow = STAGE_WIDTHS[0] * widen
-    if narrow % groups:
-        divisors = ", ".join(str(i) for i in range(1, narrow + 1) if narrow % i == 0)
-        yield f"groups={groups} do not divide the {narrow} channels of the stem: take one of {divisors}."
+def _find_group_problems(groups: int, widen: int) -> Iterator[str]:
+    narrowest = STAGE_WIDTHS[0] * widen
+    if narrowest % groups:
+        divisors = ", ".join(str(i) for i in range(1, narrowest + 1) if narrowest % i == 0)
+        yield (
+            f"groups={groups} do not divide the {narrowest} channels of the stem: take one of"
+            f" {divisors}."
+        )
 
 
-def _end_problems(ends: Sequence[int], last: int) -> Iterator[str]:
-    if list(ends) != sorted({end for end in ends if 0 <= end <= last}):
-        yield f"ends={tuple(ends)} must increase and lie between 0 (the stem) and {last} (the last block)."
+def _find_end_problems(ends: Sequence[int], last_block: int) -> Iterator[str]:
+    if list(ends) != sorted({end for end in ends if 0 <= end <= last_block}):
+        yield (
+            f"ends={tuple(ends)} must increase and lie between 0 (the stem) and {last_block} (the"
+            " last block)."
+        )

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision, by their names there."""
+"""Build networks of timm and torchvision by the names they have there."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -11,22 +11,23 @@ from torch import nn
 
 from localprop.errors import BadInput, check
 
-# What a name must not give, and why.
-BY_DATA = ("num_classes", "in_chans", "img_size", "image_size")
-UNTRAINED = ("pretrained", "weights")
+# Options that a name may not set, because the data set decides them.
+SET_BY_DATA = ("num_classes", "in_chans", "img_size", "image_size")
+# Options that a name may not set, because they would load trained weights.
+PRETRAINED_OPTIONS = ("pretrained", "weights")
 
 
-def library(name: str) -> ModuleType:
+def import_library(name: str) -> ModuleType:
     """Import an optional package.
 
     Args:
-        name: "timm", "torchvision.models".
+        name: "timm" or "torchvision.models".
 
     Raises:
-        BadInput: it is not installed, with the line that installs it.
+        BadInput: if it is not installed. The message has the pip command that installs it.
 
     Example:
-        >>> library("torch").nn is nn
+        >>> import_library("torch").nn is nn
         True
     """
     try:
@@ -38,11 +39,11 @@ def library(name: str) -> ModuleType:
         ) from error
 
 
-def unknown(library: str, name: str, known: Iterable[str]) -> str:
-    """The problem of a name that a library does not have.
+def describe_unknown_model(library: str, name: str, known: Iterable[str]) -> str:
+    """Say that a library has no model of this name, and suggest close matches.
 
     Example:
-        >>> unknown("timm", "resnt18", ["resnet18"])
+        >>> describe_unknown_model("timm", "resnt18", ["resnet18"])
         "timm has no model 'resnt18': did you mean resnet18?"
     """
     close = get_close_matches(name, known, n=3, cutoff=0.5)
@@ -50,87 +51,107 @@ def unknown(library: str, name: str, known: Iterable[str]) -> str:
     return f"{library} has no model {name!r}: {hint}"
 
 
-def from_timm(name: str, options: Mapping[str, Any], num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """timm's network of a name, untrained, for images (C, H, W) = `shape`.
+def build_timm_model(
+    name: str, options: Mapping[str, Any], num_classes: int, shape: tuple[int, int, int]
+) -> nn.Module:
+    """Build a network of timm, untrained, for images (C, H, W) = `shape`.
 
     Raises:
-        BadInput: timm is not installed, or lacks the name, the options or the size.
+        BadInput: if timm is not installed, has no such model, or refuses the options or the size.
     """
-    timm = library("timm")
-    check([] if timm.is_model(name) else [unknown("timm", name, timm.list_models())])
-    given = {"pretrained": False, "num_classes": num_classes, "in_chans": shape[0]}
-    return _build(timm.create_model, name, options, given, {"img_size": shape[1:]})
+    timm = import_library("timm")
+    if not timm.is_model(name):
+        raise BadInput(describe_unknown_model("timm", name, timm.list_models()))
+    fixed = {"pretrained": False, "num_classes": num_classes, "in_chans": shape[0]}
+    return _build(timm.create_model, name, options, fixed, {"img_size": shape[1:]})
 
 
-def from_torchvision(name: str, options: Mapping[str, Any], num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """torchvision's network of a name, untrained, for images (C, H, W) = `shape`.
+def build_torchvision_model(
+    name: str, options: Mapping[str, Any], num_classes: int, shape: tuple[int, int, int]
+) -> nn.Module:
+    """Build a network of torchvision, untrained, for images (C, H, W) = `shape`.
 
     Raises:
-        BadInput: torchvision is not installed, or lacks the name, the options or the size; channels other than 3.
+        BadInput: if torchvision is not installed, has no such model, or refuses the options or the
+            size, or if the images do not have 3 channels.
     """
-    zoo = library("torchvision.models")
-    known = zoo.list_models(module=zoo)  # classification only: segmentation and detection have other outputs
+    library = import_library("torchvision.models")
+    # Classification only: models for segmentation and detection return other outputs than logits.
+    known = library.list_models(module=library)
     problems = []
     if name not in known:
-        problems.append(unknown("torchvision", name, known))
+        problems.append(describe_unknown_model("torchvision", name, known))
     if shape[0] != 3:
         problems.append(
-            f"The images have {shape[0]} channel(s), but torchvision's models take 3: use timm:NAME, whose"
-            " first layer is built for any number, or repeat the channel in the data."
+            f"The images have {shape[0]} channel(s), but torchvision's models take 3: use"
+            " timm:NAME, whose models take any number, or repeat the channel in the data."
         )
     check(problems)
-    given = {"weights": None, "num_classes": num_classes}
-    return _build(zoo.get_model, name, options, given, {"image_size": shape[1]} if shape[1] == shape[2] else {})
+    fixed = {"weights": None, "num_classes": num_classes}
+    # torchvision's vision transformers take one number, so the images must be square.
+    size = {"image_size": shape[1]} if shape[1] == shape[2] else {}
+    return _build(library.get_model, name, options, fixed, size)
 
 
-def prefixed(name: str) -> list[str]:
-    """A name with the prefixes of the libraries that have it, of those that can be imported.
+def find_in_libraries(name: str) -> list[str]:
+    """List a model's name with the prefix of each installed library that has it.
 
     Example:
-        >>> prefixed("no such model")
+        >>> find_in_libraries("no such model")
         []
     """
     lookups: dict[str, Callable[[ModuleType], bool]] = {
         "timm": lambda timm: timm.is_model(name),
-        "torchvision.models": lambda zoo: name in zoo.list_models(module=zoo),
+        "torchvision.models": lambda library: name in library.list_models(module=library),
     }
     found = []
-    for package, has in lookups.items():
+    for package, has_model in lookups.items():
         with suppress(BadInput):
-            if has(library(package)):
+            if has_model(import_library(package)):
                 found.append(f"{package.partition('.')[0]}:{name}")
     return found
 
 
-def _refused(name: str, options: Mapping[str, Any]) -> Iterator[str]:
-    for key in options:
-        if key in BY_DATA:
-            yield f"{name} cannot take {key}={options[key]!r}: the data decide that. Remove it."
-        if key in UNTRAINED:
+def _find_forbidden_options(name: str, options: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in options.items():
+        if key in SET_BY_DATA:
+            yield f"{name} cannot take {key}={value!r}: the data decide that. Remove it."
+        if key in PRETRAINED_OPTIONS:
             yield (
-                f"{name} cannot take {key}={options[key]!r}: a network that is built by its name is untrained. Remove it; "
-                "in Python, load pretrained weights into the model before lp.Learner(model, ...)."
+                f"{name} cannot take {key}={value!r}: a network that is built by name is untrained."
+                " Remove it. In Python, load pretrained weights into the model before"
+                " lp.Learner(model, ...)."
             )
 
 
 def _build(
-    build: Callable[..., Any], name: str, options: Mapping[str, Any], given: dict[str, Any], size: dict[str, Any]
+    build: Callable[..., Any],
+    name: str,
+    options: Mapping[str, Any],
+    fixed: dict[str, Any],
+    size: dict[str, Any],
 ) -> nn.Module:
-    """Build with the image's size where the model takes one, else without; a refusal becomes bad input."""
-    check(_refused(name, options))
+    """Build a model, with the size of the images if it takes one.
+
+    Raises:
+        BadInput: if the library refuses the options or the size.
+    """
+    check(_find_forbidden_options(name, options))
     try:
-        model: nn.Module = build(name, **given, **size, **options)
+        model: nn.Module = build(name, **fixed, **size, **options)
     except TypeError as error:
-        # Which models take a size is nowhere listed: the ones that do not say so by this error.
+        # No list says which models take a size. Those that do not raise this error.
         if any(keyword in str(error) for keyword in size):
-            return _build(build, name, options, given, {})
+            return _build(build, name, options, fixed, {})
         if not options:
             raise
         raise BadInput(
-            f"The model {name} cannot be built with {dict(options)}: {error}. Remove or correct it."
+            f"The model {name} cannot be built with {dict(options)}: {error}. Remove or correct"
+            " these options."
         ) from error
     except (ValueError, AssertionError, RuntimeError) as error:
         raise BadInput(
-            f"The model {name} cannot be built for images of size {size}: {error} Choose another size or another model."
+            f"The model {name} cannot be built for images of size {size}: {error} Choose another"
+            " size or another model."
         ) from error
     return model

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import nn
 
 from localprop.errors import check
-from localprop.models.problems import dropout_problems
+from localprop.models.problems import find_dropout_problems
 
 
 def mlp(
@@ -21,17 +21,18 @@ def mlp(
 ) -> nn.Sequential:
     """Flatten, then a linear layer and a nonlinearity per hidden width, then a linear classifier.
 
-    Dropout stands at the start of a layer: a local loss sees what comes before it. PredSim's networks have three hidden
-    layers of 1024, 3000 on CIFAR-10, with batch norm and dropout.
+    Dropout comes at the start of a layer, so a local loss reads features before dropout. PredSim's
+    networks have three hidden layers of 1024 (3000 on CIFAR-10), with batch norm and dropout.
 
     Args:
         in_features: numbers in one sample, after flattening.
-        hidden: widths of the hidden layers, in order; none gives a linear classifier.
+        hidden: widths of the hidden layers, in order. An empty sequence gives a linear classifier.
         num_classes: outputs of the classifier.
-        norm: batch norm between a hidden linear layer and its nonlinearity.
+        norm: put a batch norm between each hidden linear layer and its nonlinearity.
         leaky: LeakyReLU of slope 0.01 instead of ReLU.
-        dropout: probability with which an output of a hidden layer is dropped.
-        zero_output: the classifier's weight begins as zeros, as the paper's code has it under local losses.
+        dropout: probability that an output of a hidden layer is dropped.
+        zero_output: initialise the classifier's weight with zeros, as the paper's code does under
+            local losses.
 
     Returns:
         A network from (N, ...) with `in_features` numbers per sample to logits (N, num_classes).
@@ -43,13 +44,16 @@ def mlp(
         >>> mlp(64, hidden=(32,))(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
 
-    Source of the options: Nøkland, Eidnes, Training Neural Networks with Local Error Signals (PredSim), ICML 2019,
-    arXiv 1901.06656.
+    Source of the options: Nøkland, Eidnes, Training Neural Networks with Local Error Signals
+    (PredSim), ICML 2019, arXiv 1901.06656.
     """
     widths = [in_features, *hidden, num_classes]
-    problems = list(dropout_problems(dropout))
+    problems = list(find_dropout_problems(dropout))
     if min(widths) < 1:
-        problems.append(f"The widths of the MLP are {widths}, but each must be at least 1: pass positive numbers.")
+        problems.append(
+            f"The widths of the MLP are {widths}, but each must be at least 1: pass positive"
+            " numbers."
+        )
     check(problems)
     layers: list[nn.Module] = [nn.Flatten()]
     for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):

@@ -1,13 +1,13 @@
-"""What is wrong with the arguments that many networks have."""
+"""Checks of arguments that many networks share."""
 
 from collections.abc import Iterator
 
 
-def count_problems(**counts: int) -> Iterator[str]:
-    """What is wrong with numbers of classes, channels, ..., by name.
+def find_count_problems(**counts: int) -> Iterator[str]:
+    """Check counts such as classes or channels, given by name. Yields one sentence per problem.
 
     Example:
-        >>> list(count_problems(num_classes=10, in_chans=0))
+        >>> list(find_count_problems(num_classes=10, in_chans=0))
         ['in_chans is 0, but at least 1 is needed: pass a positive number.']
     """
     for name, count in counts.items():
@@ -15,11 +15,11 @@ def count_problems(**counts: int) -> Iterator[str]:
             yield f"{name} is {count}, but at least 1 is needed: pass a positive number."
 
 
-def dropout_problems(dropout: float) -> Iterator[str]:
-    """What is wrong with a probability of dropout.
+def find_dropout_problems(dropout: float) -> Iterator[str]:
+    """Check a dropout probability. Yields a sentence if it lies outside [0, 1).
 
     Example:
-        >>> list(dropout_problems(0.2))
+        >>> list(find_dropout_problems(0.2))
         []
     """
     if not 0 <= dropout < 1:

@@ -1,6 +1,6 @@
 """Residual networks for small images, as the local learning literature uses them.
 
-The blocks are one flat `nn.Sequential`, so that every residual block is a layer of its own and a network of
+The blocks form one flat `nn.Sequential`, so that every residual block is a layer. A network of
 depth 6n + 2 has 3n + 1 layers: the stem and 3n blocks.
 """
 
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import check
-from localprop.models.problems import count_problems
+from localprop.models.problems import find_count_problems
 
-STAGE_WIDTHS = (16, 32, 64)  # the stem has the first one
+STAGE_WIDTHS = (16, 32, 64)  # The stem has the first width.
 
 Shortcut = Literal["conv", "pad"]
 
 
 def init_convs(module: nn.Module) -> None:
-    """Draw every convolution below `module` from N(0, 2 / (k * k * out_channels)); leave the rest as it is.
+    """Draw the weights of every convolution in `module` from N(0, 2 / (k * k * out_channels)).
 
-    Batch norms (weight 1, bias 0), linear layers and convolution biases keep PyTorch's defaults. Auxiliary
-    networks are initialised by the same function as the primary network.
+    Batch norms (weight 1, bias 0), linear layers and convolution biases keep PyTorch's defaults.
+    Auxiliary networks are initialised by the same function as the primary network.
 
     Args:
-        module: changed in place; draws come from torch's global generator.
+        module: changed in place. Draws come from torch's global generator.
 
     Example:
         >>> init_convs(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)))
@@ -41,16 +41,17 @@ def init_convs(module: nn.Module) -> None:
 
 
 def init_linears(module: nn.Module, std: float = 0.01) -> None:
-    """Draw the weights of every linear layer below `module` from N(0, std squared) and make their biases 0.
+    """Draw the weights of every linear layer in `module` from N(0, std squared). Biases become 0.
 
     Args:
-        module: changed in place; draws come from torch's global generator.
+        module: changed in place. Draws come from torch's global generator.
         std: standard deviation.
 
     Example:
         >>> init_linears(nn.Sequential(nn.Linear(3, 16), nn.ReLU()))
 
-    Source: Belilovsky, Eickenberg, Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020, arXiv 1901.08164, official code.
+    Source: Belilovsky, Eickenberg, Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020,
+    arXiv 1901.08164, official code.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -60,21 +61,24 @@ def init_linears(module: nn.Module, std: float = 0.01) -> None:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, plus a shortcut: (N, I, H, W) -> (N, O, H / stride, W / stride).
+    """Two 3x3 convolutions with batch norm, plus a shortcut.
 
-    The shortcut is the identity where the shape stays. Where it changes, "conv" is a 1x1 convolution with batch norm
-    (option B), "pad" every stride-th pixel with channels of zeros behind (option A, no parameters).
+    It maps (N, I, H, W) to (N, O, H / stride, W / stride), rounded up.
+
+    The shortcut is the identity if the shape does not change. Otherwise "conv" is a 1x1 convolution
+    with batch norm (option B), and "pad" takes every stride-th pixel and appends channels of zeros
+    (option A, no parameters).
 
     Args:
         in_chans: channels of the input.
         out_chans: channels of the output.
         stride: stride of the first convolution and of the shortcut.
         shortcut: "conv" or "pad".
-        groups: groups of channels that all convolutions keep apart.
-        mixing: the first convolution sees all channels nevertheless.
+        groups: number of groups of all convolutions.
+        mixing: the first convolution is not grouped and reads all channels.
 
     Raises:
-        BadInput: for another shortcut.
+        BadInput: if the shortcut is unknown.
 
     Example:
         >>> BasicBlock(16, 32, stride=2)(torch.zeros(1, 16, 8, 8)).shape
@@ -93,15 +97,17 @@ class BasicBlock(nn.Module):
         groups: int = 1,
         mixing: bool = False,
     ) -> None:
-        check(_shortcut_problems(shortcut))
+        check(_find_shortcut_problems(shortcut))
         super().__init__()
-        first = 1 if mixing else groups
-        self.conv1 = nn.Conv2d(in_chans, out_chans, 3, stride, padding=1, groups=first, bias=False)
+        groups1 = 1 if mixing else groups
+        self.conv1 = nn.Conv2d(
+            in_chans, out_chans, 3, stride, padding=1, groups=groups1, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(out_chans)
         self.conv2 = nn.Conv2d(out_chans, out_chans, 3, padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(out_chans)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = _shortcut(shortcut, in_chans, out_chans, stride, groups)
+        self.shortcut = _build_shortcut(shortcut, in_chans, out_chans, stride, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_chans, H, W) to (N, out_chans, ceil(H / stride), ceil(W / stride))."""
@@ -110,51 +116,57 @@ class BasicBlock(nn.Module):
         return out
 
 
-class Padded(nn.Module):
-    """The shortcut without parameters: every stride-th row and column, then channels of zeros behind (option A).
+class PadShortcut(nn.Module):
+    """The shortcut without parameters (option A).
+
+    It takes every stride-th row and column and appends channels of zeros.
 
     Args:
         stride: in height and width.
-        more: channels of zeros.
+        extra_chans: channels of zeros.
 
     Example:
-        >>> Padded(2, 16)(torch.ones(1, 16, 7, 7)).shape
+        >>> PadShortcut(2, 16)(torch.ones(1, 16, 7, 7)).shape
         torch.Size([1, 32, 4, 4])
 
-    Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385, section 3.3; in this form Karkar et
-    al., TRGL, NeurIPS 2023, official code.
+    Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385,
+    section 3.3. This form: Karkar et al., TRGL, NeurIPS 2023, official code.
     """
 
-    def __init__(self, stride: int, more: int) -> None:
+    def __init__(self, stride: int, extra_chans: int) -> None:
         super().__init__()
-        self.stride, self.more = stride, more
+        self.stride = stride
+        self.extra_chans = extra_chans
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C + more, ceil(H / stride), ceil(W / stride))."""
-        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        """Map (N, C, H, W) to (N, C + extra_chans, ceil(H / stride), ceil(W / stride))."""
+        subsampled = x[:, :, :: self.stride, :: self.stride]
+        return functional.pad(subsampled, (0, 0, 0, 0, 0, self.extra_chans))
 
 
 class CifarResNet(nn.Module):
-    """The residual network for 32x32 images with n blocks in each of three stages of 16, 32 and 64 channels.
+    """The residual network for 32x32 images.
 
-    It differs from the paper's CIFAR network in its shortcuts, which are 1x1 convolutions (option B) instead
-    of padding (option A): this is the network that InfoPro, AugLocal and ContSup train. TRGL's has option A.
+    It has n blocks in each of three stages, which have 16, 32 and 64 channels. It differs from the
+    paper's CIFAR network in its shortcuts, which are 1x1 convolutions (option B) instead of padding
+    (option A). InfoPro, AugLocal and ContSup train this network. TRGL's has option A.
 
     Args:
-        blocks_per_stage: n; the depth is 6n + 2.
+        blocks_per_stage: n. The depth is 6n + 2.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
         widen: a factor for all widths.
         shortcut: "conv" (option B) or "pad" (option A).
 
     Raises:
-        BadInput: for another shortcut.
+        BadInput: if the shortcut is unknown.
 
     Example:
         >>> CifarResNet(5)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
 
-    Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385, section 4.2.
+    Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385,
+    section 4.2.
     """
 
     def __init__(
@@ -166,13 +178,14 @@ class CifarResNet(nn.Module):
         shortcut: Shortcut = "conv",
     ) -> None:
         super().__init__()
-        widths = stage_widths(blocks_per_stage, widen)
+        widths = list_layer_widths(blocks_per_stage, widen)
         self.conv = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)
-        self.blocks = nn.Sequential(
-            *(BasicBlock(a, b, stride=1 if a == b else 2, shortcut=shortcut) for a, b in pairwise(widths))
-        )
+        self.blocks = nn.Sequential()
+        for in_width, out_width in pairwise(widths):
+            stride = 1 if in_width == out_width else 2
+            self.blocks.append(BasicBlock(in_width, out_width, stride, shortcut=shortcut))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], num_classes)
         init_convs(self)
@@ -180,55 +193,70 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to logits (N, num_classes)."""
         x = self.relu(self.bn(self.conv(x)))
-        # A loop, since a call of `self.blocks` would hold its argument, a whole feature map, until the last block is done.
+        # A loop, because a call of `self.blocks` would hold its argument, a whole feature map,
+        # until the last block ends.
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.fc(self.pool(x).flatten(1))
         return logits
 
 
-def stage_widths(blocks_per_stage: int, widen: int = 1) -> list[int]:
-    """The channels of the stem and of each block.
+def list_layer_widths(blocks_per_stage: int, widen: int = 1) -> list[int]:
+    """List the channels of the stem and of each block.
 
     Example:
-        >>> stage_widths(2)
+        >>> list_layer_widths(2)
         [16, 16, 16, 32, 32, 64, 64]
     """
-    stem = STAGE_WIDTHS[0]
-    return [widen * width for width in (stem, *(width for width in STAGE_WIDTHS for _ in range(blocks_per_stage)))]
+    widths = [STAGE_WIDTHS[0]]
+    for width in STAGE_WIDTHS:
+        widths += [width] * blocks_per_stage
+    return [widen * width for width in widths]
 
 
-def _shortcut(kind: Shortcut, in_chans: int, out_chans: int, stride: int, groups: int) -> nn.Module:
+def _build_shortcut(
+    shortcut: Shortcut, in_chans: int, out_chans: int, stride: int, groups: int
+) -> nn.Module:
     if stride == 1 and in_chans == out_chans:
         return nn.Identity()
-    if kind == "pad":
-        return Padded(stride, out_chans - in_chans)
+    if shortcut == "pad":
+        return PadShortcut(stride, out_chans - in_chans)
     conv = nn.Conv2d(in_chans, out_chans, 1, stride, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_chans))
 
 
-def _shortcut_problems(shortcut: str) -> Iterator[str]:
+def _find_shortcut_problems(shortcut: str) -> Iterator[str]:
     if shortcut not in ("conv", "pad"):
-        yield f'shortcut={shortcut!r} is unknown: choose "conv" (1x1 convolutions) or "pad" (fewer pixels, and zeros).'
+        yield (
+            f'shortcut={shortcut!r} is unknown: choose "conv" (1x1 convolutions) or "pad" (every'
+            " stride-th pixel, padded with zeros)."
+        )
 
 
-def depth_problems(depth: int) -> Iterator[str]:
-    """What is wrong with the depth of a CIFAR ResNet."""
+def find_depth_problems(depth: int) -> Iterator[str]:
+    """Check the depth of a CIFAR ResNet. Yields a sentence if it is not 6n + 2."""
     if depth < 8 or depth % 6 != 2:
         below = max(8, depth - (depth - 2) % 6)
-        yield f"The depth is {depth}, but a CIFAR ResNet has 6n + 2 layers with n >= 1: take {below} or {below + 6}."
+        yield (
+            f"The depth is {depth}, but a CIFAR ResNet has 6n + 2 layers with n >= 1: take {below}"
+            f" or {below + 6}."
+        )
 
 
 def cifar_resnet(
-    depth: int, num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+    depth: int,
+    num_classes: int = 10,
+    in_chans: int = 3,
+    widen: int = 1,
+    shortcut: Shortcut = "conv",
 ) -> CifarResNet:
-    """The `CifarResNet` of a depth 6n + 2: 8, 14, 20, 26, 32, ...
+    """The `CifarResNet` of depth 6n + 2: 8, 14, 20, 26, 32, ...
 
     Args:
         depth: convolutions and linear layers on the longest path.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
-        widen: a factor for all widths; 2 gives 32, 64 and 128 channels.
+        widen: a factor for all widths. 2 gives 32, 64 and 128 channels.
         shortcut: "conv" (option B) or "pad" (option A).
 
     Raises:
@@ -240,41 +268,55 @@ def cifar_resnet(
 
     Source: He et al., 2016, arXiv 1512.03385, section 4.2.
     """
-    counts = count_problems(num_classes=num_classes, in_chans=in_chans, widen=widen)
-    check([*depth_problems(depth), *counts, *_shortcut_problems(shortcut)])
+    counts = find_count_problems(num_classes=num_classes, in_chans=in_chans, widen=widen)
+    check([*find_depth_problems(depth), *counts, *_find_shortcut_problems(shortcut)])
     return CifarResNet((depth - 2) // 6, num_classes, in_chans, widen, shortcut)
 
 
-def resnet8(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
-    """`cifar_resnet(8)`: 3 blocks, 4 layers; small enough for tests."""
+def resnet8(
+    num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+) -> CifarResNet:
+    """`cifar_resnet(8)`: 3 blocks, 4 layers, small enough for tests."""
     return cifar_resnet(8, num_classes, in_chans, widen, shortcut)
 
 
-def resnet14(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
+def resnet14(
+    num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+) -> CifarResNet:
     """`cifar_resnet(14)`: 6 blocks, 7 layers."""
     return cifar_resnet(14, num_classes, in_chans, widen, shortcut)
 
 
-def resnet20(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
+def resnet20(
+    num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+) -> CifarResNet:
     """`cifar_resnet(20)`: 9 blocks, 10 layers."""
     return cifar_resnet(20, num_classes, in_chans, widen, shortcut)
 
 
-def resnet32(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
-    """`cifar_resnet(32)`: 15 blocks, 16 layers, 466,906 parameters; the field's usual network."""
+def resnet32(
+    num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+) -> CifarResNet:
+    """`cifar_resnet(32)`: 15 blocks, 16 layers, 466,906 parameters. Most papers train it."""
     return cifar_resnet(32, num_classes, in_chans, widen, shortcut)
 
 
-def resnet44(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
+def resnet44(
+    num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+) -> CifarResNet:
     """`cifar_resnet(44)`: 21 blocks, 22 layers."""
     return cifar_resnet(44, num_classes, in_chans, widen, shortcut)
 
 
-def resnet56(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
+def resnet56(
+    num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+) -> CifarResNet:
     """`cifar_resnet(56)`: 27 blocks, 28 layers."""
     return cifar_resnet(56, num_classes, in_chans, widen, shortcut)
 
 
-def resnet110(num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv") -> CifarResNet:
+def resnet110(
+    num_classes: int = 10, in_chans: int = 3, widen: int = 1, shortcut: Shortcut = "conv"
+) -> CifarResNet:
     """`cifar_resnet(110)`: 54 blocks, 55 layers, 1,730,714 parameters."""
     return cifar_resnet(110, num_classes, in_chans, widen, shortcut)

@@ -1,29 +1,32 @@
-"""torchvision's residual networks for small images: after the stem's convolution nothing is pooled."""
+"""torchvision's residual networks for small images, without the pool after the stem."""
 
 from torch import nn
 
 from localprop.errors import check
-from localprop.models.libraries import library
-from localprop.models.problems import count_problems
+from localprop.models.libraries import import_library
+from localprop.models.problems import find_count_problems
 
-STRIDES = {3: 1, 7: 2}  # of the stem's convolution, by its kernel
+STRIDES = {3: 1, 7: 2}  # stride of the stem's convolution, by its kernel size
 
 
 def small_resnet(name: str, num_classes: int = 10, in_chans: int = 3, kernel: int = 3) -> nn.Module:
-    """A residual network of torchvision with a stem for small images; convolutions are drawn as torchvision does.
+    """A residual network of torchvision with a stem for small images.
 
-    Of n residual blocks the network has n + 1 layers: resnet18 8, resnet34 and resnet50 16, resnet101 33, resnet152 50.
-    Interlocking backpropagation's example trains resnet34, of 21,282,122 parameters, under the name of ResNet-32, in 18
-    pieces: there the classifier is one more.
+    Convolutions are initialised as in torchvision. A network of n residual blocks has n + 1 layers.
+    n is 8 for resnet18, 16 for resnet34 and resnet50, 33 for resnet101 and 50 for resnet152. The
+    example of interlocking backpropagation trains resnet34 (21,282,122 parameters) under the name
+    ResNet-32, in 18 modules: there the classifier is one more layer.
 
     Args:
         name: torchvision's.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
-        kernel: of the stem's convolution: 3, of stride 1; or 7, of stride 2, which is torchvision's own (TRGL's TinyImageNet).
+        kernel: size of the stem's convolution: 3, with stride 1; or 7, with stride 2, which is
+            torchvision's own (TRGL uses it on TinyImageNet).
 
     Raises:
-        BadInput: if a count is less than one, for another kernel, or if torchvision is not installed.
+        BadInput: if a count is less than one, for another kernel, or if torchvision is not
+            installed.
 
     Example:
         >>> small_resnet("resnet18")(torch.zeros(2, 3, 8, 8)).shape
@@ -31,9 +34,12 @@ def small_resnet(name: str, num_classes: int = 10, in_chans: int = 3, kernel: in
 
     Source: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv 1512.03385.
     """
-    unknown = [] if kernel in STRIDES else [f"kernel={kernel} is unknown: choose 3 (stride 1) or 7 (stride 2)."]
-    check([*count_problems(num_classes=num_classes, in_chans=in_chans), *unknown])
-    model: nn.Module = library("torchvision.models").get_model(name, weights=None, num_classes=num_classes)
+    problems = list(find_count_problems(num_classes=num_classes, in_chans=in_chans))
+    if kernel not in STRIDES:
+        problems.append(f"kernel={kernel} is unknown: choose 3 (stride 1) or 7 (stride 2).")
+    check(problems)
+    build = import_library("torchvision.models").get_model
+    model: nn.Module = build(name, weights=None, num_classes=num_classes)
     model.conv1 = nn.Conv2d(in_chans, 64, kernel, STRIDES[kernel], padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()

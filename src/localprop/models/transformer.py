@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import check
-from localprop.models.problems import count_problems, dropout_problems
+from localprop.models.problems import find_count_problems, find_dropout_problems
 
-STD = 0.02  # of all weights at the beginning
+INIT_STD = 0.02  # standard deviation of all initial weights
 
 
 class Embedding(nn.Module):
-    """A vector for each token plus one for each position: (N, T) whole numbers -> (N, T, width).
+    """A vector for each token plus one for each position: (N, T), int64 -> (N, T, width).
 
     Args:
         vocabulary: tokens.
@@ -40,7 +40,9 @@ class Embedding(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Self-attention in which a position sees itself and those before it: (N, T, width) -> (N, T, width).
+    """Causal self-attention: (N, T, width) -> (N, T, width).
+
+    A position attends to itself and to the positions before it.
 
     Args:
         width: channels.
@@ -64,20 +66,24 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, T, width) to (N, T, width)."""
         split = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (N, T, 3, heads, width / heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # each (N, heads, T, width / heads)
         dropout = self.dropout if self.training else 0.0
-        seen = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        out: Tensor = self.out(seen.transpose(1, 2).flatten(2))
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True
+        )
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then a hidden layer four times as wide, each after LayerNorm and beside a shortcut.
+    """Causal attention, then an MLP with a hidden layer four times as wide.
+
+    Each has a LayerNorm before it and a shortcut around both. Shapes stay (N, T, width).
 
     Args:
         width: channels.
         heads: attention heads.
-        dropout: probability, of attention weights and of what is added to the shortcuts.
+        dropout: probability, for attention weights and for the branches added to the shortcuts.
 
     Example:
         >>> TransformerBlock(8, heads=2)(torch.zeros(2, 5, 8)).shape
@@ -91,7 +97,9 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = CausalAttention(width, heads, dropout)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,10 +110,12 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerLM(nn.Module):
-    """Embedding, blocks, LayerNorm and the unembedding: 1 + `blocks` layers, the last with the norm and the unembedding.
+    """A decoder-only language model: embedding, blocks, LayerNorm and unembedding.
 
-    All weights are drawn from N(0, 0.02 squared), those that end a branch beside a shortcut with a standard deviation
-    smaller by sqrt(2 * blocks); biases are zero. The unembedding is `unembed.weight`, (vocabulary, width).
+    It has 1 + `blocks` layers. The last layer includes the norm and the unembedding. All weights
+    are drawn from N(0, 0.02 squared), but for the last weight of each residual branch the standard
+    deviation is divided by sqrt(2 * blocks). Biases are zero. The unembedding is `unembed.weight`,
+    (vocabulary, width).
 
     Args:
         vocabulary: tokens.
@@ -114,7 +124,8 @@ class TransformerLM(nn.Module):
         heads: attention heads of each block, a divisor of the width.
         blocks: transformer blocks.
         dropout: probability.
-        tied: the unembedding is the embedding's weight. Such a network cannot be cut into modules.
+        tied: the embedding and the unembedding share one weight. Such a network cannot be cut into
+            modules.
 
     Example:
         >>> TransformerLM(256, 16, 8, heads=2, blocks=1)(torch.zeros(2, 5, dtype=torch.int64)).shape
@@ -135,28 +146,33 @@ class TransformerLM(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = Embedding(vocabulary, context, width, dropout)
-        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, dropout) for _ in range(blocks)))
+        self.blocks = nn.Sequential(
+            *(TransformerBlock(width, heads, dropout) for _ in range(blocks))
+        )
         self.norm = nn.LayerNorm(width)
         self.unembed = nn.Linear(width, vocabulary, bias=False)
         if tied:
             self.unembed.weight = self.embed.tokens.weight
-        _init(self)
+        _init_weights(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (N, T), T at most the context, to logits of the next ones (N, T, vocabulary)."""
+        """Map tokens (N, T), with T <= context, to logits of the next tokens (N, T, vocabulary)."""
         x = self.embed(tokens)
-        for block in self.blocks:  # a call of the list would hold its argument until the last block is done
+        # A loop, because a call of `self.blocks` would hold its argument until the last block ends.
+        for block in self.blocks:
             x = block(x)
         logits: Tensor = self.unembed(self.norm(x))
         return logits
 
 
-def _init(model: TransformerLM) -> None:
-    inside = STD / math.sqrt(2 * max(len(model.blocks), 1))
+def _init_weights(model: TransformerLM) -> None:
+    # Each block adds two branches to the residual stream. GPT-2 scales the last weight of each by
+    # the square root of their number, so that the variance of the sum does not grow with depth.
+    branch_std = INIT_STD / math.sqrt(2 * max(len(model.blocks), 1))
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             ends_branch = name.endswith(("attention.out.weight", "mlp.2.weight"))
-            nn.init.normal_(parameter, std=inside if ends_branch else STD)
+            nn.init.normal_(parameter, std=branch_std if ends_branch else INIT_STD)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
 
@@ -179,13 +195,15 @@ def transformer_lm(
         heads: attention heads of each block, a divisor of the width.
         blocks: transformer blocks.
         dropout: probability.
-        tied: the unembedding is the embedding's weight. Such a network cannot be cut into modules.
+        tied: the embedding and the unembedding share one weight. Such a network cannot be cut into
+            modules.
 
     Returns:
         A network from tokens (N, T) of dtype int64 to logits (N, T, vocabulary).
 
     Raises:
-        BadInput: if a count is less than one, the heads do not divide the width, or the probability lies outside [0, 1).
+        BadInput: if a count is less than one, the heads do not divide the width, or the probability
+            lies outside [0, 1).
 
     Example:
         >>> network = transformer_lm(vocabulary=50, context=16, width=32, blocks=2)
@@ -194,11 +212,17 @@ def transformer_lm(
 
     Source: Radford et al., Language Models are Unsupervised Multitask Learners (GPT-2), 2019.
     """
-    counts = {"vocabulary": vocabulary, "context": context, "width": width, "heads": heads, "blocks": blocks}
-    check([*count_problems(**counts), *_head_problems(width, heads), *dropout_problems(dropout)])
+    problems = [
+        *find_count_problems(
+            vocabulary=vocabulary, context=context, width=width, heads=heads, blocks=blocks
+        ),
+        *_find_head_problems(width, heads),
+        *find_dropout_problems(dropout),
+    ]
+    check(problems)
     return TransformerLM(vocabulary, context, width, heads, blocks, dropout, tied)
 
 
-def _head_problems(width: int, heads: int) -> Iterator[str]:
+def _find_head_problems(width: int, heads: int) -> Iterator[str]:
     if heads > 0 and width % heads:
         yield f"heads={heads} do not divide width={width}: take a divisor of the width."

@@ -1,6 +1,6 @@
-"""What is cut: the layers of a model, and a partition of them into local modules."""
+"""The layers of a model, and its partition into local modules."""
 
-from localprop.network.layers import Layers, Piece, layers_of
+from localprop.network.layers import Layers, layers_of
 from localprop.network.partition import Partition
 
-__all__ = ["Layers", "Partition", "Piece", "layers_of"]
+__all__ = ["Layers", "Partition", "layers_of"]

@@ -1,4 +1,4 @@
-"""Cut a row of costs into parts of nearly equal sums."""
+"""Cut a row of costs into groups of nearly equal sums."""
 
 from __future__ import annotations
 
@@ -8,34 +8,45 @@ from itertools import accumulate
 from localprop.errors import check
 
 
-def balanced_cuts(costs: Sequence[float], parts: int, added: Sequence[float] = ()) -> tuple[int, ...]:
-    """Where to cut so that the costliest part costs as little as possible.
+def find_balanced_cuts(
+    costs: Sequence[float], groups: int, added: Sequence[float] = ()
+) -> tuple[int, ...]:
+    """Find the cuts with which the costliest group costs as little as possible.
 
     Args:
-        costs: of each item, 0 or more.
-        parts: how many, none of them empty.
-        added: what each part costs besides its items; nothing if not given.
+        costs: the cost of each item, 0 or more.
+        groups: the number of groups, none of them empty.
+        added: what each group costs besides its items; nothing by default.
 
     Returns:
-        A cut before item i for each i.
+        The index of the first item of each group but the first.
 
     Raises:
-        BadInput: more parts than items, or another number of added costs than of parts.
+        BadInput: more groups than items, or another number of added costs than of groups.
 
     Example:
-        >>> balanced_cuts([1, 1, 1, 1], parts=2)
+        >>> find_balanced_cuts([1, 1, 1, 1], groups=2)
         (2,)
-        >>> balanced_cuts([1, 1, 1, 1], parts=2, added=[2, 0])  # a head that costs as much as two layers
+        >>> find_balanced_cuts([1, 1, 1, 1], groups=2, added=[2, 0])  # a head costs two layers
         (1,)
     """
     count, sums = len(costs), [0.0, *accumulate(costs)]
-    check([f"{parts} parts of {count} items: choose 1 to {count}."] if not 1 <= parts <= count else [])
-    check([f"{len(added)} added costs for {parts} parts: give one for each."] if len(added) not in (0, parts) else [])
-    best = {0: (0.0, tuple[int, ...]())}  # by the number of items so far: the costliest part, and where parts end
-    for extra in added or [0.0] * parts:
-        before, best = best, {}
-        for end in range(min(before) + 1, count + 1):
-            worst = {start: max(before[start][0], sums[end] - sums[start] + extra) for start in before if start < end}
-            start = min(worst, key=worst.__getitem__)
-            best[end] = worst[start], (*before[start][1], end)
+    if not 1 <= groups <= count:
+        check([f"{groups} groups of {count} items: choose 1 to {count}."])
+    if len(added) not in (0, groups):
+        check([f"{len(added)} added costs for {groups} groups: give one for each."])
+    # A dynamic programme. After group g, best[n] holds, for the first n items in g groups, the cost
+    # of the costliest group and where the groups end.
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for extra in added or [0.0] * groups:
+        previous, best = best, {}
+        for end in range(min(previous) + 1, count + 1):
+            costliest = {
+                start: max(previous[start][0], sums[end] - sums[start] + extra)
+                for start in previous
+                if start < end
+            }
+            # `min` takes the first of equal ones, so ties do not depend on anything else.
+            start = min(costliest, key=costliest.__getitem__)
+            best[end] = costliest[start], (*previous[start][1], end)
     return best[count][1][:-1]

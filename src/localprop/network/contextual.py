@@ -1,4 +1,4 @@
-"""The deployed network of a rule with context: the model and the encoders that supply it."""
+"""The deployed network of a rule with context: the model and the encoders of its contexts."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 
-class Inlet(NamedTuple):
-    """Where context enters: at the return of the module `name`, from the inputs of the local modules `sources`.
+class ContextPoint(NamedTuple):
+    """Where a local module receives context.
 
-    If what follows writes into its input, later modules read a copy made before.
+    Attributes:
+        module: the number of the receiving local module.
+        name: the submodule of the model at whose return the context is added.
+        sources: the local modules whose inputs are encoded.
+        modified_in_place: whether the model later writes into the receiving module's input. Later
+            modules then encode a copy that is made before.
     """
 
     module: int
     name: str
     sources: tuple[int, ...]
-    overwritten: bool
+    modified_in_place: bool
 
 
 class ContextNetwork(nn.Module):
-    """A model whose local modules receive encodings of earlier inputs. Its forward maps what the model's own maps.
+    """A model whose local modules receive encodings of the inputs of earlier modules.
 
-    For the time of a forward, hooks on the model add the contexts; they are found by name, so that deep copies work.
+    Its forward takes and returns what the model's own forward does. During a forward, hooks on the
+    model add the contexts.
 
     Args:
         model: the primary network.
-        encoders: by the number of the receiving module, an nn.ModuleList with one encoder per source.
-        inlets: where contexts enter, in the order of the forward.
+        encoders: by the number of the receiving module, an nn.ModuleList with one encoder per
+            source.
+        points: where contexts are added, in the order of the forward.
 
     Example:
         >>> import torch, localprop as lp
@@ -41,36 +48,46 @@ class ContextNetwork(nn.Module):
         ['encoders', 'model']
     """
 
-    def __init__(self, model: nn.Module, encoders: nn.ModuleDict, inlets: Sequence[Inlet]) -> None:
+    def __init__(
+        self, model: nn.Module, encoders: nn.ModuleDict, points: Sequence[ContextPoint]
+    ) -> None:
         super().__init__()
         self.model = model
         self.encoders = encoders
-        self.inlets = tuple(inlets)
+        self.points = tuple(points)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The model's outputs (N, ...), with context."""
-        with self._hooked(inputs):
+        with self._add_contexts(inputs):
             outputs: Tensor = self.model(inputs)
         return outputs
 
     @contextmanager
-    def _hooked(self, inputs: Tensor) -> Iterator[None]:
-        seen = {0: inputs}
-        ends = [(inlet, self.model.get_submodule(inlet.name)) for inlet in self.inlets]
-        handles = [end.register_forward_hook(self._adding(inlet, seen)) for inlet, end in ends]
+    def _add_contexts(self, inputs: Tensor) -> Iterator[None]:
+        """Within the context, the model's forward on `inputs` adds the contexts."""
+        module_inputs = {0: inputs}
+        # Hooks live for one forward, and modules are looked up by name each time. A hook that stays
+        # would be copied by deepcopy, and the copy would still use the encoders of the original.
+        ends = [(point, self.model.get_submodule(point.name)) for point in self.points]
+        handles = [
+            end.register_forward_hook(self._make_hook(point, module_inputs)) for point, end in ends
+        ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _adding(self, inlet: Inlet, seen: dict[int, Tensor]) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    def _make_hook(
+        self, point: ContextPoint, module_inputs: dict[int, Tensor]
+    ) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            encoders = self.encoders[str(inlet.module)]
+            encoders = self.encoders[str(point.module)]
             assert isinstance(encoders, nn.ModuleList)
-            for source, encoder in zip(inlet.sources, encoders, strict=True):
-                output = output + encoder(seen[source])
-            seen[inlet.module] = output.clone() if inlet.overwritten else output
+            for source, encoder in zip(point.sources, encoders, strict=True):
+                output = output + encoder(module_inputs[source])
+            # The input of a module includes its context, as in ContSup (a queue of module inputs).
+            module_inputs[point.module] = output.clone() if point.modified_in_place else output
             return output
 
         return hook

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Training and evaluation mode of a network."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """For the time of the context, the network is in evaluation mode; afterwards each module has its own mode again.
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put the network into evaluation mode; on exit, give each module its previous mode back.
 
     Example:
         >>> from torch import nn
         >>> network = nn.Dropout()
-        >>> with evaluating(network):
+        >>> with evaluation_mode(network):
         ...     network.training
         False
         >>> network.training
         True
     """
+    # Not network.train() on exit: a user may keep single modules, such as frozen batch norms, in
+    # evaluation mode during training.
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -8,20 +8,23 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from localprop.errors import BadInput, check
-from localprop.network.balance import balanced_cuts
-from localprop.network.layers import Layers, owns_matrix
+from localprop.network.balance import find_balanced_cuts
+from localprop.network.layer_ends import owns_matrix
+from localprop.network.layers import Layers
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A primary network cut into local modules. Parameters shared by two modules are refused, by name.
+    """A primary network cut into local modules.
 
     Attributes:
         layers: the layers of the network.
-        cuts: a cut before layer i for each i; the papers' tables name the last layer of a module, i - 1.
+        cuts: the first layer of each module but the first. The papers' tables name the last layer
+            of a module instead, which is one less.
 
     Raises:
-        BadInput: cuts that are out of order or out of range, or that separate users of one parameter.
+        BadInput: the cuts are out of order or out of range, or two modules share a trainable
+            parameter.
 
     Example:
         >>> import torch, localprop as lp
@@ -34,7 +37,7 @@ class Partition:
     cuts: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        check(self._problems())
+        check(self._find_problems())
 
     @property
     def modules(self) -> tuple[range, ...]:
@@ -48,50 +51,57 @@ class Partition:
 
     @classmethod
     def uniform(cls, layers: Layers, modules: int) -> Partition:
-        """Modules whose numbers of layers differ by at most one, larger ones last.
+        """Cut into modules whose numbers of layers differ by at most one, larger ones last.
 
         Raises:
-            BadInput: fewer than one module, or more modules than layers.
+            BadInput: there are fewer than one module, or more modules than layers.
         """
         count = len(layers)
         if not 1 <= modules <= count:
-            raise BadInput([_too_many(layers, modules)])
+            raise BadInput([_describe_bad_count(layers, modules)])
         small, larger = divmod(count, modules)
         sizes = [small] * (modules - larger) + [small + 1] * larger
         return cls(layers, tuple(accumulate(sizes))[:-1])
 
     @classmethod
     def at(cls, layers: Layers, last: Sequence[str | int]) -> Partition:
-        """Cut after the named (or numbered) layers: the last layer of each module but the final one.
+        """Cut after the layers `last`, given by name or by number.
+
+        Args:
+            layers: the layers of the network.
+            last: the last layer of each module but the final one. Numbers count from 0.
 
         Raises:
-            BadInput: a name that is no layer, with the reason why it cannot be cut there; numbers, which count from 0, that
-                are out of order or out of range.
+            BadInput: the model cannot be cut at one of the names (the message gives the reason), or
+                the cuts are out of order or out of range.
         """
-        check(problem for name in last if isinstance(name, str) for problem in _no_layer(layers, name))
+        names = [name for name in last if isinstance(name, str)]
+        check(problem for name in names for problem in _find_name_problems(layers, name))
         indices = [layers.names.index(name) if isinstance(name, str) else name for name in last]
         if any(a >= b for a, b in pairwise((-1, *indices, len(layers) - 1))):
-            raise BadInput([_bad_order(layers, last)])
+            raise BadInput([_describe_bad_order(layers, last)])
         return cls(layers, tuple(index + 1 for index in indices))
 
     @classmethod
-    def balanced(cls, layers: Layers, modules: int, costs: Sequence[float], added: Sequence[float] = ()) -> Partition:
+    def balanced(
+        cls, layers: Layers, modules: int, costs: Sequence[float], added: Sequence[float] = ()
+    ) -> Partition:
         """Cut so that the costliest module costs as little as possible.
 
         Args:
-            layers: the network's.
-            modules: how many.
-            costs: of each layer: seconds as measured, bytes, or whatever is to be balanced.
-            added: what each module costs besides its layers, as its head.
+            layers: the layers of the network.
+            modules: the number of modules.
+            costs: the cost of each layer: measured seconds, bytes, or another quantity to balance.
+            added: what each module costs besides its layers, for example the cost of its head.
 
         Raises:
-            BadInput: more modules than layers, or another number of costs than of layers.
+            BadInput: there are more modules than layers, or another number of costs than of layers.
         """
-        wrong = f"{len(costs)} costs for {len(layers)} layers: give one for each."
-        check([wrong] if len(costs) != len(layers) else [])
-        return cls(layers, balanced_cuts(costs, modules, added))
+        if len(costs) != len(layers):
+            check([f"{len(costs)} costs for {len(layers)} layers: give one for each."])
+        return cls(layers, find_balanced_cuts(costs, modules, added))
 
-    def _problems(self) -> Iterator[str]:
+    def _find_problems(self) -> Iterator[str]:
         bounds = (0, *self.cuts, len(self.layers))
         if any(a >= b for a, b in pairwise(bounds)):
             yield (
@@ -99,64 +109,100 @@ class Partition:
                 f"since the model has {len(self.layers)} layers."
             )
             return
-        users: dict[str, set[int]] = {}
-        for layer, own in enumerate(self.layers.parameters):
-            for name in set(own) - self.layers.frozen:  # what nothing trains may be shared
-                users.setdefault(name, set()).add(self.module_of(layer))
-        for name, modules in users.items():
+        for name, modules in self._find_users().items():
             if len(modules) > 1:
                 yield (
-                    f"Parameter {name!r} is shared by the modules {sorted(modules)}: untie it (give each user a copy of "
-                    "its own), or cut so that all its users are in one module; modules=1 (--modules 1) is end-to-end training."
+                    f"Parameter {name!r} is shared by the modules {sorted(modules)}: untie it "
+                    "(give each user a copy of its own), or cut so that all its users are in one "
+                    "module. modules=1 (--modules 1) is end-to-end training."
                 )
 
+    def _find_users(self) -> dict[str, set[int]]:
+        """The modules that use each trainable parameter, by its name."""
+        users: dict[str, set[int]] = {}
+        for layer, names in enumerate(self.layers.parameters):
+            # Nothing trains a frozen parameter, so modules may share it.
+            for name in names:
+                if name not in self.layers.frozen:
+                    users.setdefault(name, set()).add(self.module_of(layer))
+        return users
 
-def _too_many(layers: Layers, modules: int) -> str:
-    what = f"modules={modules}, but the model has {len(layers)} layer(s) ({', '.join(layers.names[:6])}"
-    what += ", ...)" if len(layers) > 6 else ")"
-    hint = _why_so_few(layers) if modules > len(layers) else ""
-    return f"{what}: choose between 1 and {len(layers)}.{hint}"
+
+# --- messages -------------------------------------------------------------------------------------
 
 
-# What would make a layer of a module, by words of the reason why it is none.
+def _describe_bad_count(layers: Layers, modules: int) -> str:
+    names = ", ".join(layers.names[:6]) + (", ..." if len(layers) > 6 else "")
+    hint = _explain_missing_layers(layers) if modules > len(layers) else ""
+    return (
+        f"modules={modules}, but the model has {len(layers)} layer(s) ({names}): "
+        f"choose between 1 and {len(layers)}.{hint}"
+    )
+
+
+# What the user can change so that a module becomes a layer, by words of the reason why it is none.
 _ADVICE = {
-    "goes around it": "put what goes around a module, as the addition of h + block(h), into the forward of that module",
+    "goes around it": (
+        "put what goes around a module, as the addition of h + block(h), into the forward of that "
+        "module"
+    ),
     "it is called": "give each use a module of its own",
     "it returns a": "return one tensor",
 }
 
 
-def _why_so_few(layers: Layers) -> str:
-    """Which modules with weights are no layers though they might be, by reason, and what would make them layers."""
-    refused: dict[str, list[str]] = {}
-    for name, why in layers.unclean.items():
-        inside = any(name.startswith(f"{other}.") for others in (layers.names, *refused.values()) for other in others)
-        if not inside and owns_matrix(layers.model.get_submodule(name)) and any(known in why for known in _ADVICE):
-            refused.setdefault(why, []).append(name)
+def _explain_missing_layers(layers: Layers) -> str:
+    """Say which modules with weights could be layers after a change, and which change that is."""
+    refused = _group_refused_modules(layers)
     if not refused:
         return ""
-    found = [f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}: {why}" for why, names in refused.items()]
-    advice = [advice for known, advice in _ADVICE.items() if any(known in why for why in refused)]
-    return f" These could not be layers: {'; '.join(found[:4])}. To make layers of them, {'; '.join(advice)}."
-
-
-def _bad_order(layers: Layers, last: Sequence[str | int]) -> str:
-    given, places = ", ".join(map(str, last)), [f"{i} ({name})" for i, name in enumerate(layers.names[:-1])]
-    if not places:
-        return f"Cuts after {given}: the model has one layer and cannot be cut.{_why_so_few(layers)}"
-    shown = places if len(places) <= 6 else [*places[:4], "...", places[-1]]
+    found = []
+    for reason, names in refused.items():
+        found.append(f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}: {reason}")
+    advice = [text for words, text in _ADVICE.items() if any(words in why for why in refused)]
     return (
-        f"Cuts after {given} must increase and lie between 0 and {len(places) - 1}: the model can be cut after "
-        f"{', '.join(shown)}, and ends with {len(places)} ({layers.names[-1]})."
+        f" These could not be layers: {'; '.join(found[:4])}. To make layers of them, "
+        f"{'; '.join(advice)}."
     )
 
 
-def _no_layer(layers: Layers, name: str) -> Iterator[str]:
+def _group_refused_modules(layers: Layers) -> dict[str, list[str]]:
+    """The names of the modules with weights that are no layers though they might be, by reason."""
+    refused: dict[str, list[str]] = {}
+    # Only the outermost modules: inside a layer, or a refused module, nothing needs to change.
+    outer = list(layers.names)
+    for name, reason in layers.not_cuttable.items():
+        is_inside = any(name.startswith(f"{other}.") for other in outer)
+        has_advice = any(words in reason for words in _ADVICE)
+        if has_advice and not is_inside and owns_matrix(layers.model.get_submodule(name)):
+            refused.setdefault(reason, []).append(name)
+            outer.append(name)
+    return refused
+
+
+def _describe_bad_order(layers: Layers, last: Sequence[str | int]) -> str:
+    given = ", ".join(map(str, last))
+    allowed = [f"{i} ({name})" for i, name in enumerate(layers.names[:-1])]
+    if not allowed:
+        hint = _explain_missing_layers(layers)
+        return f"Cuts after {given}: the model has one layer and cannot be cut.{hint}"
+    count = len(allowed)
+    listed = allowed if count <= 6 else [*allowed[:4], "...", allowed[-1]]
+    return (
+        f"Cuts after {given} must increase and lie between 0 and {count - 1}: the model can be cut "
+        f"after {', '.join(listed)}, and ends with {count} ({layers.names[-1]})."
+    )
+
+
+def _find_name_problems(layers: Layers, name: str) -> Iterator[str]:
+    """Yield a problem if no layer ends at the module `name`."""
     if name in layers.names:
         return
-    if name in layers.unclean:
-        yield f"The model cannot be cut at {name!r}: {layers.unclean[name]}. Layers end at: {', '.join(layers.names)}."
-    else:
-        close = difflib.get_close_matches(name, layers.names, n=3)
-        meant = f"did you mean {' or '.join(close)}?" if close else f"layers end at: {', '.join(layers.names)}."
-        yield f"The model has no module {name!r}: {meant}"
+    ends = ", ".join(layers.names)
+    if name in layers.not_cuttable:
+        reason = layers.not_cuttable[name]
+        yield f"The model cannot be cut at {name!r}: {reason}. Layers end at: {ends}."
+        return
+    close = difflib.get_close_matches(name, layers.names, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"layers end at: {ends}."
+    yield f"The model has no module {name!r}: {hint}"

@@ -1,6 +1,7 @@
-"""Look at one forward pass of a model on the `meta` device: which modules ran, what they returned, what depends on what.
+"""Look at one forward pass of a model on the `meta` device: which modules run, what they return.
 
-Nothing of the user's model is touched: its structure is copied, its tensors are replaced by empty `meta` ones.
+The user's model stays as it is: the probe copies its structure and replaces its tensors by empty
+ones on the `meta` device, which have a shape and an autograd graph but no data.
 """
 
 from __future__ import annotations
@@ -12,150 +13,197 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge
 
 from localprop.errors import BadInput
+from localprop.network.autograd_graph import gradient_edge_of
 
-Vertex = tuple[Node, int]  # a tensor of the autograd graph: the node that made it, and which of its outputs it is
 
+def copy_with_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Copy `model`, with every parameter and buffer replaced by `replace(tensor)`.
 
-def with_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of `model` in which every parameter and buffer is `replace(tensor)`; ties stay ties, no storage is copied."""
+    Tied parameters stay tied, and no storage is copied.
+    """
+    # deepcopy looks an object up in its memo before it copies it. With the replacements in the
+    # memo, it never reaches the data, and two modules that share a parameter share its replacement.
     memo: dict[int, object] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(replace(parameter.detach()), requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = nn.Parameter(
+            replace(parameter.detach()), requires_grad=parameter.requires_grad
+        )
     for buffer in model.buffers():
         memo[id(buffer)] = replace(buffer)
     return copy.deepcopy(model, memo)
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of `model` on the `meta` device in which every floating parameter requires a gradient.
+def copy_to_meta(model: nn.Module) -> nn.Module:
+    """Copy `model` to the `meta` device, in training mode.
 
-    Frozen parameters would hide edges of the graph, hence the gradients everywhere.
+    Every parameter of floating point requires a gradient, frozen ones too.
     """
-    twin = with_tensors(model, lambda tensor: torch.empty_like(tensor, device="meta")).train()
-    for parameter in twin.parameters():
+    # In training mode, because the layers are those of training: a stochastic depth, for instance,
+    # returns its input itself in evaluation mode.
+    meta = copy_with_tensors(model, lambda tensor: torch.empty_like(tensor, device="meta")).train()
+    # Autograd records only what needs a gradient. With frozen parameters left frozen, the graph
+    # would miss the tensors that are computed from them alone, and a path through those would be
+    # unseen.
+    for parameter in meta.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    return twin
+    return meta
 
 
-def meta_input(inputs: Tensor) -> Tensor:
-    """An empty `meta` tensor like `inputs`; a non-leaf that requires grad if it can, so that an in-place first layer runs."""
+def make_meta_input(inputs: Tensor) -> Tensor:
+    """An empty tensor like `inputs` on the `meta` device, which requires a gradient if it can."""
     empty = torch.empty_like(inputs, device="meta")
+    # The clone is no leaf. Autograd refuses to modify a leaf in place, and the first module may do
+    # that to its input.
     return empty.requires_grad_().clone() if empty.is_floating_point() else empty
 
 
 @dataclass(eq=False)
 class Call:
-    """One call of one module during a forward pass."""
+    """One call of one submodule during a forward pass.
+
+    Attributes:
+        name: the name of the submodule.
+        module: the submodule.
+        parent: the call during which this one was made; None if the model itself made it.
+        sequence_at_start: autograd's sequence number when the call began.
+        output: what the call returned.
+        edge: the place of the output in the autograd graph, if the output is a tensor with one.
+        version: the version counter of the output when the call returned.
+        input_ids: `id` of every tensor among the positional arguments.
+    """
 
     name: str
     module: nn.Module
     parent: Call | None
-    started: int  # autograd's sequence number when the call began
+    sequence_at_start: int
     output: object = None
-    vertex: Vertex | None = None  # taken when the call returned: an in-place operation may replace it later
+    edge: GradientEdge | None = None
     version: int = 0
-    inputs: tuple[int, ...] = ()
+    input_ids: tuple[int, ...] = ()
 
     @property
-    def made_its_output(self) -> bool:
-        """Whether the output was created while this module ran; an Identity merely passes a tensor on."""
-        return self.vertex is not None and self.vertex[0]._sequence_nr() > self.started
+    def sequence_of_output(self) -> int:
+        """Autograd's sequence number of the operation that made the output."""
+        assert self.edge is not None
+        return self.edge.node._sequence_nr()
 
     @property
-    def overwritten(self) -> bool:
-        """Whether somebody wrote into the output after the module had returned it."""
+    def creates_output(self) -> bool:
+        """Whether the output was made during this call. An Identity returns an earlier tensor."""
+        return self.edge is not None and self.sequence_of_output > self.sequence_at_start
+
+    @property
+    def modified_in_place(self) -> bool:
+        """Whether the model wrote into the output after the module had returned it."""
         return isinstance(self.output, Tensor) and self.output._version != self.version
+
+    def set_output(self, output: object) -> None:
+        """Record what the call returned, at the moment at which it returns."""
+        self.output = output
+        if isinstance(output, Tensor):
+            # Both are read now: a later in-place operation, such as an in-place ReLU in the next
+            # module, raises the version and gives the same tensor another `grad_fn`.
+            self.version = output._version
+            self.edge = gradient_edge_of(output)
 
 
 @dataclass
-class Trace:
-    """All calls of one forward pass, in the order in which they returned, and the model's output."""
+class ForwardTrace:
+    """All calls of one forward pass, in the order of their returns, and the model's output."""
 
     calls: list[Call] = field(default_factory=list)
     output: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def trace(model: nn.Module, inputs: Tensor, on_return: Callable[[Call], Tensor | None] = lambda call: None) -> Trace:
-    """Run `model(inputs)` and note every call of every submodule.
+def trace_forward(
+    model: nn.Module, inputs: Tensor, on_return: Callable[[Call], Tensor | None] = lambda call: None
+) -> ForwardTrace:
+    """Run `model(inputs)` and record every call of every submodule.
 
     Args:
-        model: a model on the `meta` device (:func:`on_meta`).
-        inputs: its input (:func:`meta_input`).
-        on_return: called when a module returns; a tensor that it returns takes the place of the module's output.
+        model: a model on the `meta` device (`copy_to_meta`).
+        inputs: its input (`make_meta_input`).
+        on_return: called when a submodule returns; if it returns a tensor, that tensor replaces the
+            output of the submodule.
 
     Raises:
         BadInput: the forward fails, or does not return one tensor.
     """
-    seen = Trace()
-    with _hooks(model, seen, on_return):
+    trace = ForwardTrace()
+    with _record_calls(model, trace, on_return):
         try:
             output = model(inputs)
         except Exception as error:
-            raise BadInput([_forward_failed(model, inputs, error)]) from error
+            raise BadInput([_describe_failure(model, inputs, error)]) from error
     if not isinstance(output, Tensor):
         raise BadInput(
             [
-                f"{type(model).__name__} returned {_what(output)}, but localprop needs one tensor of outputs: wrap the "
-                "model in an nn.Module whose forward returns only that tensor (for Hugging Face models `.logits`)."
+                f"{type(model).__name__} returned {_describe_type(output)}, but localprop needs "
+                "one tensor of outputs: wrap the model in an nn.Module whose forward returns only "
+                "that tensor (for Hugging Face models `.logits`)."
             ]
         )
-    seen.output = output
-    return seen
+    trace.output = output
+    return trace
 
 
-def _forward_failed(model: nn.Module, inputs: Tensor, error: Exception) -> str:
-    reason = str(error).strip().splitlines()
-    what = (
-        f"{type(model).__name__} could not run on a sample of shape {tuple(inputs.shape)} and dtype {inputs.dtype} "
-        f"({type(error).__name__}: {reason[0] if reason else 'no message'})"
+def _describe_failure(model: nn.Module, inputs: Tensor, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    failure = (
+        f"{type(model).__name__} could not run on a sample of shape {tuple(inputs.shape)} and "
+        f"dtype {inputs.dtype} ({type(error).__name__}: {lines[0] if lines else 'no message'})"
     )
-    if any(hasattr(module, "_orig_mod") for module in model.modules()):  # what torch.compile returns
-        return f"{what}: give the model before torch.compile, or compile it in place: model.compile()."
+    # torch.compile(model) returns a wrapper with this attribute, whose forward does not run on meta
+    # tensors. model.compile() leaves the module itself in place.
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        return (
+            f"{failure}: pass the model before torch.compile, or compile it in place with "
+            "model.compile()."
+        )
     return (
-        f"{what}: pass a sample batch of the shape that the model is trained on, of two samples or more. "
-        "The forward must also run on the `meta` device (no .item(), no values of tensors)."
+        f"{failure}: pass a sample batch of the shape that the model is trained on, with two "
+        "samples or more. The forward must also run on the `meta` device: it cannot call .item() "
+        "or read the values of tensors."
     )
 
 
-def _what(value: object) -> str:
+def _describe_type(value: object) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
 
 
 @contextmanager
-def _hooks(model: nn.Module, seen: Trace, on_return: Callable[[Call], Tensor | None]) -> Iterator[None]:
-    clock = torch.zeros((), device="meta", requires_grad=True)
+def _record_calls(
+    model: nn.Module, trace: ForwardTrace, on_return: Callable[[Call], Tensor | None]
+) -> Iterator[None]:
+    """Record the calls of all submodules of `model` in `trace`, by hooks."""
+    # Calls nest, so a stack holds those that have begun and not yet returned.
     stack: list[Call] = []
 
-    def enter(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
+    def begin_call(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
         def hook(module: nn.Module, args: tuple[object, ...]) -> None:
-            with torch.enable_grad():  # a part under no_grad has a clock too
-                now = (clock * 1).grad_fn
-            assert now is not None
-            ids = tuple(id(arg) for arg in args if isinstance(arg, Tensor))
-            stack.append(Call(name, module, stack[-1] if stack else None, now._sequence_nr(), inputs=ids))
+            parent = stack[-1] if stack else None
+            input_ids = tuple(id(arg) for arg in args if isinstance(arg, Tensor))
+            sequence = _read_sequence_number()
+            stack.append(Call(name, module, parent, sequence, input_ids=input_ids))
 
         return hook
 
-    def leave(module: nn.Module, args: object, output: object) -> Tensor | None:
+    def end_call(module: nn.Module, args: object, output: object) -> Tensor | None:
         call = stack.pop()
-        call.output = output
-        if isinstance(output, Tensor):
-            call.version = output._version
-            if output.grad_fn is not None:
-                call.vertex = (output.grad_fn, output.output_nr)
-        seen.calls.append(call)
+        call.set_output(output)
+        trace.calls.append(call)
         return on_return(call)
 
     handles = []
     for name, module in model.named_modules():
         if module is not model:
-            handles.append(module.register_forward_pre_hook(enter(name)))
-            handles.append(module.register_forward_hook(leave))
+            handles.append(module.register_forward_pre_hook(begin_call(name)))
+            handles.append(module.register_forward_hook(end_call))
     try:
         yield
     finally:
@@ -163,87 +211,17 @@ def _hooks(model: nn.Module, seen: Trace, on_return: Callable[[Call], Tensor | N
             handle.remove()
 
 
-def bottlenecks(output: Vertex, entry: Vertex | None) -> set[Vertex]:
-    """The tensors through which every path from the output back to the input goes.
+def _read_sequence_number() -> int:
+    """The sequence number that autograd has reached: later operations get larger ones.
 
-    In a topological order, a vertex is on every path iff no edge jumps over it::
+    Autograd numbers its nodes in the order in which the forward makes them. So an operation of our
+    own is a clock, and tells what was made before a call from what is made during the call::
 
-        input ──► a ──► b ──► c ──► output         a and c are bottlenecks of this graph, b is not:
-                  └───────────┘                    the edge a → c jumps over it
-
-    Args:
-        output: where the network ends.
-        entry: where it begins; None (an input of whole numbers): any node without predecessors but a parameter's.
+        4 clock │ begin block │ 5 conv   6 relu │ end block
+        7 clock │ begin Identity                │ end Identity: it returns 6, made before 7
     """
-    order = _topological(output)
-    towards = _reaching(order, entry)
-    position = {vertex: i for i, vertex in enumerate(v for v in order if v in towards)}
-    found, farthest = set(), 0
-    for vertex, here in position.items():
-        if here >= farthest:
-            found.add(vertex)
-        for before in _predecessors(vertex):
-            if before in position:
-                farthest = max(farthest, position[before])
-    return found
-
-
-def _predecessors(vertex: Vertex) -> list[Vertex]:
-    return [(node, index) for node, index in vertex[0].next_functions if node is not None]
-
-
-def _topological(output: Vertex) -> list[Vertex]:
-    """All vertices behind `output`, each before its predecessors."""
-    done: set[Vertex] = set()
-    order: list[Vertex] = []
-    stack: list[tuple[Vertex, Iterator[Vertex]]] = [(output, iter(_predecessors(output)))]
-    done.add(output)
-    while stack:
-        vertex, rest = stack[-1]
-        for before in rest:
-            if before not in done:
-                done.add(before)
-                stack.append((before, iter(_predecessors(before))))
-                break
-        else:
-            stack.pop()
-            order.append(vertex)
-    return order[::-1]
-
-
-def _reaching(order: list[Vertex], entry: Vertex | None) -> set[Vertex]:
-    """The vertices from which the entry can be reached."""
-    reached: set[Vertex] = set()
-    for vertex in reversed(order):
-        if vertex == entry or any(before in reached for before in _predecessors(vertex)):
-            reached.add(vertex)
-    return reached
-
-
-def leaves(vertex: Vertex) -> list[Tensor]:
-    """The leaf tensors (parameters, and inputs that require grad) behind a vertex."""
-    found = []
-    for node, _ in _topological(vertex):
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            found.append(leaf)
-    return found
-
-
-def depth(vertex: Vertex) -> int:
-    """How many weights, tensors of two dimensions or more, the longest path to a vertex meets."""
-    longest: dict[Vertex, int] = {}
-    for here in reversed(_topological(vertex)):
-        before = _predecessors(here)
-        meets = not _is_weight(here) and any(map(_is_weight, before))  # a transposed weight is met once
-        longest[here] = max((longest[each] for each in before), default=0) + meets
-    return longest[vertex]
-
-
-def _is_weight(vertex: Vertex) -> bool:
-    """Whether a vertex is a parameter of two dimensions or more, as it is or transposed for a product."""
-    node = vertex[0]
-    if node.name() == "TBackward0":
-        return any(_is_weight(before) for before in _predecessors(vertex))
-    leaf = getattr(node, "variable", None)
-    return isinstance(leaf, nn.Parameter) and leaf.ndim > 1
+    # A part of the model that runs under no_grad makes no nodes, but its calls need the time, too.
+    with torch.enable_grad():
+        node = (torch.zeros((), device="meta", requires_grad=True) * 1).grad_fn
+    assert node is not None
+    return node._sequence_nr()

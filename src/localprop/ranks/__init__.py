@@ -1,1 +1,1 @@
-"""One step on many processes."""
+"""One training step on several processes."""

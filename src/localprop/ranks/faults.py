@@ -1,4 +1,7 @@
-"""What a run says when a rank is lost: one record for all ranks, which names the rank, the action and the layer."""
+"""Failures on ranks.
+
+All ranks report the same record. It names the rank that failed, its action and its layer.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,30 @@ from typing import Any
 import torch.distributed as dist
 
 from localprop.errors import StepFailed
-from localprop.ranks.transport import Lost
-from localprop.step.wiring import Wiring
+from localprop.ranks.transport import PeerLost
+from localprop.schedule.wiring import Wiring
 
-_GRACE_S = 2.0  # within which ranks that hang for the same reason all run out of time
+_GRACE_S = 2.0  # ranks that hang for the same reason all time out within this time
 
 
-def record_of(error: Exception, rank: int, wiring: Wiring, key: str) -> dict[str, Any]:
-    """What happened, as one rank saw it.
+def make_record(error: Exception, rank: int, wiring: Wiring, key: str) -> dict[str, Any]:
+    """Describe a failure as one rank sees it.
 
     Args:
-        error: what it saw.
-        rank: which one.
-        wiring: names the layers.
-        key: of the pipeline's records in the store.
+        error: the exception that this rank raised.
+        rank: the number of this rank.
+        wiring: gives the names of layers.
+        key: prefix of the pipeline's records in the store.
 
     Returns:
-        "rank": the one that is to blame, None if nobody knows; "seen_by"; "action"; "layer"; "error".
+        "rank" (the one that failed, None if unknown), "seen_by", "action", "layer", "error".
     """
     action = error.action if isinstance(error, StepFailed) else None
-    cause = error.__cause__ if isinstance(error, StepFailed) and error.__cause__ is not None else error
+    cause: BaseException = error
+    if isinstance(error, StepFailed) and error.__cause__ is not None:
+        cause = error.__cause__
     return {
-        "rank": _to_blame(cause, rank, key) if isinstance(cause, Lost) else rank,
+        "rank": _find_failed_rank(cause, rank, key) if isinstance(cause, PeerLost) else rank,
         "seen_by": rank,
         "action": None if action is None else str(action),
         "layer": None if action is None else wiring.span_name(action.segment),
@@ -38,47 +43,57 @@ def record_of(error: Exception, rank: int, wiring: Wiring, key: str) -> dict[str
     }
 
 
-def _to_blame(lost: Lost, rank: int, key: str) -> int | None:
-    """The rank that does not answer. If that one waits for another, too, it is the other: follow who waits for whom."""
+def _find_failed_rank(lost: PeerLost, rank: int, key: str) -> int | None:
+    """Find the rank that failed, starting from the peer that does not answer.
+
+    A peer that hangs may itself wait for another rank. So each rank that times out writes to the
+    store for whom it waits, and reads who waits for whom until it meets a rank that waits for
+    nobody: that one hangs.
+    """
     peer = lost.peer
     if peer is None or not lost.hangs:
         return peer
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set(f"{key}: waits {rank}", str(peer))
-        time.sleep(_GRACE_S)
-        seen = {rank}
-        while peer not in seen and store.check([f"{key}: waits {peer}"]):
-            seen.add(peer)
+        time.sleep(_GRACE_S)  # the other ranks need time to write theirs
+        visited = {rank}
+        while peer not in visited and store.check([f"{key}: waits {peer}"]):
+            visited.add(peer)
             peer = int(store.get(f"{key}: waits {peer}"))
     except RuntimeError:  # the process that kept the store is gone
         pass
     return peer
 
 
-def claim(record: dict[str, Any], key: str) -> dict[str, Any]:
-    """Put a record before all ranks, unless another one has been first.
+def publish_record(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """Publish a record to all ranks, unless another rank has published one first.
 
     Returns:
-        The record that was first; this rank's own if the others cannot be asked.
+        The record that was published first, or this rank's own if the store does not answer.
     """
     text = json.dumps(record)
     try:
+        # Atomic: the text is stored only if the key is new. All ranks read back the same record.
         first = dist.distributed_c10d._get_default_store().compare_set(key, "", text)
     except RuntimeError:  # the process that kept the store is gone
         return record
-    found: dict[str, Any] = json.loads(first)
-    return found
+    published: dict[str, Any] = json.loads(first)
+    return published
 
 
-def sentence(record: dict[str, Any]) -> str:
-    """A record in words.
+def format_record(record: dict[str, Any]) -> str:
+    """Format a record as one sentence.
 
     Example:
-        >>> sentence({"rank": 1, "seen_by": 0, "action": "3RECV_B0<1", "layer": "blocks.7", "error": "Lost: no answer"})
-        'Rank 1 failed (seen by rank 0 at action 3RECV_B0<1, on blocks.7): Lost: no answer'
+        >>> record = {"rank": 1, "seen_by": 0, "action": "3RECV_B<1", "layer": "blocks.7"}
+        >>> format_record(record | {"error": "PeerLost: no answer"})
+        'Rank 1 failed (seen by rank 0 at action 3RECV_B<1, on blocks.7): PeerLost: no answer'
     """
-    seen = f"seen by rank {record['seen_by']} " if record["seen_by"] != record["rank"] else ""
-    where = f"at action {record['action']}, on {record['layer']}" if record["action"] else "between two steps"
     who = "Some rank" if record["rank"] is None else f"Rank {record['rank']}"
-    return f"{who} failed ({seen}{where}): {record['error']}"
+    where = "between two steps"
+    if record["action"]:
+        where = f"at action {record['action']}, on {record['layer']}"
+    if record["seen_by"] != record["rank"]:
+        where = f"seen by rank {record['seen_by']} {where}"
+    return f"{who} failed ({where}): {record['error']}"

@@ -1,4 +1,4 @@
-"""Where a process stands among the others."""
+"""The position of a process among the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from localprop.errors import check
+from localprop.errors import BadInput
 from localprop.ranks import launch
 
 
@@ -23,11 +23,11 @@ class Mesh:
         replica 1    3   4   5
 
     Attributes:
-        stage: the stage of the pipeline that this process runs.
-        stages: how many there are.
-        replica: the replica of the pipeline that this process is part of.
-        replicas: how many there are.
-        replica_group: the process group of this stage in all replicas, if there are several.
+        stage: the pipeline stage that this process runs.
+        stages: the number of stages.
+        replica: the replica of the pipeline that this process belongs to.
+        replicas: the number of replicas.
+        replica_group: the process group of this stage in all replicas; None with one replica.
     """
 
     stage: int
@@ -37,7 +37,7 @@ class Mesh:
     replica_group: Any = None
 
     def rank(self, stage: int, replica: int | None = None) -> int:
-        """The number of a rank, of this replica by default.
+        """The rank that runs a stage, in this process's replica by default.
 
         Example:
             >>> Mesh(stage=1, stages=3, replica=1, replicas=2).rank(stage=2)
@@ -45,8 +45,12 @@ class Mesh:
         """
         return (self.replica if replica is None else replica) * self.stages + stage
 
-    def greetings(self) -> Iterator[tuple[int, int]]:
-        """The pairs of ranks of which the first tells the second its batch: down each pipe, and from head to head."""
+    def iterate_handshakes(self) -> Iterator[tuple[int, int]]:
+        """Yield the pairs of ranks whose batches are compared: the first sends, the second checks.
+
+        The pairs lie along each pipeline and between the first stages of neighbouring replicas, so
+        that they connect all ranks.
+        """
         for replica in range(self.replicas):
             for stage in range(self.stages - 1):
                 yield self.rank(stage, replica), self.rank(stage + 1, replica)
@@ -54,48 +58,51 @@ class Mesh:
             yield self.rank(0, replica), self.rank(0, replica + 1)
 
 
-def launched() -> int:
-    """How many processes this one was launched with, by torchrun or by whoever made torch's default process group."""
+def count_processes() -> int:
+    """Count the processes of this launch, in torch's default process group if there is one."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
-    return launch.world()
+    return launch.get_world_size()
 
 
-def join(timeout_s: float) -> None:
-    """Make torch's default process group, unless there is one.
-
-    After a restart by torchrun the store still holds addresses of processes that are gone, so each attempt has its own names.
+def join_process_group(timeout_s: float) -> None:
+    """Initialise torch's default process group, unless it exists.
 
     Args:
-        timeout_s: how long to wait for the others.
+        timeout_s: how long to wait for the other processes.
     """
     if dist.is_initialized():
         return
-    from torch._C._distributed_c10d import PrefixStore  # some builds of torch lack them
+    from torch._C._distributed_c10d import PrefixStore  # some builds of torch lack it
     from torch.distributed.rendezvous import rendezvous
 
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(rendezvous("env://", timeout=timeout))
-    store = PrefixStore(f"localprop attempt {launch.attempt()}", store)
+    # After a restart by torchrun the store still holds the addresses of dead processes. A prefix
+    # for each attempt keeps them apart.
+    store = PrefixStore(f"localprop attempt {launch.get_attempt()}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 
-def mesh_of(replicas: int, device: torch.device) -> Mesh:
-    """The mesh of all ranks, in so many replicas.
+def make_mesh(replicas: int, device: torch.device) -> Mesh:
+    """Arrange all ranks in replicas of equal size.
 
     Raises:
-        BadInput: the ranks cannot be divided so.
+        BadInput: the number of ranks is not a multiple of `replicas`.
     """
     world = dist.get_world_size()
-    check(
-        [f"replicas={replicas} of {world} ranks: the number of ranks must be a multiple."] if world % replicas else []
-    )
+    if world % replicas:
+        raise BadInput(
+            f"replicas={replicas} of {world} ranks: the number of ranks must be a multiple."
+        )
     if replicas == 1:
         return Mesh(dist.get_rank(), world)
     from torch.distributed.device_mesh import init_device_mesh
 
-    mesh = init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replica", "stage"))
+    stages = world // replicas
+    mesh = init_device_mesh(device.type, (replicas, stages), mesh_dim_names=("replica", "stage"))
     coordinate = mesh.get_coordinate()
     assert coordinate is not None
-    return Mesh(coordinate[1], world // replicas, coordinate[0], replicas, mesh.get_group("replica"))
+    replica, stage = coordinate
+    return Mesh(stage, stages, replica, replicas, mesh.get_group("replica"))

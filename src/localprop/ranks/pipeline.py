@@ -1,4 +1,4 @@
-"""A learner's place among ranks: which stage it runs, that all agree, and how what is scattered comes together again."""
+"""The pipeline that a learner trains in: its stage on this rank, and what all ranks do together."""
 
 from __future__ import annotations
 
@@ -13,33 +13,37 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from localprop.errors import BadInput, StepFailed, check
-from localprop.ranks.faults import claim, record_of, sentence
-from localprop.ranks.lowering import ORDERS, in_flight, lower
-from localprop.ranks.mesh import join, launched, mesh_of
-from localprop.ranks.messages import HEADER, Layout, bytes_of
-from localprop.ranks.placement import Placement, layer_costs, sight_problems
-from localprop.ranks.transport import Transport, answering
-from localprop.step.schedule import Op, Schedule
-from localprop.step.stage import Stage
-from localprop.step.wiring import Wiring
+from localprop.ranks.faults import format_record, make_record, publish_record
+from localprop.ranks.layout import HEADER_SIZE, Layout, view_bytes
+from localprop.ranks.mesh import count_processes, join_process_group, make_mesh
+from localprop.ranks.transport import Transport, raising_peer_lost
+from localprop.schedule.lowering import ORDERS, find_max_in_flight, lower
+from localprop.schedule.placement import Placement, estimate_module_costs, find_unavailable_inputs
+from localprop.schedule.schedule import Op, Schedule
+from localprop.schedule.stage import Stage
+from localprop.schedule.wiring import Wiring
 
-Key = tuple[str, str]  # "model", "heads" or "encoders", and a name in its state dict
+__all__ = ["Ranks"]
+
+EntryKey = tuple[str, str]  # "model", "heads" or "encoders", and a name in its state dict
 _K = TypeVar("_K")
 _V = TypeVar("_V")
-_FORWARD = (Op.F, Op.SEND_F, Op.RECV_F, Op.SEND_C, Op.RECV_C)
+_FORWARD_OPS = (Op.F, Op.SEND_F, Op.RECV_F, Op.SEND_C, Op.RECV_C)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How a learner uses the processes that it was launched with, by torchrun or otherwise.
+    """How to distribute training over the launched processes, started by torchrun or otherwise.
 
     Attributes:
-        replicas: how many pipelines there are; each works on its share of every batch, and gradients are summed.
-        cuts: the modules at which the stages after the first begin; if not given, stages are balanced.
-        seconds: what each module costs, as measured; if not given, all layers and all heads cost the same.
+        replicas: the number of pipelines. Each works on its share of every batch, and their
+            gradients are summed.
+        cuts: the modules at which the stages after the first begin. By default stages are balanced.
+        seconds: the measured cost of each module. By default all layers and all heads cost the
+            same.
         order: "1f1b" (backwards as early as possible) or "gpipe" (all forwards first).
-        timeout_s: seconds to wait for a message, after which the other rank is taken for lost.
-        alone: use this process only, whatever it was launched with.
+        timeout_s: seconds to wait for a message, after which the other rank counts as lost.
+        alone: use this process only, even if others were launched with it.
 
     Raises:
         BadInput: values out of range.
@@ -57,9 +61,9 @@ class Ranks:
     alone: bool = False
 
     def __post_init__(self) -> None:
-        check(self._problems())
+        check(self._find_problems())
 
-    def _problems(self) -> Iterator[str]:
+    def _find_problems(self) -> Iterator[str]:
         if self.replicas < 1:
             yield f"replicas={self.replicas} must be 1 or more."
         if self.order not in ORDERS:
@@ -67,36 +71,42 @@ class Ranks:
         if not self.timeout_s > 0:
             yield f"timeout_s={self.timeout_s} must be positive."
         if self.cuts is not None and self.seconds is not None:
-            yield "Give either cuts or seconds: stages are cut at the cuts, or balanced by seconds."
+            yield (
+                "Give either cuts or seconds: cuts= fixes where stages begin, seconds= balances "
+                "them."
+            )
 
-    def used(self) -> bool:
-        """Whether there is more than this process to use."""
-        return not self.alone and launched() > 1
+    def is_used(self) -> bool:
+        """Return whether training runs on more than this process."""
+        return not self.alone and count_processes() > 1
 
 
-_NUMBERS = itertools.count()  # of the pipelines of this process, which are made in one order on all ranks
+# Numbers the pipelines of this process. All ranks make theirs in one order, so that a number names
+# the same pipeline on all of them.
+_pipeline_numbers = itertools.count()
 
 
 class Pipeline:
-    """The stage of a learner. All ranks must make theirs at the same time.
+    """The pipeline of a learner, as this rank sees it. All ranks must create theirs together.
 
     Args:
-        ranks: what the user wants.
-        wiring: alike on all ranks.
-        microbatches: of each replica.
-        recomputed: segments that run again before their backward.
-        device: of this rank.
-        parts: "model", "heads" and "encoders", whose weights must be alike on all ranks.
-        seed: likewise.
+        ranks: the user's options.
+        wiring: the same on all ranks.
+        microbatches: micro-batches of each replica.
+        recomputed: segments that run their forward again before their backward.
+        device: the device of this rank.
+        trained_modules: "model", "heads" and "encoders", with the same weights on all ranks.
+        seed: the same on all ranks.
 
     Attributes:
-        mesh: where this process stands.
+        mesh: the position of this process among the ranks.
         placement: the segments of each stage.
-        programmes: the actions of each stage.
-        transport: what carries tensors between the ranks.
+        rank_schedules: the actions of each stage.
+        transport: sends tensors between the ranks.
 
     Raises:
-        BadInput: ranks that cannot be divided, or are more than the modules; ranks whose plans, initial weights or seeds differ.
+        BadInput: the ranks do not divide into replicas, there are more stages than modules, or the
+            plans, initial weights or seeds of the ranks differ.
     """
 
     def __init__(
@@ -107,176 +117,236 @@ class Pipeline:
         recomputed: frozenset[int],
         device: torch.device,
         *,
-        parts: Mapping[str, nn.Module],
+        trained_modules: Mapping[str, nn.Module],
         seed: int,
     ) -> None:
-        join(ranks.timeout_s)
-        self._key = f"localprop failure {next(_NUMBERS)}"
+        join_process_group(ranks.timeout_s)
+        self._key = f"localprop failure {next(_pipeline_numbers)}"
         self.wiring = wiring
         self.device = device
-        self.mesh = mesh_of(ranks.replicas, device)
-        if ranks.cuts is not None:
-            self.placement = Placement.at(wiring, ranks.cuts)
-        else:
-            self.placement = Placement.balanced(wiring, self.mesh.stages, ranks.seconds or layer_costs(wiring))
-        if len(self.placement.stages) != self.mesh.stages:
-            raise BadInput(f"cuts={ranks.cuts} make {len(self.placement.stages)} stages for {self.mesh.stages} ranks.")
-        check(sight_problems(wiring, self.placement))
-        self.programmes = lower(
-            wiring, self.placement, microbatches, recomputed=recomputed, replicas=ranks.replicas, order=ranks.order
+        self.mesh = make_mesh(ranks.replicas, device)
+        self.placement = self._place(ranks)
+        self.rank_schedules = lower(
+            wiring,
+            self.placement,
+            microbatches,
+            recomputed=recomputed,
+            replicas=ranks.replicas,
+            order=ranks.order,
         )
-        self._agree(parts, seed, microbatches)  # before any channel is made: other plans have other channels
+        # This comes before any channel is made: other plans have other channels, and a rank that
+        # asks for a channel alone waits for ever.
+        self._check_agreement(trained_modules, seed, microbatches)
         self.transport = Transport(
             self.mesh,
-            self.programmes,
-            allowed=in_flight(self.programmes),
+            self.rank_schedules,
+            max_in_flight=find_max_in_flight(self.rank_schedules),
             device=device,
             timeout_s=ranks.timeout_s,
         )
 
-    @property
-    def schedule(self) -> Schedule:
-        """The actions of this rank."""
-        return self.programmes[self.mesh.stage]
+    def _place(self, ranks: Ranks) -> Placement:
+        """Place the modules on the stages."""
+        wiring, stages = self.wiring, self.mesh.stages
+        if ranks.cuts is not None:
+            placement = Placement.at(wiring, ranks.cuts)
+        else:
+            costs = ranks.seconds or estimate_module_costs(wiring)
+            placement = Placement.balanced(wiring, stages, costs)
+        count = len(placement.stages)
+        if count != stages:
+            raise BadInput(f"cuts={ranks.cuts} make {count} stages for {stages} ranks.")
+        check(find_unavailable_inputs(wiring, placement))
+        return placement
 
     @property
-    def forwards(self) -> Schedule:
+    def schedule(self) -> Schedule:
+        """The actions of a training step on this rank."""
+        return self.rank_schedules[self.mesh.stage]
+
+    @property
+    def prediction_schedule(self) -> Schedule:
         """The actions of a prediction on this rank."""
-        own = (a for a in self.schedule if a.op in _FORWARD and a.microbatch == 0 and not a.late)
-        return Schedule(dict.fromkeys(own))  # once, also those that run again in training
+        forwards = (
+            action
+            for action in self.schedule
+            if action.op in _FORWARD_OPS and action.microbatch == 0 and not action.deferred
+        )
+        return Schedule(dict.fromkeys(forwards))  # drops the second forwards of recomputed segments
 
     @property
     def stage(self) -> Stage:
-        """The part of a step that runs here."""
+        """The segments that this rank runs, and its replica."""
         return Stage(self.placement.stages[self.mesh.stage], self.mesh.replica, self.mesh.replicas)
 
-    # --- who owns what ----------------------------------------------------------------------------------------------
+    # --- ownership -------------------------------------------------------------------------------
 
-    def owner(self, part: str, name: str) -> int:
+    def owner(self, key: str, name: str) -> int:
         """The stage that trains an entry of the state dict of "model", "heads" or "encoders"."""
-        if part != "model":
-            number = int(name.split(".")[0])
-            module = self.wiring.table.at[number] if part == "heads" else number
-            return self.placement.stage_of(self.wiring.segments_of(module)[-1 if part == "heads" else 0])
-        return min(self._users(name), default=0)
+        if key == "model":
+            return min(self._find_users(name), default=0)
+        number = int(name.split(".")[0])
+        if key == "heads":  # numbered by loss, at the last segment of its module
+            module = self.wiring.table.module_of_loss[number]
+            return self.placement.stage_of(self.wiring.segments_of(module)[-1])
+        return self.placement.stage_of(self.wiring.segments_of(number)[0])
 
-    def _users(self, name: str) -> set[int]:
-        """The stages whose layers use an entry of the model's state dict."""
+    def _find_users(self, name: str) -> set[int]:
+        """Find the stages whose layers use an entry of the model's state dict."""
         layers = self.wiring.layers
         used = {
             layer
             for layer in range(len(layers))
             if name in layers.parameters[layer]
-            or any(name.startswith(f"{piece.name}.") for piece in layers.pieces[layer])
+            or any(name.startswith(f"{submodule.name}.") for submodule in layers.submodules[layer])
         }
         return {
-            self.placement.stage_of(s) for s, segment in enumerate(self.wiring.segments) if used & set(segment.layers)
+            self.placement.stage_of(s)
+            for s, segment in enumerate(self.wiring.segments)
+            if used & set(segment.layers)
         }
 
-    def holds(self, part: str, name: str) -> bool:
-        """Whether this stage has an entry of a state dict, be it another's to train."""
-        users = self._users(name) if part == "model" else {self.owner(part, name)}
+    def holds(self, key: str, name: str) -> bool:
+        """Return whether this stage has an entry of a state dict, even if another one trains it."""
+        users = self._find_users(name) if key == "model" else {self.owner(key, name)}
         return not users or self.mesh.stage in users
 
-    def own(self, part: str, module: nn.Module) -> dict[str, Any]:
-        """The entries of a part's state dict that this stage trains."""
-        return {name: value for name, value in module.state_dict().items() if self.owner(part, name) == self.mesh.stage}
+    def select_owned_entries(self, key: str, module: nn.Module) -> dict[str, Any]:
+        """Select the entries of a module's state dict that this stage trains.
 
-    # --- agreement --------------------------------------------------------------------------------------------------
-
-    def _agree(self, parts: Mapping[str, nn.Module], seed: int, microbatches: int) -> None:
-        """Compare what all ranks are about to do."""
-        wiring = self.wiring
-        plan = repr((wiring.segments, wiring.flows, wiring.objectives, wiring.layers.shapes, microbatches))
-        mine = {
-            "plan (model, method, modules, micro-batches)": _digest(plan.encode()),
-            "ranks=Ranks(...), or its cuts, seconds or order,": _digest(repr(self.programmes).encode()),
-            "initial weights": _digest(*map(_bytes_of, parts.values())),
-            "seed": str(seed),
-            "PyTorch": torch.__version__,
+        Args:
+            key: "model", "heads" or "encoders".
+            module: the module of that key.
+        """
+        return {
+            name: value
+            for name, value in module.state_dict().items()
+            if self.owner(key, name) == self.mesh.stage
         }
-        all_of_them: list[Any] = [None] * dist.get_world_size()
-        with answering(None):
-            dist.all_gather_object(all_of_them, mine)
-        check(_disagreements(all_of_them))
 
-    # --- what is scattered ------------------------------------------------------------------------------------------
+    # --- agreement -------------------------------------------------------------------------------
 
-    def merged(self, part: Mapping[_K, _V]) -> dict[_K, _V] | None:
-        """On rank 0 the union of the dictionaries that all stages of replica 0 give; None on other ranks."""
-        parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-        with answering(None):
-            dist.gather_object(dict(part) if self.mesh.replica == 0 else {}, parts)
-        return None if parts is None else {name: value for each in parts for name, value in each.items()}
+    def _check_agreement(
+        self, trained_modules: Mapping[str, nn.Module], seed: int, microbatches: int
+    ) -> None:
+        """Check that all ranks are about to train the same network in the same way."""
+        wiring = self.wiring
+        plan = repr(
+            (wiring.segments, wiring.flows, wiring.objectives, wiring.layers.shapes, microbatches)
+        )
+        facts = {
+            "the plan (model, method, modules, micro-batches)": _hash_bytes(plan.encode()),
+            "Ranks(...): cuts, seconds or order": _hash_bytes(repr(self.rank_schedules).encode()),
+            "the initial weights": _hash_bytes(*map(_hash_state, trained_modules.values())),
+            "the seed": str(seed),
+            "the version of PyTorch": torch.__version__,
+        }
+        facts_of_ranks: list[Any] = [None] * dist.get_world_size()
+        with raising_peer_lost(None):
+            dist.all_gather_object(facts_of_ranks, facts)
+        check(_find_disagreements(facts_of_ranks))
+
+    # --- exchange --------------------------------------------------------------------------------
+
+    def merge(self, entries: Mapping[_K, _V]) -> dict[_K, _V] | None:
+        """Merge the dictionaries of all stages of replica 0 on rank 0; None on other ranks."""
+        on_rank_0 = dist.get_rank() == 0
+        gathered: list[Any] | None = [None] * dist.get_world_size() if on_rank_0 else None
+        with raising_peer_lost(None):
+            dist.gather_object(dict(entries) if self.mesh.replica == 0 else {}, gathered)
+        if gathered is None:
+            return None
+        return {name: value for each in gathered for name, value in each.items()}
 
     def total(self, sums: Mapping[int, float]) -> dict[int, float]:
-        """For each module the sum over all ranks that have one."""
-        parts: list[Any] = [None] * dist.get_world_size()
-        with answering(None):
-            dist.all_gather_object(parts, dict(sums))
-        modules = sorted({module for each in parts for module in each})
-        return {module: sum(each[module] for each in parts if module in each) for module in modules}
+        """Sum the values of each module over all ranks that have one."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        with raising_peer_lost(None):
+            dist.all_gather_object(gathered, dict(sums))
+        modules = sorted({module for each in gathered for module in each})
+        return {
+            module: sum(each[module] for each in gathered if module in each) for module in modules
+        }
 
-    def shared(self, output: Tensor | None) -> Tensor:
-        """What the last stage has, on all ranks."""
+    def broadcast_output(self, output: Tensor | None) -> Tensor:
+        """Send the last stage's output to all ranks.
+
+        Args:
+            output: the network's output on the last stage of replica 0; ignored on other ranks.
+        """
         source = self.mesh.rank(self.mesh.stages - 1, replica=0)
-        header = torch.zeros(HEADER, dtype=torch.int64)
+        header = torch.zeros(HEADER_SIZE, dtype=torch.int64)
         if dist.get_rank() == source:
             assert output is not None
             output = output.contiguous()
-            header = Layout.of(output, samples=-1).encoded()
-        with answering(source):
+            # No size equals -1, so the header holds them all, that of the batch included.
+            header = Layout.of(output, samples=-1).encode()
+        with raising_peer_lost(source):
             dist.broadcast(header, source)
         if dist.get_rank() != source:
-            output = Layout.decoded(header).empty(-1, self.device)
+            output = Layout.decode(header).allocate(-1, self.device)
         assert output is not None
-        with answering(source):
+        with raising_peer_lost(source):
             dist.broadcast(output, source)
         return output
 
-    # --- failures ---------------------------------------------------------------------------------------------------
+    # --- failures --------------------------------------------------------------------------------
 
-    def failed(self, error: Exception) -> StepFailed:
-        """The failure to report: the first one of all ranks."""
-        first = self.record(error)
-        own = first["seen_by"] == dist.get_rank()
-        return StepFailed(f"{sentence(first)}\n{error}" if own else sentence(first), record=first)
+    def make_failure(self, error: Exception) -> StepFailed:
+        """Build the exception to raise on this rank: it reports the first failure of all ranks."""
+        first = self.record_failure(error)
+        message = format_record(first)
+        if first["seen_by"] == dist.get_rank():
+            message = f"{message}\n{error}"
+        return StepFailed(message, record=first)
 
-    def record(self, error: Exception) -> dict[str, Any]:
-        """Record a failure for all ranks; the record of the first one of all."""
-        return claim(record_of(error, dist.get_rank(), self.wiring, self._key), self._key)
+    def record_failure(self, error: Exception) -> dict[str, Any]:
+        """Record a failure for all ranks, and return the record of the first failure of all."""
+        record = make_record(error, dist.get_rank(), self.wiring, self._key)
+        return publish_record(record, self._key)
 
 
-def fill(parts: Mapping[str, nn.Module], state: Mapping[Key, Tensor], device: torch.device) -> None:
-    """Put tensors in the place of parameters and buffers, also of those that were released."""
-    for part, module in parts.items():
+def load_tensors(
+    modules: Mapping[str, nn.Module], tensors: Mapping[EntryKey, Tensor], device: torch.device
+) -> None:
+    """Replace the values of parameters and buffers, including parameters that were released.
+
+    `load_state_dict` cannot do it: a released parameter has no memory to copy into.
+
+    Args:
+        modules: by the first half of a key.
+        tensors: the new values; others stay.
+        device: where the new values go.
+    """
+    for key, module in modules.items():
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if (part, name) in state:
-                tensor.data = state[part, name].to(device)
+            if (key, name) in tensors:
+                tensor.data = tensors[key, name].to(device)
 
 
-def _digest(*parts: bytes) -> str:
-    made = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        made.update(part)
-    return made.hexdigest()
+def _hash_bytes(*values: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for value in values:
+        digest.update(value)
+    return digest.hexdigest()
 
 
-def _bytes_of(module: nn.Module) -> bytes:
-    made = hashlib.blake2b(digest_size=8)
+def _hash_state(module: nn.Module) -> bytes:
+    digest = hashlib.blake2b(digest_size=8)
     for name, tensor in module.state_dict().items():
-        made.update(name.encode())
+        digest.update(name.encode())
         if isinstance(tensor, Tensor):
-            made.update(bytes_of(tensor.cpu()))
-    return made.digest()
+            digest.update(view_bytes(tensor.cpu()))
+    return digest.digest()
 
 
-def _disagreements(all_of_them: list[dict[str, str]]) -> Iterator[str]:
-    for what, first in all_of_them[0].items():
-        odd = [rank for rank, theirs in enumerate(all_of_them) if theirs[what] != first]
+def _find_disagreements(facts_of_ranks: list[dict[str, str]]) -> Iterator[str]:
+    for what, first in facts_of_ranks[0].items():
+        odd = [rank for rank, facts in enumerate(facts_of_ranks) if facts[what] != first]
         if odd:
             yield (
-                f"The {what} of rank(s) {', '.join(map(str, odd))} differ from rank 0's ({all_of_them[odd[0]][what]} against "
-                f"{first}): run the same program on all ranks; seed torch alike (torch.manual_seed) before the model is made; "
-                "measure seconds on one rank, and send them to all."
+                f"Rank(s) {', '.join(map(str, odd))} differ from rank 0 in {what} "
+                f"({facts_of_ranks[odd[0]][what]} against {first}): run the same program on all "
+                "ranks; call torch.manual_seed with the same seed before the model is made; "
+                "measure seconds on one rank and send them to all."
             )

@@ -1,12 +1,16 @@
 """Tensors between ranks, over torch.distributed.
 
-Each pair of ranks has a process group of its own per kind of message, so that nothing is matched by chance: messages of one
-channel arrive in the order of their sending. Receives are posted ahead; a sent tensor is kept until it is delivered. ::
+Each pair of ranks has a process group of its own for each kind of message, so that no message can
+be taken for another: the messages of one channel arrive in the order in which they were sent.
+Receives are posted ahead. A sent tensor is kept until it is delivered. ::
 
     stage 0  ══ SEND_F ══►  stage 1  ══ SEND_F ══►  stage 2
              ◄═ SEND_B ═══           ◄═ SEND_B ═══
-             ──────────── SEND_C ──────────────────►            a context, straight from its owner
-             ── greeting ─►          ── greeting ─►             step, size and checksum of the batch, once a step
+             ──────────── SEND_C ──────────────────►     a context, straight from its owner
+             ─ handshake ─►          ─ handshake ─►      step and batch are compared, once a step
+
+A header with the layout precedes the first message of each kind. From then on the receiver knows
+the layout, and posts receives before the messages are sent.
 """
 
 from __future__ import annotations
@@ -22,10 +26,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from localprop.ranks.layout import (
+    HEADER_SIZE,
+    Layout,
+    check_handshake,
+    flatten_memory,
+    make_handshake,
+)
 from localprop.ranks.mesh import Mesh
-from localprop.ranks.messages import HEADER, Layout, check_greeting, flat, greeting_of
 from localprop.rule.losses import Batch
-from localprop.step.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
+from localprop.schedule.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
 
 
 class Channel(NamedTuple):
@@ -36,243 +46,293 @@ class Channel(NamedTuple):
     op: Op  # of the sender
 
 
-class Kind(NamedTuple):
-    """Messages that look alike but for the number of samples; in evaluation they may have another dtype than in training."""
+class MessageKind(NamedTuple):
+    """Messages of one layout, up to the number of samples.
+
+    Evaluation may use another dtype than training, so its messages are of another kind.
+    """
 
     op: Op
     segment: int
     flow: int | None
-    peer: int | None  # a context may go to several stages, each of which must be told how it looks
+    peer: int | None  # a context may go to several stages, each of which needs the header
     training: bool
 
 
-class Lost(RuntimeError):
-    """A message that did not come, or could not be sent, since another rank has ended or hangs."""
+class PeerLost(RuntimeError):
+    """A message did not arrive or could not be sent, since another rank has ended or hangs.
+
+    Attributes:
+        peer: the rank that does not answer; None if it is unknown.
+        hangs: whether the wait timed out; otherwise the connection was lost.
+    """
 
     def __init__(self, peer: int | None, error: Exception) -> None:
-        # gloo's messages begin with a place in its source, and end with advice
-        reason = re.sub(r"^\[[^]]*\] ", "", str(error).strip() or repr(error)).splitlines()[0].split(". ")[0]
-        super().__init__(f"{'some rank' if peer is None else f'rank {peer}'} does not answer: {reason}")
-        self.peer = peer  # None: nobody knows which
+        # gloo's messages begin with a position in its source code, and end with advice.
+        message = re.sub(r"^\[[^]]*\] ", "", str(error).strip() or repr(error))
+        reason = message.splitlines()[0].split(". ")[0]
+        who = "some rank" if peer is None else f"rank {peer}"
+        super().__init__(f"{who} does not answer: {reason}")
+        self.peer = peer
         self.hangs = "timed out" in reason.lower()
 
 
-class Awaited(NamedTuple):
-    """A message that is still to be received, and how many samples it has."""
+class PendingReceive(NamedTuple):
+    """A message that this rank has yet to receive, and its number of samples."""
 
-    kind: Kind
+    kind: MessageKind
     samples: int
 
 
 class Transport:
-    """A link between the ranks of a mesh; see :class:`localprop.step.link.Link`.
+    """Sends tensors between the ranks of a mesh; implements `localprop.engine.communicator`.
 
-    All ranks must make theirs at the same time, from the same programmes.
+    All ranks must create theirs at the same time, from the same schedules.
 
     Args:
-        mesh: where this process stands.
-        programmes: of all stages.
-        allowed: messages of one channel that may be under way at once.
+        mesh: the position of this process among the ranks.
+        rank_schedules: the schedules of all stages.
+        max_in_flight: messages of one channel that may be sent but not yet delivered.
         device: of the tensors.
-        timeout_s: how long to wait for a message; then the other rank is taken for lost.
+        timeout_s: how long to wait for a message, after which the other rank counts as lost.
     """
 
     def __init__(
-        self, mesh: Mesh, programmes: Sequence[Schedule], *, allowed: int, device: torch.device, timeout_s: float
+        self,
+        mesh: Mesh,
+        rank_schedules: Sequence[Schedule],
+        *,
+        max_in_flight: int,
+        device: torch.device,
+        timeout_s: float,
     ) -> None:
         self.mesh = mesh
         self.device = device
-        self.allowed = allowed
+        self.allowed = max_in_flight
         self._timeout = timedelta(seconds=timeout_s)
-        self._groups = self._channel_groups(programmes)
-        self._greeting_groups = {pair: self._group(list(pair)) for pair in mesh.greetings()}
-        self._layouts: dict[Kind, Layout] = {}
-        self._awaited: dict[Channel, deque[Awaited]] = defaultdict(deque)
+        self._groups = self._make_channel_groups(rank_schedules)
+        self._handshake_groups = {
+            pair: self._make_group(list(pair)) for pair in mesh.iterate_handshakes()
+        }
+        self._layouts: dict[MessageKind, Layout] = {}
+        self._pending: dict[Channel, deque[PendingReceive]] = defaultdict(deque)
         self._posted: dict[Channel, deque[tuple[Tensor, Any]]] = defaultdict(deque)
+        # Headers are kept for good: they are few, and nobody waits for their delivery.
         self._headers: list[tuple[Tensor, Any]] = []
-        self._outgoing: dict[object, deque[tuple[int, Tensor, Any]]] = defaultdict(deque)
+        self._sent: dict[object, deque[tuple[int, Tensor, Any]]] = defaultdict(deque)
         self._sums: dict[tuple[Op, int, int | None], tuple[Any, Tensor, list[Tensor]]] = {}
         self._training = True
 
-    def _group(self, ranks: list[int]) -> Any:
+    def _make_group(self, ranks: list[int]) -> Any:
         return dist.new_group(ranks, timeout=self._timeout)
 
-    def _channel_groups(self, programmes: Sequence[Schedule]) -> dict[Channel, Any]:
-        """A group for each channel of each replica; every rank takes part in the making of all of them, in one order."""
-        channels = sorted(
-            {c for i, own in enumerate(programmes) for a in own if (c := _channel(i, a)) and a.op in SENDS}
-        )
-        made: dict[Channel, Any] = {}
+    def _make_channel_groups(self, rank_schedules: Sequence[Schedule]) -> dict[Channel, Any]:
+        """Make a process group for each channel, and return those of this replica.
+
+        torch.distributed wants every rank to take part in making every group, in one order.
+        """
+        channels = {
+            _channel_of(stage, action)
+            for stage, rank_schedule in enumerate(rank_schedules)
+            for action in rank_schedule
+            if action.op in SENDS
+        }
+        groups: dict[Channel, Any] = {}
         for replica in range(self.mesh.replicas):
-            for channel in channels:
-                ranks = [self.mesh.rank(channel.source, replica), self.mesh.rank(channel.target, replica)]
-                group = self._group(ranks)
+            for channel in sorted(channels):
+                source = self.mesh.rank(channel.source, replica)
+                target = self.mesh.rank(channel.target, replica)
+                group = self._make_group([source, target])
                 if replica == self.mesh.replica:
-                    made[channel] = group
-        return made
+                    groups[channel] = group
+        return groups
 
-    # --- a step -----------------------------------------------------------------------------------------------------
+    # --- messages --------------------------------------------------------------------------------
 
-    def begin(self, number: int, batch: Batch, parts: Sequence[Batch], programme: Schedule, *, training: bool) -> None:
-        """Agree with the rank before on step and batch, tell the rank after, and post the first receives.
+    def begin(
+        self,
+        number: int,
+        batch: Batch,
+        parts: Sequence[Batch],
+        rank_schedule: Schedule,
+        *,
+        training: bool,
+    ) -> None:
+        """Begin a step: compare it with the neighbours', and post the first receives.
+
+        Args:
+            number: of the step.
+            batch: of all replicas, the same on all ranks.
+            parts: the micro-batches of this replica.
+            rank_schedule: the actions of this rank.
+            training: False for a prediction.
 
         Raises:
             BadInput: two ranks are at different steps, or their loaders give different batches.
-            Lost: the rank before does not answer.
+            PeerLost: the rank before does not answer.
         """
-        self._greet(greeting_of(number, batch, training=training))
+        self._exchange_handshakes(make_handshake(number, batch, training=training))
         self._training = training
-        for action in sorted(programme, key=lambda action: action.late):  # the others' late messages come last
+        # Deferred actions run during the next batch, so their messages come last in a channel.
+        for action in sorted(rank_schedule, key=lambda action: action.deferred):
             if action.op in RECEIVES:
-                channel = _channel(self.mesh.stage, action)
-                assert channel is not None
-                self._awaited[channel].append(Awaited(self._kind(action), len(parts[action.microbatch].inputs)))
-                self._post(channel)
+                channel = _channel_of(self.mesh.stage, action)
+                samples = len(parts[action.microbatch].inputs)
+                self._pending[channel].append(PendingReceive(self._kind_of(action), samples))
+                self._post_receives(channel)
 
-    def _greet(self, own: Tensor) -> None:
-        here = self.mesh.rank(self.mesh.stage)
-        for (source, target), group in self._greeting_groups.items():
-            if target == here:
-                theirs = torch.empty_like(own)
+    def _exchange_handshakes(self, ours: Tensor) -> None:
+        """Check the handshakes of the ranks before, then send ours to the ranks after.
+
+        In this order a rank that refuses sends none, so that the ranks after it stop as well.
+        """
+        our_rank = self.mesh.rank(self.mesh.stage)
+        for (source, target), group in self._handshake_groups.items():
+            if target == our_rank:
+                theirs = torch.empty_like(ours)
                 self._wait(source, self._irecv(source, theirs, group))
-                check_greeting(source, theirs.tolist(), here, own.tolist())
-        for (source, target), group in self._greeting_groups.items():
-            if source == here:
-                self._keep((source, target), target, own, self._isend(target, own, group))
+                check_handshake(source, theirs.tolist(), our_rank, ours.tolist())
+        for (source, target), group in self._handshake_groups.items():
+            if source == our_rank:
+                work = self._isend(target, ours, group)
+                self._keep((source, target), target, ours, work)
 
     def send(self, action: Action, tensor: Tensor, samples: int) -> None:
-        """Send a tensor, which is kept until it is delivered; waits if too many of its channel are under way.
+        """Send a tensor. Waits if too many messages of its channel are in flight.
 
         Args:
-            action: what is sent, and to which stage.
-            tensor: nobody may write to it any more.
-            samples: of the micro-batch that made it.
+            action: says what is sent, and to which stage.
+            tensor: kept until it is delivered; nobody may write to it any more.
+            samples: of its micro-batch.
 
         Raises:
-            Lost: the peer does not answer.
-            RuntimeError: the tensor looks unlike the first one of its kind.
+            PeerLost: the peer does not answer.
+            RuntimeError: the layout differs from that of the first tensor of its kind.
         """
-        channel = _channel(self.mesh.stage, action)
-        assert channel is not None
-        to, kind, group = self.mesh.rank(channel.target), self._kind(action), self._groups[channel]
+        channel, kind = _channel_of(self.mesh.stage, action), self._kind_of(action)
+        target, group = self.mesh.rank(channel.target), self._groups[channel]
         layout = Layout.of(tensor, samples)
         if kind not in self._layouts:
             self._layouts[kind] = layout
-            header = layout.encoded()
-            # which does not count as a message under way
-            self._headers.append((header, self._isend(to, header, group)))
+            header = layout.encode()
+            self._headers.append((header, self._isend(target, header, group)))
         if layout != self._layouts[kind]:
-            raise RuntimeError(f"the tensor to send is {layout}, but the first one was {self._layouts[kind]}")
-        self._keep(channel, to, tensor, self._isend(to, flat(tensor), group))
+            raise RuntimeError(
+                f"the tensor to send is {layout}, but the first one was {self._layouts[kind]}"
+            )
+        self._keep(channel, target, tensor, self._isend(target, flatten_memory(tensor), group))
 
     def receive(self, action: Action) -> Tensor:
-        """The next tensor of a channel; waits for it.
+        """Wait for the next tensor of a channel.
 
         Raises:
-            Lost: the peer does not answer.
+            PeerLost: the peer does not answer.
         """
-        channel = _channel(self.mesh.stage, action)
-        assert channel is not None
-        if not self._posted[channel]:
+        channel = _channel_of(self.mesh.stage, action)
+        if not self._posted[channel]:  # the first message of its kind
             self._read_header(channel)
-            self._post(channel)
+            self._post_receives(channel)
         tensor, work = self._posted[channel].popleft()
         self._wait(self.mesh.rank(channel.source), work)
-        self._post(channel)
+        self._post_receives(channel)
         return tensor
 
     def _read_header(self, channel: Channel) -> None:
         source = self.mesh.rank(channel.source)
-        header = torch.empty(HEADER, dtype=torch.int64)
+        header = torch.empty(HEADER_SIZE, dtype=torch.int64)
         self._wait(source, self._irecv(source, header, self._groups[channel]))
-        self._layouts[self._awaited[channel][0].kind] = Layout.decoded(header)
+        self._layouts[self._pending[channel][0].kind] = Layout.decode(header)
 
-    def _post(self, channel: Channel) -> None:
-        """Post receives ahead, up to the first one of a kind that has not been seen."""
-        awaited, posted, source = self._awaited[channel], self._posted[channel], self.mesh.rank(channel.source)
-        while awaited and len(posted) < self.allowed and awaited[0].kind in self._layouts:
-            kind, samples = awaited.popleft()
-            tensor = self._layouts[kind].empty(samples, self.device)
-            posted.append((tensor, self._irecv(source, flat(tensor), self._groups[channel])))
+    def _post_receives(self, channel: Channel) -> None:
+        """Post receives ahead, up to the first message whose layout is unknown."""
+        pending, posted = self._pending[channel], self._posted[channel]
+        source, group = self.mesh.rank(channel.source), self._groups[channel]
+        while pending and len(posted) < self.allowed and pending[0].kind in self._layouts:
+            kind, samples = pending.popleft()
+            tensor = self._layouts[kind].allocate(samples, self.device)
+            posted.append((tensor, self._irecv(source, flatten_memory(tensor), group)))
 
-    def _kind(self, action: Action) -> Kind:
-        return Kind(RECEIVES.get(action.op, action.op), action.segment, action.flow, action.peer, self._training)
+    def _kind_of(self, action: Action) -> MessageKind:
+        op = RECEIVES.get(action.op, action.op)  # both sides use the sender's
+        return MessageKind(op, action.segment, action.flow, action.peer, self._training)
 
-    # --- sums over replicas -----------------------------------------------------------------------------------------
+    # --- sums over replicas ----------------------------------------------------------------------
 
     def reduce(self, action: Action, gradients: list[Tensor]) -> None:
-        """Begin to sum gradients over the replicas, as one tensor."""
+        """Start to sum gradients over the replicas, as one tensor."""
         if not gradients:
             return
-        whole = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        work = dist.all_reduce(whole, group=self.mesh.replica_group, async_op=True)
-        self._sums[REDUCES[action.op], action.segment, action.flow] = (work, whole, gradients)
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        work = dist.all_reduce(flat, group=self.mesh.replica_group, async_op=True)
+        self._sums[REDUCES[action.op], action.segment, action.flow] = (work, flat, gradients)
 
     def reduced(self, action: Action) -> None:
-        """Wait for a sum, and put it in the place of the gradients.
+        """Wait for a sum, and write it into the gradients.
 
         Raises:
-            Lost: another replica does not answer.
+            PeerLost: another replica does not answer.
         """
-        found = self._sums.pop((action.op, action.segment, action.flow), None)
-        if found is not None:
-            work, whole, gradients = found
-            others = [r for r in range(self.mesh.replicas) if r != self.mesh.replica]
-            peer = self.mesh.rank(self.mesh.stage, others[0]) if len(others) == 1 else None
-            self._wait(peer, work, self._timeout)
-            for gradient, total in zip(gradients, torch.split(whole, [g.numel() for g in gradients]), strict=True):
-                gradient.copy_(total.view_as(gradient))
+        started = self._sums.pop((action.op, action.segment, action.flow), None)
+        if started is None:
+            return
+        work, flat, gradients = started
+        others = [r for r in range(self.mesh.replicas) if r != self.mesh.replica]
+        # Of several replicas nobody knows which one is missing.
+        peer = self.mesh.rank(self.mesh.stage, others[0]) if len(others) == 1 else None
+        self._wait(peer, work, self._timeout)
+        sums = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total.view_as(gradient))
 
-    # --- waiting ----------------------------------------------------------------------------------------------------
+    # --- waiting ---------------------------------------------------------------------------------
 
-    def _keep(self, queue: object, to: int, tensor: Tensor, work: Any) -> None:
-        """Own a sent tensor until it is delivered."""
-        waiting = self._outgoing[queue]
-        waiting.append((to, tensor, work))
-        while len(waiting) > self.allowed:
-            peer, _, oldest = waiting.popleft()
+    def _keep(self, queue: object, target: int, tensor: Tensor, work: Any) -> None:
+        """Keep a sent tensor until it is delivered; wait for the oldest if there are too many."""
+        in_flight = self._sent[queue]
+        in_flight.append((target, tensor, work))
+        while len(in_flight) > self.allowed:
+            peer, _, oldest = in_flight.popleft()
             self._wait(peer, oldest)
 
-    def settle(self) -> None:
-        """Wait until all that was sent is delivered.
+    def wait_for_sends(self) -> None:
+        """Wait until all sent tensors are delivered.
 
         Raises:
-            Lost: a peer does not answer.
+            PeerLost: a peer does not answer.
         """
-        for waiting in self._outgoing.values():
-            while waiting:
-                peer, _, work = waiting.popleft()
+        for in_flight in self._sent.values():
+            while in_flight:
+                peer, _, work = in_flight.popleft()
                 self._wait(peer, work)
 
     @staticmethod
-    def _isend(to: int, tensor: Tensor, group: Any) -> Any:
-        with answering(to):
-            return dist.isend(tensor, to, group=group)
+    def _isend(target: int, tensor: Tensor, group: Any) -> Any:
+        with raising_peer_lost(target):
+            return dist.isend(tensor, target, group=group)
 
     @staticmethod
     def _irecv(source: int, tensor: Tensor, group: Any) -> Any:
-        with answering(source):
+        with raising_peer_lost(source):
             return dist.irecv(tensor, source, group=group)
 
     @staticmethod
     def _wait(peer: int | None, work: Any, *timeout: timedelta) -> None:
-        with answering(peer):
+        with raising_peer_lost(peer):
             work.wait(*timeout)
 
 
 @contextmanager
-def answering(peer: int | None) -> Iterator[None]:
-    """What needs another rank (None: all others) raises :class:`Lost` if it fails."""
+def raising_peer_lost(peer: int | None) -> Iterator[None]:
+    """Raise `PeerLost` for a RuntimeError inside; `peer` is None if it may concern any rank."""
     try:
         yield
     except RuntimeError as error:
-        raise Lost(peer, error) from error
+        raise PeerLost(peer, error) from error
 
 
-def _channel(stage: int, action: Action) -> Channel | None:
-    """The channel of a message, as one of its two stages sees it."""
-    if action.peer is None:
-        return None
+def _channel_of(stage: int, action: Action) -> Channel:
+    """The channel of a message, given the stage that sends or receives it."""
+    assert action.peer is not None
     if action.op in SENDS:
         return Channel(stage, action.peer, action.op)
     return Channel(action.peer, stage, RECEIVES[action.op])

@@ -1,7 +1,8 @@
 """DGL on ImageNet.
 
-Source: Belilovsky, Eickenberg, Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020, arXiv 1901.08164; settings of the official
-code, figures as reading notes quote them from the paper.
+Source: Belilovsky, Eickenberg, Oyallon, Decoupled Greedy Learning of CNNs, ICML 2020, arXiv
+1901.08164. Settings are those of the official code. The figures are second-hand: reading notes
+quote them from the paper.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from localprop.recipes.recipe import Recipe, noted
+from localprop.recipes.recipe import Recipe, join_notes
 from localprop.training.config import Config
 
 PAPER = "Belilovsky et al., DGL, ICML 2020, arXiv 1901.08164"
@@ -34,24 +35,32 @@ ROWS: tuple[tuple[str, int, tuple[int, ...], str], ...] = (
     ("resnet152", 1, (), "74.4 / 92.1"),
     ("resnet152", 2, (25,), "74.5 / 92.0"),
 )
-NOTES = "The official code trains in fp16 and makes its optimizer anew, without momentum so far, when the learning rate falls."
-HEAD_SIZE = (
-    "The official code pools ResNet-152's head to a size halved once too often; here it is a quarter of the features'. It draws "
-    "the network's classifier from N(0, 0.01 squared), with biases of 0; here PyTorch does."
+QUOTED = "as quoted by others; best or last epoch is not stated"
+NOTES = (
+    "The official code trains in fp16. It creates its optimizer anew, with zero momentum, when the "
+    "learning rate falls."
+)
+HEAD_NOTE = (
+    "The official code pools the input of ResNet-152's head to a size that is halved once too "
+    "often. Here it is a quarter of the features' size. The official code draws the network's "
+    "classifier from N(0, 0.01 squared) with biases of 0. Here it has PyTorch's initial values."
 )
 
 
-def recipes() -> Iterator[Recipe]:
-    """All of the family."""
-    yield from (imagenet(*row) for row in ROWS)
+def make_recipes() -> Iterator[Recipe]:
+    """All recipes of the family."""
+    yield from (make_imagenet(*row) for row in ROWS)
 
 
-def imagenet(network: str, k: int, cuts: tuple[int, ...], accuracy: str) -> Recipe:
-    """A network in k modules, each with DGL's own head; in one module end-to-end."""
+def make_imagenet(network: str, k: int, cuts: tuple[int, ...], accuracy: str) -> Recipe:
+    """A network in k modules with DGL's own head each; end-to-end training for k = 1."""
     model = network if network.startswith("vgg") else f"torchvision:{network}"
-    config = replace(SETTING, model=model, method="dgl()" if k > 1 else "end_to_end()")
-    config = replace(config, cuts=cuts) if k > 1 else replace(config, modules=1)
-    published = f"top-1 / top-5 accuracy {accuracy} %, as quoted by others; best or last epoch is not stated"
-    name = f"{network}_imagenet_{f'dgl_k{k}' if k > 1 else 'dgl_baseline_e2e'}"
-    notes = noted(NOTES, HEAD_SIZE if (network, k) == ("resnet152", 2) else "")
-    return Recipe(name, config, PAPER, published if accuracy else "", notes)
+    if k == 1:
+        config = replace(SETTING, model=model, method="end_to_end()", modules=1)
+        name = f"{network}_imagenet_dgl_baseline_e2e"
+    else:
+        config = replace(SETTING, model=model, method="dgl()", cuts=cuts)
+        name = f"{network}_imagenet_dgl_k{k}"
+    published = f"top-1 / top-5 accuracy {accuracy} %, {QUOTED}" if accuracy else ""
+    notes = join_notes(NOTES, HEAD_NOTE if (network, k) == ("resnet152", 2) else "")
+    return Recipe(name, config, PAPER, published, notes)

@@ -1,7 +1,8 @@
 """InfoPro and the baselines of its tables: end-to-end, linear heads (Greedy SL), DGL.
 
-Source: Wang, Ni, Song, Yang, Huang, Revisiting Locally Supervised Learning: an Alternative to End-to-end Training (InfoPro),
-ICLR 2021, arXiv 2101.10832; partitions, weights and settings of the official code, figures of its tables 2, 3 and 4.
+Source: Wang, Ni, Song, Yang, Huang, Revisiting Locally Supervised Learning: an Alternative to
+End-to-end Training (InfoPro), ICLR 2021, arXiv 2101.10832. Partitions, weights and settings are
+those of the official code, figures those of tables 2, 3 and 4.
 """
 
 from __future__ import annotations
@@ -9,29 +10,53 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from localprop.recipes.recipe import Recipe, noted
-from localprop.recipes.settings import BEST_OR_LAST, imagenet_setting, infopro_setting, noted_of
-from localprop.recipes.tables import IMAGENET_HALVES, balanced, equal, numbers_of
+from localprop.recipes.cuts import (
+    IMAGENET_HALVES,
+    find_equal_cuts,
+    find_layer_numbers,
+    find_memory_balanced_cuts,
+)
+from localprop.recipes.recipe import Recipe, join_notes
+from localprop.recipes.settings import (
+    BEST_OR_LAST,
+    make_imagenet_setting,
+    make_infopro_setting,
+    notes_of_data,
+)
 
 PAPER = "Wang et al., InfoPro, ICLR 2021, arXiv 2101.10832"
-Weights = tuple[float, float, float, float]  # of reconstruction and task at the first, and at the last local module
+# Of reconstruction and task at the first, and of both at the last local module.
+Weights = tuple[float, float, float, float]
 
 # fmt: off
 WEIGHTS: dict[tuple[str, str], dict[int, Weights]] = {
-    ("resnet32", "cifar10"): {2: (5, 1, 0, 0), 4: (6, 0, 1, 2), 8: (5, 0, 0, 2), 16: (5, 0.05, 0.2, 0.5)},
-    ("resnet110", "cifar10"): {2: (5, 0.5, 0, 0), 4: (1, 0, 0, 1), 8: (5, 0, 0, 1), 16: (5, 0, 0.5, 1)},
-    ("resnet110", "stl10"): {2: (10, 1, 0, 0), 4: (20, 0.2, 5, 2), 8: (20, 0.2, 5, 1), 16: (20, 0.5, 10, 0.1)},
-    ("resnet110", "svhn"): {2: (1, 0.1, 0, 0), 4: (5, 0, 0.5, 1), 8: (5, 0, 0.5, 2), 16: (5, 0.2, 0.5, 1)},
+    ("resnet32", "cifar10"): {
+        2: (5, 1, 0, 0), 4: (6, 0, 1, 2), 8: (5, 0, 0, 2), 16: (5, 0.05, 0.2, 0.5),
+    },
+    ("resnet110", "cifar10"): {
+        2: (5, 0.5, 0, 0), 4: (1, 0, 0, 1), 8: (5, 0, 0, 1), 16: (5, 0, 0.5, 1),
+    },
+    ("resnet110", "stl10"): {
+        2: (10, 1, 0, 0), 4: (20, 0.2, 5, 2), 8: (20, 0.2, 5, 1), 16: (20, 0.5, 10, 0.1),
+    },
+    ("resnet110", "svhn"): {
+        2: (1, 0.1, 0, 0), 4: (5, 0, 0.5, 1), 8: (5, 0, 0.5, 2), 16: (5, 0.2, 0.5, 1),
+    },
 }
-BALANCED_WEIGHTS: dict[str, dict[int, Weights]] = {  # of ResNet-110
+# ResNet-110 in modules of nearly equal memory.
+BALANCED_WEIGHTS: dict[str, dict[int, Weights]] = {
     "cifar10": {2: (5, 0.1, 0, 0), 3: (5, 0, 5, 0.1), 4: (5, 0, 5, 0.1)},
     "stl10": {2: (20, 1, 0, 0), 3: (20, 0.5, 5, 2), 4: (20, 0.5, 10, 1)},
 }
-# Test errors in %, mean and standard deviation of 5 runs, of 2, 4, 8 and 16 modules: tables 2 and 3.
+# Tables 2 and 3: test errors in %, mean and standard deviation of 5 runs.
 END_TO_END = {
-    ("resnet32", "cifar10"): "7.37+-0.10", ("resnet110", "cifar10"): "6.50+-0.34",
-    ("densenet_bc_100_12", "cifar10"): "4.61+-0.08", ("resnet110", "svhn"): "3.07+-0.23", ("resnet110", "stl10"): "22.27+-1.61",
+    ("resnet32", "cifar10"): "7.37+-0.10",
+    ("resnet110", "cifar10"): "6.50+-0.34",
+    ("densenet_bc_100_12", "cifar10"): "4.61+-0.08",
+    ("resnet110", "svhn"): "3.07+-0.23",
+    ("resnet110", "stl10"): "22.27+-1.61",
 }
+# In each row: 2, 4, 8 and 16 modules.
 ERRORS = {
     ("resnet32", "cifar10"): {
         "greedy": "10.30+-0.20 16.07+-0.46 21.19+-0.52 24.59+-0.83",
@@ -64,12 +89,13 @@ ERRORS = {
         "infopro_contrast": "20.99+-0.64 22.73+-0.40 25.15+-0.52 26.27+-0.48",
     },
 }
+# Test error in % and GB of a step.
 BALANCED_ERRORS = {
-    "cifar10": {2: ("6.41+-0.13", 5.38), 3: ("6.74+-0.12", 4.22), 4: ("6.93+-0.20", 3.52)},  # %, GB of a step
+    "cifar10": {2: ("6.41+-0.13", 5.38), 3: ("6.74+-0.12", 4.22), 4: ("6.93+-0.20", 3.52)},
     "stl10": {2: ("20.95+-0.57", 6.15), 3: ("21.00+-0.52", 4.96), 4: ("21.22+-0.72", 4.08)},
 }
-# ImageNet, 2 modules: weights of reconstruction and task, batch; top-1 error in % and GB per GPU of
-# end-to-end and of InfoPro.
+# Table 4, ImageNet in 2 modules: weights of reconstruction and task, batch size, then top-1 error
+# in % and GB per GPU of end-to-end training and of InfoPro.
 IMAGENET = {
     "resnet101": (5, 0.75, 1024, (22.03, 19.71), (21.85, 12.06)),
     "resnet152": (5, 1, 1024, (21.60, 26.29), (21.45, 15.53)),
@@ -77,87 +103,110 @@ IMAGENET = {
 }
 # fmt: on
 MODULES = (2, 4, 8, 16)
-DENSE = (
-    "The paper's cuts and weights of DenseNet are not known: equal division and ResNet-110's weights are our reading."
+DENSENET_READING = (
+    "The paper's cuts and weights of DenseNet are not known: equal division and ResNet-110's "
+    "weights are our reading."
 )
-DGL_HEAD = "The head of DGL's rows is not stated: 1c2f is our reading."
-SVHN_NOTE = "SVHN's train split alone, without its extra images."
+DGL_HEAD_READING = "The head of DGL's rows is not stated: 1c2f is our reading."
+SVHN_NOTE = "SVHN's train split only, without its extra images."
+DEVICES_NOTE = (
+    "The paper trains on 8 GPUs with data parallelism, where BatchNorm sees an eighth of the batch."
+)
 
 
-def recipes() -> Iterator[Recipe]:
-    """All of the family."""
-    for network, data in ERRORS:
-        yield end_to_end(network, data)
-        yield from (table_2(network, data, row, k) for row in ERRORS[network, data] for k in MODULES)
-    yield from (balanced_memory(data, k) for data, rows in BALANCED_ERRORS.items() for k in rows)
-    yield from (imagenet(network, local=local) for network in IMAGENET for local in (False, True))
+def make_recipes() -> Iterator[Recipe]:
+    """All recipes of the family."""
+    for (network, data), rows in ERRORS.items():
+        yield make_end_to_end(network, data)
+        for row in rows:
+            yield from (make_table_2(network, data, row, k) for k in MODULES)
+    for data, modules in BALANCED_ERRORS.items():
+        yield from (make_memory_balanced(data, k) for k in modules)
+    for network in IMAGENET:
+        yield from (make_imagenet(network, local=local) for local in (False, True))
 
 
-def end_to_end(network: str, data: str) -> Recipe:
+def make_end_to_end(network: str, data: str) -> Recipe:
     """Ordinary backpropagation, the reference of all rows of the same network and data."""
-    config = replace(infopro_setting(data), model=network, method="end_to_end()", modules=1)
-    notes = noted(SVHN_NOTE if data == "svhn" else "", noted_of(data))
-    return Recipe(f"{network}_{data}_e2e", config, PAPER, _error(END_TO_END[network, data]), notes=notes)
+    config = replace(make_infopro_setting(data), model=network, method="end_to_end()", modules=1)
+    published = _format_error(END_TO_END[network, data])
+    return Recipe(f"{network}_{data}_e2e", config, PAPER, published, notes=all_notes_of_data(data))
 
 
-def table_2(network: str, data: str, row: str, k: int) -> Recipe:
-    """One of the paper's table 2: greedy, dgl, infopro_softmax or infopro_contrast in k modules."""
-    dense = network == "densenet_bc_100_12"
-    weights = WEIGHTS["resnet110" if dense else network, data][k]
-    config = replace(infopro_setting(data), model=network, method=_method(row, weights))
-    config = replace(config, modules=k) if dense else replace(config, cuts=equal(network, k))
-    published = _error(ERRORS[network, data][row].split()[MODULES.index(k)])
-    notes = noted(SVHN_NOTE if data == "svhn" else "", noted_of(data))
-    readings = noted(DENSE if dense else "", DGL_HEAD if row == "dgl" else "")
-    return Recipe(f"{network}_{data}_{row}_k{k}", config, PAPER, published, notes=notes, readings=readings)
-
-
-def balanced_memory(data: str, k: int) -> Recipe:
-    """InfoPro with a star: ResNet-110 in modules of nearly equal memory (table 3), with the contrastive loss."""
-    config = replace(
-        infopro_setting(data),
-        model="resnet110",
-        method=infopro_method(True, BALANCED_WEIGHTS[data][k]),
-        cuts=balanced("resnet110", data, k),
-    )
-    error, memory = BALANCED_ERRORS[data][k]
-    published = f"{_error(error)}; {memory} GB on one Titan Xp in fp32, end-to-end {'9.40' if data == 'cifar10' else '10.77'} GB"
-    name = f"resnet110_{data}_infopro_contrast_balanced_k{k}"
-    return Recipe(name, config, PAPER, published, notes=noted_of(data))
-
-
-def imagenet(network: str, *, local: bool) -> Recipe:
-    """ImageNet, end-to-end or in two modules of nearly equal memory (table 4)."""
-    reconstruction, task, batch_size, whole, halves = IMAGENET[network]
-    method = _imagenet_method(reconstruction, task) if local else "end_to_end()"
-    config = replace(imagenet_setting(), model=f"torchvision:{network}", batch_size=batch_size, method=method)
-    config = (
-        replace(config, cuts=numbers_of(network, IMAGENET_HALVES[network])) if local else replace(config, modules=1)
-    )
-    error, memory = halves if local else whole
+def make_table_2(network: str, data: str, row: str, k: int) -> Recipe:
+    """A row of table 2: greedy, dgl, infopro_softmax or infopro_contrast in k modules."""
+    is_dense = network == "densenet_bc_100_12"
+    weights = WEIGHTS["resnet110" if is_dense else network, data][k]
+    config = replace(make_infopro_setting(data), model=network, method=_method_of(row, weights))
+    if is_dense:
+        config = replace(config, modules=k)
+    else:
+        config = replace(config, cuts=find_equal_cuts(network, k))
     return Recipe(
-        f"{network}_imagenet_{'infopro_k2' if local else 'e2e'}",
+        f"{network}_{data}_{row}_k{k}",
         config,
         PAPER,
-        f"top-1 error {error:.2f} %, {memory} GB per GPU on 8 V100",
-        notes="The paper trains on 8 GPUs with data parallelism: BatchNorm sees an eighth of the batch there.",
+        _format_error(ERRORS[network, data][row].split()[MODULES.index(k)]),
+        notes=all_notes_of_data(data),
+        readings=join_notes(
+            DENSENET_READING if is_dense else "", DGL_HEAD_READING if row == "dgl" else ""
+        ),
     )
 
 
-def infopro_method(contrast: bool, weights: Weights) -> str:
-    """InfoPro with weights of reconstruction and task that go from the first to the last local module."""
+def make_memory_balanced(data: str, k: int) -> Recipe:
+    """ResNet-110 in modules of nearly equal memory (a star in table 3), contrastive loss."""
+    config = replace(
+        make_infopro_setting(data),
+        model="resnet110",
+        method=format_infopro(True, BALANCED_WEIGHTS[data][k]),
+        cuts=find_memory_balanced_cuts("resnet110", data, k),
+    )
+    error, memory = BALANCED_ERRORS[data][k]
+    whole_memory = "9.40" if data == "cifar10" else "10.77"
+    published = (
+        f"{_format_error(error)}; {memory} GB on one Titan Xp in fp32, end-to-end {whole_memory} GB"
+    )
+    name = f"resnet110_{data}_infopro_contrast_balanced_k{k}"
+    return Recipe(name, config, PAPER, published, notes=notes_of_data(data))
+
+
+def make_imagenet(network: str, *, local: bool) -> Recipe:
+    """ImageNet, end-to-end or in two modules of nearly equal memory (table 4)."""
+    reconstruction, task, batch_size, whole, halves = IMAGENET[network]
+    config = replace(make_imagenet_setting(), model=f"torchvision:{network}", batch_size=batch_size)
+    if local:
+        cuts = find_layer_numbers(network, IMAGENET_HALVES[network])
+        decoder = "PixelReconstruction(gradual=True)"
+        weights = f"first=({reconstruction}, {task})"
+        method = f"infopro({weights}, aux=BottleneckHead(), decoder={decoder})"
+        config = replace(config, method=method, cuts=cuts)
+    else:
+        config = replace(config, method="end_to_end()", modules=1)
+    error, memory = halves if local else whole
+    published = f"top-1 error {error:.2f} %, {memory} GB per GPU on 8 V100"
+    name = f"{network}_imagenet_{'infopro_k2' if local else 'e2e'}"
+    return Recipe(name, config, PAPER, published, notes=DEVICES_NOTE)
+
+
+def format_infopro(contrast: bool, weights: Weights) -> str:
+    """InfoPro's expression with weights that change from the first to the last local module."""
     return f"infopro(contrast={contrast}, first={weights[:2]}, last={weights[2:]})"
 
 
-def _imagenet_method(reconstruction: float, task: float) -> str:
-    decoder = "PixelReconstruction(gradual=True)"
-    return f"infopro(first=({reconstruction}, {task}), aux=BottleneckHead(), decoder={decoder})"
+def _method_of(row: str, weights: Weights) -> str:
+    if row == "greedy":
+        return "greedy(aux=Head(convs=0, linears=1))"
+    if row == "dgl":
+        return "greedy(aux=Head(convs=1, linears=2))"
+    return format_infopro(row == "infopro_contrast", weights)
 
 
-def _method(row: str, weights: Weights) -> str:
-    plain = {"greedy": "greedy(aux=Head(convs=0, linears=1))", "dgl": "greedy(aux=Head(convs=1, linears=2))"}
-    return plain.get(row) or infopro_method(row == "infopro_contrast", weights)
+def all_notes_of_data(data: str) -> str:
+    """The notes of a data set, and which training images of SVHN are used."""
+    return join_notes(SVHN_NOTE if data == "svhn" else "", notes_of_data(data))
 
 
-def _error(figure: str) -> str:
-    return f"test error {figure.replace('+-', ' +- ')} %, mean and standard deviation of 5 runs; {BEST_OR_LAST}"
+def _format_error(figure: str) -> str:
+    error = figure.replace("+-", " +- ")
+    return f"test error {error} %, mean and standard deviation of 5 runs; {BEST_OR_LAST}"

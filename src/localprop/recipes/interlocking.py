@@ -1,7 +1,9 @@
-"""Interlocking backpropagation: the setting of the official code's example. The paper's tables are not known to us.
+"""Interlocking backpropagation in the setting of the official code's example.
 
-Source: Gomez, Key, Perlin, Gou, Frosst, Dean, Gal, Interlocking Backpropagation: Improving depthwise model-parallelism,
-JMLR 23(171), 2022, arXiv 2010.04116, official code.
+The paper's tables are not known to us.
+
+Source: Gomez, Key, Perlin, Gou, Frosst, Dean, Gal, Interlocking Backpropagation: Improving
+depthwise model-parallelism, JMLR 23(171), 2022, arXiv 2010.04116, official code.
 """
 
 from __future__ import annotations
@@ -30,25 +32,27 @@ SETTING = Config(
 )
 HEAD = "ConvHead(convs=(128, 64))"
 NOTES = (
-    "The network is torchvision's ResNet-34 with a stem for small images (21.3 million parameters), which the official code "
-    "calls ResNet-32. The example gives one block, the stem being the first, to each device but the last."
+    "The network is torchvision's ResNet-34 with a stem for small images (21.3 million "
+    "parameters), which the official code calls ResNet-32. The example gives one block to each "
+    "device but the last; the stem counts as the first block."
 )
 READINGS = (
-    "The number of devices is the user's: 4 and 8 are our reading. The paper's own numbers of modules, heads and learning rates "
-    "are not known to us."
+    "The user chooses the number of devices: 4 and 8 are our reading. The paper's own numbers of "
+    "modules, heads and learning rates are not known to us."
 )
 
 
-def recipes() -> Iterator[Recipe]:
-    """All of the family: local, pairwise, 3-wise and end-to-end in 4 and 8 modules."""
-    yield example("e2e", "end_to_end()", 1)
+def make_recipes() -> Iterator[Recipe]:
+    """All recipes of the family: end-to-end, and local, pairwise and 3-wise in 4 and 8 modules."""
+    yield make_example("e2e", "end_to_end()", 1)
     for k in (4, 8):
-        yield from (example(f"interlocking_wise{n}", f"interlocking(wise={n}, aux={HEAD})", k) for n in (1, 2, 3))
+        for wise in (1, 2, 3):
+            method = f"interlocking(wise={wise}, aux={HEAD})"
+            yield make_example(f"interlocking_wise{wise}_k{k}", method, k)
 
 
-def example(row: str, method: str, k: int) -> Recipe:
+def make_example(row: str, method: str, k: int) -> Recipe:
     """The example script on k devices."""
     config = replace(SETTING, method=method)
     config = replace(config, modules=1) if k == 1 else replace(config, cuts=tuple(range(k - 1)))
-    ending = "" if k == 1 else f"_k{k}"
-    return Recipe(f"resnet34_cifar10_{row}{ending}", config, PAPER, notes=NOTES, readings=READINGS)
+    return Recipe(f"resnet34_cifar10_{row}", config, PAPER, notes=NOTES, readings=READINGS)

@@ -1,4 +1,4 @@
-"""What a recipe is."""
+"""The record of one published experiment."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from textwrap import fill
 from typing import Any
 
-from localprop.training.config import Config
-from localprop.training.phases import shortened
-from localprop.training.values import MAY_DIFFER
+from localprop.training.config import MAY_DIFFER, Config
+from localprop.training.phases import shorten_phases
 
-# Of two fields that exclude each other, or make sense together only, the one that is given drops the recipe's other.
-_DROPS = {
+# An override of the field on the left drops the recipe's values of the fields on the right: the
+# two exclude each other, or the recipe's value makes sense only with the value that is overridden.
+_FIELDS_DROPPED_BY = {
     "modules": ("cuts",),
     "cuts": ("modules",),
     "method": ("phases",),
@@ -23,19 +23,20 @@ _DROPS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A published experiment by name: all that a run needs, what the paper reports for it, and what is not known about it.
+    """A published experiment: its run, the figure that the paper reports, and what is unknown.
 
     Attributes:
-        name: network, data, method and row, such as "resnet32_cifar10_backlink_k16"; k is the number of modules.
+        name: network, data, method and row, such as "resnet32_cifar10_backlink_k16"; k is the
+            number of modules.
         config: the run.
         paper: the reference.
-        published: what the paper reports for its row, with its conditions; empty where nothing is known.
-        notes: where the paper's code or data are known to differ from this run.
-        readings: what the paper and its code leave open or is not known to us, and our reading of it. A recipe that has any
-            does not claim the figure.
+        published: the figure that the paper reports, with its conditions; empty if unknown.
+        notes: known differences between this run and the paper's code or data.
+        readings: what the paper and its code leave open or is not known to us, and our reading of
+            it. A recipe with readings does not claim the figure.
 
     Example:
-        >>> Recipe("digits_e2e", Config(), "nobody").changed()
+        >>> Recipe("digits_e2e", Config(), "nobody").non_defaults()
         {}
     """
 
@@ -47,117 +48,129 @@ class Recipe:
     readings: str = ""
 
     @property
-    def claim(self) -> str:
-        """What is published, and whether a run of this recipe can be held against it; empty if nothing is published.
+    def claimed(self) -> str:
+        """The published figure and whether a run should reproduce it; empty if there is none.
 
         Example:
-            >>> Recipe("wide", Config(), "nobody", "test error 5 %", readings="Its heads are our reading.").claim
+            >>> Recipe("wide", Config(), "nobody", "test error 5 %", readings="Our head.").claimed
             'not claimed, in part our reading: test error 5 %'
         """
-        return (
-            f"not claimed, in part our reading: {self.published}"
-            if self.published and self.readings
-            else self.published
-        )
+        if self.published and self.readings:
+            return f"not claimed, in part our reading: {self.published}"
+        return self.published
 
-    def changed(self) -> dict[str, Any]:
-        """The fields of the config that are not the defaults.
+    def non_defaults(self) -> dict[str, Any]:
+        """The fields of the config that differ from the defaults.
 
         Example:
-            >>> Recipe("wide", Config(lr=0.8, epochs=160), "nobody").changed()
+            >>> Recipe("wide", Config(lr=0.8, epochs=160), "nobody").non_defaults()
             {'epochs': 160, 'lr': 0.8}
         """
         values = {field.name: getattr(self.config, field.name) for field in fields(Config)}
         return {name: value for name, value in values.items() if value != getattr(Config, name)}
 
-    def varied(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that are not the defaults, with others in their place where they are given.
+    def with_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that differ from the defaults, after applying overrides.
 
-        A number of modules replaces cuts and the other way round, a method phases and the other way round, and another schedule
-        of the learning rate the recipe's milestones and warm-up. Epochs that leave no room for these change them as
-        :meth:`fitted` says.
+        An override of `modules` drops the recipe's `cuts` and vice versa. An override of `method`
+        drops its `phases` and vice versa. An override of `lr_schedule` drops its milestones and
+        warm-up. A smaller number of epochs changes what no longer fits: see `scaled_to_epochs`.
 
         Example:
-            >>> Recipe("halves", Config(lr=0.8, cuts=(3,)), "nobody").varied({"modules": 4})
+            >>> Recipe("halves", Config(lr=0.8, cuts=(3,)), "nobody").with_overrides({"modules": 4})
             {'lr': 0.8, 'modules': 4}
         """
-        dropped = {other for name in given for other in _DROPS.get(name, ())}
-        kept = {name: value for name, value in self.changed().items() if name not in dropped}
-        return {**kept, **self.fitted(given), **given}
+        dropped = {other for name in overrides for other in _FIELDS_DROPPED_BY.get(name, ())}
+        kept = {name: value for name, value in self.non_defaults().items() if name not in dropped}
+        return {**kept, **self.scaled_to_epochs(overrides), **overrides}
 
-    def fitted(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What replaces the recipe's warm-up, milestones and phases where the epochs that are given leave no room for them.
+    def scaled_to_epochs(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """New values for warm-up, milestones and phases that do not fit the overridden epochs.
 
-        The warm-up is then the usual one of so many epochs, and phases keep their shares of them. Milestones keep their shares
-        of the run, rounded to whole epochs, those that meet being one; in a single epoch the learning rate is constant.
+        The warm-up becomes the default for that many epochs. Phases keep their shares of the
+        epochs. Milestones keep their shares too, rounded to whole epochs, and milestones that
+        coincide become one. The learning rate of a single epoch is constant.
 
         Example:
             >>> steps = Config(epochs=400, lr_schedule="multistep", milestones=(200, 300, 350, 375))
-            >>> Recipe("steps", steps, "nobody").fitted({"epochs": 8})
+            >>> Recipe("steps", steps, "nobody").scaled_to_epochs({"epochs": 8})
             {'milestones': (4, 6, 7)}
-            >>> Recipe("warm", Config(epochs=160, warmup_epochs=10), "nobody").fitted({"epochs": 8})
+            >>> warm = Config(epochs=160, warmup_epochs=10)
+            >>> Recipe("warm", warm, "nobody").scaled_to_epochs({"epochs": 8})
             {'warmup_epochs': None}
         """
-        epochs, config = given.get("epochs"), self.config
-        if type(epochs) is not int or epochs < 1:
+        epochs = overrides.get("epochs")
+        if type(epochs) is not int or epochs < 1:  # a bool is no number of epochs
             return {}
-        found: dict[str, Any] = {}
-        if (
-            config.phases
-            and not {"phases", "method"} & {*given}
-            and (fit := shortened(config.phases, epochs)) != config.phases
-        ):
-            found["phases"] = fit
-        if "lr_schedule" in given:
-            return found
-        if "warmup_epochs" not in given and (config.warmup_epochs or 0) >= epochs:
-            found["warmup_epochs"] = None
-        if "milestones" not in given and config.milestones and config.milestones[-1] >= epochs:
-            scaled = {round(epochs * milestone / config.epochs) for milestone in config.milestones}
-            found["milestones"] = tuple(sorted(scaled & {*range(1, epochs)}))
-            if not found["milestones"]:
-                found["lr_schedule"] = "constant"
-        return found
+        return {
+            **self._scale_phases(epochs, overrides),
+            **self._scale_lr_schedule(epochs, overrides),
+        }
 
-    def replaced(self, given: Mapping[str, Any]) -> list[str]:
-        """The fields in which a run with others given is not the recipe's; where it runs is none of them.
+    def _scale_phases(self, epochs: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        phases = self.config.phases
+        if not phases or "phases" in overrides or "method" in overrides:
+            return {}
+        shortened = shorten_phases(phases, epochs)
+        return {} if shortened == phases else {"phases": shortened}
+
+    def _scale_lr_schedule(self, epochs: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        if "lr_schedule" in overrides:
+            return {}
+        config = self.config
+        scaled: dict[str, Any] = {}
+        if "warmup_epochs" not in overrides and (config.warmup_epochs or 0) >= epochs:
+            scaled["warmup_epochs"] = None
+        milestones = config.milestones
+        if "milestones" not in overrides and milestones and milestones[-1] >= epochs:
+            rounded = {round(epochs * milestone / config.epochs) for milestone in milestones}
+            scaled["milestones"] = tuple(sorted(rounded & {*range(1, epochs)}))
+            if not scaled["milestones"]:
+                scaled["lr_schedule"] = "constant"
+        return scaled
+
+    def find_replaced_fields(self, overrides: Mapping[str, Any]) -> list[str]:
+        """The fields in which a run with overrides differs from the recipe.
+
+        Fields that say where a run takes place, such as `device`, do not count.
 
         Example:
-            >>> Recipe("wide", Config(lr=0.8), "nobody").replaced({"epochs": 2, "device": "cpu", "lr": 0.8})
+            >>> recipe = Recipe("wide", Config(lr=0.8), "nobody")
+            >>> recipe.find_replaced_fields({"epochs": 2, "device": "cpu", "lr": 0.8})
             ['epochs']
         """
-        run = Config(**self.varied(given))
-        differ = [
-            field.name for field in fields(Config) if getattr(run, field.name) != getattr(self.config, field.name)
-        ]
-        return [name for name in differ if name not in MAY_DIFFER]
+        run = Config(**self.with_overrides(overrides))
+        names = [field.name for field in fields(Config) if field.name not in MAY_DIFFER]
+        return [name for name in names if getattr(run, name) != getattr(self.config, name)]
 
-    def story(self) -> str:
-        """The recipe in words: its run, the paper, what it reports, what is unknown, what differs.
+    def provenance(self) -> str:
+        """The recipe as text: its run, the paper, the published figure, notes and readings.
 
         Example:
-            >>> print(Recipe("wide", Config(lr=0.8), "Nobody 2020").story())
+            >>> print(Recipe("wide", Config(lr=0.8), "Nobody 2020").provenance())
             recipe     wide
             run        lr=0.8
             paper      Nobody 2020
-            published  nothing that this run could be held against
+            published  no figure to compare this run with
         """
-        run = " ".join(f"{name}={value!r}" for name, value in self.changed().items())
-        published = self.claim or "nothing that this run could be held against"
+        run = " ".join(f"{name}={value!r}" for name, value in self.non_defaults().items())
+        published = self.claimed or "no figure to compare this run with"
         rows = {"recipe": self.name, "run": run, "paper": self.paper, "published": published}
         rows |= {"notes": self.notes, "readings": self.readings}
-        return "\n".join(_row(label, text) for label, text in rows.items() if text)
+        return "\n".join(_format_row(label, text) for label, text in rows.items() if text)
 
 
-def _row(label: str, text: str) -> str:
-    return fill(text, 120, initial_indent=f"{label:9}  ", subsequent_indent=" " * 11, break_on_hyphens=False)
+def _format_row(label: str, text: str) -> str:
+    indent = " " * 11
+    label = f"{label:9}  "
+    return fill(text, 120, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def noted(*notes: str) -> str:
-    """Notes as one text; empty ones are left out.
+def join_notes(*notes: str) -> str:
+    """Join notes into one text and leave out empty ones.
 
     Example:
-        >>> noted("One.", "", "Two.")
+        >>> join_notes("One.", "", "Two.")
         'One. Two.'
     """
     return " ".join(note for note in notes if note)

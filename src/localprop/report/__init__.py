@@ -1,1 +1,1 @@
-"""Comparisons and benchmarks: what methods cost and gain, measured side by side."""
+"""Comparisons, benchmarks and pipeline plans: what methods cost and gain, side by side."""

@@ -1,115 +1,105 @@
-"""Benchmarks of the engine itself: memory against the plain loop and against its own prediction, and time per step."""
+"""Benchmarks of the engine: memory against its prediction and the plain loop, and time per step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+from localprop.cost.baselines import PlainLoop, Timing
+from localprop.data.dataset import Normalization
+from localprop.errors import as_run_failure, check
 from localprop.learner import Learner
-from localprop.models import create_model
-from localprop.network import Layers, Partition, layers_of
-from localprop.report.contender import Contender
-from localprop.report.costs import PlainLoop, Timing, interleaved, peak_bytes
-from localprop.report.images import image_problems, is_count
-from localprop.rule.auxiliary import Normalised
+from localprop.methods.parse import parse_rule
+from localprop.network import Partition, layers_of
+from localprop.report.costs import PLAIN_LOOP, measure_peak_bytes, time_steps
+from localprop.report.image_setting import ImageSetting
+from localprop.report.method_spec import MethodSpec, filter_trainable, parse_and_check_methods
+from localprop.report.tables import MIB, format_table
+from localprop.report.value_checks import find_range_problems
 from localprop.rule.losses import Batch
-from localprop.training.config import device_of, noting
-from localprop.training.expression import rule_of
+from localprop.training.environment import describe_environment
 
-CLASSES = 10
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a benchmark runs on: random images through a network, since neither memory nor time depends on their values.
+class BenchSetting(ImageSetting):
+    """What a benchmark runs on: a network, random images and SGD.
 
     Attributes:
-        model: as in a config.
         modules: the number of local modules.
         batch_size: images per batch.
-        input_shape: (C, H, W) of an image.
-        momentum: of SGD; it doubles the bytes of the parameters.
-        device: auto, cpu or cuda.
-        seed: of weights and images.
+        momentum: of SGD; with momentum, the optimizer's state is as large as the parameters.
     """
 
-    model: str = "resnet110"
     modules: int = 16
     batch_size: int = 128
-    input_shape: tuple[int, ...] = (3, 32, 32)
     momentum: float = 0.0
-    device: str = "auto"
-    seed: int = 0
 
-    def problems(self) -> list[str]:
-        """All that is wrong with the values, one sentence each.
+    def find_problems(self) -> list[str]:
+        """Find all problems with the values; one sentence each.
 
         Example:
-            >>> Setting(modules=0, momentum=2.0).problems()
-            ['modules=0 must be a whole number of 1 or more.', 'momentum=2.0 must be a number in [0, 1).']
+            >>> for problem in BenchSetting(modules=0, momentum=2.0).find_problems():
+            ...     print(problem)
+            modules=0 must be a whole number of 1 or more.
+            momentum=2.0 must be a number in [0, 1).
         """
-        wrong = [name for name in ("modules", "batch_size") if not is_count(getattr(self, name))]
-        found = [f"{name}={getattr(self, name)!r} must be a whole number of 1 or more." for name in wrong]
+        problems = find_range_problems(modules=(self.modules, 1), batch_size=(self.batch_size, 1))
         if not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
-            found.append(f"momentum={self.momentum!r} must be a number in [0, 1).")
-        with noting(found):
-            device_of(self.device)
-        return found + image_problems(self.model, CLASSES, self.input_shape)
+            problems.append(f"momentum={self.momentum!r} must be a number in [0, 1).")
+        return problems + super().find_problems()
 
-    def batch(self) -> Batch:
+    def make_batch(self) -> Batch:
         """Random images and labels."""
-        generator = torch.Generator().manual_seed(self.seed)
-        images = torch.randn(self.batch_size, *self.input_shape, generator=generator)
-        labels = torch.randint(CLASSES, (self.batch_size,), generator=generator)
-        device = device_of(self.device)
-        return Batch(images.to(device), labels.to(device))
+        return self.make_images(self.batch_size)
 
-    def network(self) -> nn.Module:
-        """A new network, with weights of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            return create_model(self.model, CLASSES, self.input_shape).to(device_of(self.device))
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """SGD on some parameters."""
+        return SGD(parameters, lr=0.01, momentum=self.momentum)
 
-    def optimizer(self) -> Callable[[list[nn.Parameter]], Optimizer]:
-        """A factory of SGD."""
-        return lambda parameters: SGD(parameters, lr=0.01, momentum=self.momentum)
+    def make_learner(self, spec: MethodSpec, batch: Batch) -> Learner:
+        """A new network and a learner that trains it with a method.
 
-    def learner(self, contender: Contender, batch: Batch) -> Learner:
-        """A new learner of a contender's method."""
-        model = self.network()
-        layers: Layers = layers_of(model, batch)
+        Raises:
+            BadInput: if the network cannot be trained with the method.
+        """
+        model = self.make_network()
         return Learner(
             model,
-            rule_of(contender.method),
-            partition=Partition.uniform(layers, self.modules),
-            optimizer=self.optimizer(),
+            parse_rule(spec.method),
+            partition=Partition.uniform(layers_of(model, batch), self.modules),
+            optimizer=self.make_optimizer,
             sample=batch,
-            recompute=contender.recompute,
-            seed=self.seed,
-            normalised=Normalised(),  # for losses that look at pixels; no cost depends on their values
+            recompute=spec.recompute,
+            # Losses of pixels need a normalisation. No cost depends on its values.
+            normalization=Normalization(),
         )
 
-    def plain(self, batch: Batch) -> PlainLoop:
-        """The baseline."""
-        model = self.network()
-        return PlainLoop(model, self.optimizer()(list(model.parameters())), batch)
+    def make_plain_loop(self, batch: Batch) -> PlainLoop:
+        """A new network and the plain PyTorch loop that trains it."""
+        model = self.make_network()
+        return PlainLoop(model, self.make_optimizer(list(model.parameters())), batch)
+
+
+# --- memory ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """One method's peak.
+    """The peak memory of one method.
 
     Attributes:
         method: its label.
         peak_bytes: measured.
-        saving: 1 - its share of the plain loop's peak.
-        predicted_bytes: by the engine on fake tensors; on a CUDA device the allocator rounds, and kernels need workspace.
-        error: predicted / measured - 1.
+        saving: 1 - peak_bytes / the plain loop's peak.
+        predicted_bytes: by the engine on fake tensors. The prediction knows neither the allocator's
+            rounding on a CUDA device nor the workspace of kernels.
+        error: predicted_bytes / peak_bytes - 1.
     """
 
     method: str
@@ -119,39 +109,64 @@ class MemoryRow:
     error: float
 
 
-def memory(
-    setting: Setting, contenders: Sequence[Contender], progress: Callable[[str], object] = print
+def measure_memory(
+    setting: BenchSetting, specs: Sequence[MethodSpec], progress: Progress = print
 ) -> tuple[int, list[MemoryRow]]:
-    """The measured peak of the plain PyTorch loop, and of every method beside its prediction, in bytes.
+    """Measure the peak of the plain loop in bytes, and of each method beside its prediction.
 
     Raises:
-        BadInput: a method that the network cannot be trained with.
+        BadInput: if the network cannot be trained with a method.
     """
-    batch = setting.batch()
-    progress("plain PyTorch loop")
-    plain = setting.plain(batch)
-    plain.step()
-    base = plain.peak_bytes()
-    del plain
+    batch = setting.make_batch()
+    progress(PLAIN_LOOP)
+    plain_bytes = _measure_plain_loop(setting, batch)
     rows = []
-    for contender in contenders:
-        progress(contender.label)
-        learner = setting.learner(contender, batch)
+    for spec in specs:
+        progress(spec.label)
+        learner = setting.make_learner(spec, batch)
         predicted = learner.memory(batch).peak_bytes
-        learner.step(batch)
-        measured = peak_bytes(learner, batch)
-        rows.append(MemoryRow(contender.label, measured, 1 - measured / base, predicted, predicted / measured - 1))
-    return base, rows
+        learner.step(batch)  # creates the optimizer state
+        measured = measure_peak_bytes(learner, batch)
+        saving, error = 1 - measured / plain_bytes, predicted / measured - 1
+        rows.append(MemoryRow(spec.label, measured, saving, predicted, error))
+    return plain_bytes, rows
+
+
+def _measure_plain_loop(setting: BenchSetting, batch: Batch) -> int:
+    plain = setting.make_plain_loop(batch)
+    plain.step()
+    return plain.peak_bytes()
+
+
+def format_memory_table(setting: BenchSetting, plain_bytes: int, rows: Sequence[MemoryRow]) -> str:
+    """Format the table of `localprop bench memory`."""
+    header = ["method", "peak MiB", "below the plain loop", "predicted MiB", "error"]
+    cells = [[PLAIN_LOOP, f"{plain_bytes / MIB:.1f}", "", "", ""]]
+    for row in rows:
+        saving = round(100 * row.saving, 1) + 0.0  # + 0.0 makes 0.0 of -0.0
+        cells.append(
+            [
+                row.method,
+                f"{row.peak_bytes / MIB:.1f}",
+                f"{saving:.1f}%",
+                f"{row.predicted_bytes / MIB:.1f}",
+                f"{100 * row.error:+.2f}%",
+            ]
+        )
+    return "\n".join([format_table(header, cells), "", _describe_setting(setting)])
+
+
+# --- time -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """One method's time.
+    """The time of one method.
 
     Attributes:
         method: its label.
-        timing: seconds, and ratio to the plain loop's.
-        actions: of its schedule.
+        timing: seconds per step, and their ratio to the plain loop's.
+        actions: the number of actions in its schedule.
     """
 
     method: str
@@ -159,29 +174,120 @@ class SpeedRow:
     actions: int
 
 
-def speed(
-    setting: Setting, contenders: Sequence[Contender], rounds: int, progress: Callable[[str], object] = print
+def measure_speed(
+    setting: BenchSetting, specs: Sequence[MethodSpec], rounds: int, progress: Progress = print
 ) -> tuple[float, list[SpeedRow]]:
-    """Seconds of a step of the plain PyTorch loop, and every method's beside it, in interleaved rounds.
+    """Measure the seconds of a step of the plain loop, and of each method in interleaved rounds.
 
     Raises:
-        BadInput: a method that the network cannot be trained with.
+        BadInput: if the network cannot be trained with a method.
     """
-    batch = setting.batch()
-    plain = setting.plain(batch)
-    learners = {contender.label: setting.learner(contender, batch) for contender in contenders}
-    steps: dict[str, Callable[[], object]] = {"": plain.step}
-    for label, learner in learners.items():
-        steps[label] = _stepping(learner, batch)
+    batch = setting.make_batch()
+    plain = setting.make_plain_loop(batch)
+    learners = {spec.label: setting.make_learner(spec, batch) for spec in specs}
     progress("warming up")
-    for step in steps.values():
-        step()
-        step()
-    progress(f"{rounds} interleaved rounds of {len(steps)} steps")
-    timings = interleaved(steps, "", rounds, batch.inputs.device)
-    rows = [SpeedRow(label, timings[label], len(learner.schedule)) for label, learner in learners.items()]
-    return timings[""].seconds, rows
+    for _ in range(2):
+        plain.step()
+        for learner in learners.values():
+            learner.step(batch)
+    progress(f"{rounds} interleaved rounds of {1 + len(learners)} steps")
+    plain_seconds, timings = time_steps(plain, learners, batch, rounds)
+    return plain_seconds, [
+        SpeedRow(label, timings[label], len(learner.schedule))
+        for label, learner in learners.items()
+    ]
 
 
-def _stepping(learner: Learner, batch: Batch) -> Callable[[], Any]:
-    return lambda: learner.step(batch)
+def format_speed_table(
+    setting: BenchSetting, plain_seconds: float, rows: Sequence[SpeedRow], rounds: int
+) -> str:
+    """Format the table of `localprop bench speed`."""
+    header = ["method", "ms per step", "ratio", "quartiles", "actions", "extra us per action"]
+    cells = [[PLAIN_LOOP, f"{1000 * plain_seconds:.1f}", "1", "", "", ""]]
+    for row in rows:
+        timing = row.timing
+        extra_seconds = (timing.seconds - plain_seconds) / row.actions
+        cells.append(
+            [
+                row.method,
+                f"{1000 * timing.seconds:.1f}",
+                f"{timing.ratio:.3f}",
+                f"{timing.low:.3f}-{timing.high:.3f}",
+                str(row.actions),
+                f"{1e6 * extra_seconds:.0f}",
+            ]
+        )
+    legend = f"{_describe_setting(setting)} {rounds} interleaved rounds."
+    return "\n".join([format_table(header, cells), "", legend])
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run_bench(
+    what: str,
+    setting: BenchSetting,
+    methods: Sequence[str],
+    rounds: int,
+    progress: Progress = print,
+) -> dict[str, Any]:
+    """Run one of the benchmarks.
+
+    Args:
+        what: "memory" or "speed".
+        setting: network, images and optimizer.
+        methods: expressions.
+        rounds: interleaved rounds of the timing; 2 or more.
+        progress: called with what is running.
+
+    Returns:
+        The figures, and the table's text as `table`.
+
+    Raises:
+        BadInput: all problems with values and methods.
+        RunFailed: if a step fails, for example out of memory.
+    """
+    problems = [*find_range_problems(rounds=(rounds, 2)), *setting.find_problems()]
+    specs = parse_and_check_methods(methods, problems)
+    check(problems)
+    with as_run_failure():
+        # All methods are built once before the first is measured, which may take minutes.
+        batch = setting.make_batch()
+        check(filter_trainable(specs, lambda spec: setting.make_learner(spec, batch))[1])
+        if what == "memory":
+            figures = _run_memory(setting, specs, progress)
+        else:
+            figures = _run_speed(setting, specs, rounds, progress)
+    table = figures.pop("table")
+    environment = describe_environment()
+    return {**figures, "setting": asdict(setting), "environment": environment, "table": table}
+
+
+def _run_memory(
+    setting: BenchSetting, specs: Sequence[MethodSpec], progress: Progress
+) -> dict[str, Any]:
+    plain_bytes, rows = measure_memory(setting, specs, progress)
+    return {
+        "baseline": {"peak_bytes": plain_bytes},
+        "rows": [asdict(row) for row in rows],
+        "table": format_memory_table(setting, plain_bytes, rows),
+    }
+
+
+def _run_speed(
+    setting: BenchSetting, specs: Sequence[MethodSpec], rounds: int, progress: Progress
+) -> dict[str, Any]:
+    plain_seconds, rows = measure_speed(setting, specs, rounds, progress)
+    return {
+        "baseline": {"step_seconds": plain_seconds},
+        "rows": [asdict(row) for row in rows],
+        "table": format_speed_table(setting, plain_seconds, rows, rounds),
+    }
+
+
+def _describe_setting(setting: BenchSetting) -> str:
+    image = "x".join(map(str, setting.input_shape))
+    return (
+        f"{setting.model}, {setting.modules} modules, batch {setting.batch_size} of {image}, "
+        f"SGD with momentum {setting.momentum:g}."
+    )

@@ -1,281 +1,279 @@
-"""Methods side by side on one network and data set: what `localprop compare` runs and prints."""
+"""Methods side by side on one network and data set: what `localprop compare` runs."""
 
 from __future__ import annotations
 
-import statistics
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from localprop.cost.baselines import PlainLoop
 from localprop.data import Batches, Dataset
-from localprop.errors import RunFailed, StepFailed
-from localprop.learner import Learner
-from localprop.report.contender import Contender, suited
-from localprop.report.costs import PlainLoop, Timing, interleaved, peak_bytes
+from localprop.errors import (
+    BadInput,
+    RunFailed,
+    StepFailed,
+    as_run_failure,
+    check,
+    collect_problems,
+)
+from localprop.report.comparison import Comparison, Outcome, format_comparison, make_row
+from localprop.report.costs import BaselineCosts, MethodCosts, measure_costs
+from localprop.report.method_spec import MethodSpec, filter_trainable, parse_and_check_methods
+from localprop.report.value_checks import find_range_problems
 from localprop.rule.losses import Batch
-from localprop.training.config import Config, build
-from localprop.training.optimizers import optimizer_of
-from localprop.training.trainer import Score, test_score, train
+from localprop.training.build import build, load_data
+from localprop.training.config import Config
+from localprop.training.environment import describe_environment
+from localprop.training.files import to_json, write_text
+from localprop.training.optimizers import make_optimizer_factory
+from localprop.training.trainer import Score, score_test_split, train
 
-Progress = Callable[[str, int], object]  # (what is going on, how many epochs have been done since the last call)
-_PLAIN = "plain PyTorch loop"
+# Called with what is running, and with the number of epochs finished since the last call.
+Progress = Callable[[str, int], object]
+# Takes the number of epochs of all runs.
+ShowProgress = Callable[[int], AbstractContextManager[Progress]]
 
-
-@dataclass(frozen=True)
-class Row:
-    """One method's figures.
-
-    Attributes:
-        method: its label.
-        modules: how many modules learn apart from each other; neighbours with the same credit count as one.
-        accuracy_mean: test accuracy after the last epoch, mean over the seeds, in percent; None if a run has failed.
-        accuracy_std: its standard deviation over the seeds, in points; None if a run has failed, or of one seed.
-        accuracies: of each seed; None of one whose run has failed.
-        loss_mean: mean cross-entropy on the test split after the last epoch, in nats per label; None like accuracy_mean.
-        loss_std: its standard deviation over the seeds; None like accuracy_std.
-        losses: of each seed; None of one whose run has failed.
-        failures: why, one sentence for each run that has failed.
-        peak_bytes: measured peak of a training step.
-        peak_ratio: to the plain PyTorch loop's.
-        step_ratio: seconds per step to the plain PyTorch loop's, median of interleaved rounds.
-        step_ratio_low: the lower quartile of that.
-        step_ratio_high: the upper quartile.
-        flops_ratio: operations per step to the plain PyTorch loop's.
-        head_parameters: of all auxiliary networks.
-        context_parameters: of all encoders, which are deployed.
-    """
-
-    method: str
-    modules: int
-    accuracy_mean: float | None
-    accuracy_std: float | None
-    accuracies: tuple[float | None, ...]
-    loss_mean: float | None
-    loss_std: float | None
-    losses: tuple[float | None, ...]
-    failures: tuple[str, ...]
-    peak_bytes: int
-    peak_ratio: float
-    step_ratio: float
-    step_ratio_low: float
-    step_ratio_high: float
-    flops_ratio: float
-    head_parameters: int
-    context_parameters: int
+_RESULT_FILE = "compare.json"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All rows of a comparison, and the baseline's costs.
+@contextmanager
+def hide_progress(total: int) -> Iterator[Progress]:
+    """Show nothing."""
+    yield lambda what, epochs: None
 
-    Attributes:
-        baseline: the plain PyTorch loop: its `peak_bytes`, `step_seconds` and `flops`.
-        rows: in the order of the contenders.
-        config: what all runs share.
-        seeds: of the runs.
-        runs_left: how many runs have not ended yet; then rows or their last seeds are missing.
-    """
 
-    baseline: dict[str, Any]
-    rows: tuple[Row, ...]
-    config: Config
-    seeds: tuple[int, ...]
-    runs_left: int
-
-    def as_json(self) -> dict[str, Any]:
-        """The figures as plain data."""
-        return {
-            "baseline": self.baseline,
-            "rows": [asdict(row) for row in self.rows],
-            "config": asdict(self.config),
-            "seeds": list(self.seeds),
-            "runs_left": self.runs_left,
-        }
+# --- train and measure ----------------------------------------------------------------------------
 
 
 def compare(
     config: Config,
     dataset: Dataset,
-    contenders: Sequence[Contender],
+    specs: Sequence[MethodSpec],
     *,
     seeds: int = 3,
     rounds: int = 15,
     progress: Progress = lambda what, epochs: None,
     keep: Callable[[Comparison], object] = lambda comparison: None,
 ) -> Comparison:
-    """Train every contender with every seed, and measure what a step of each costs. A run that fails does not end the others.
+    """Measure a step of each method, and train each method with every seed.
+
+    A failed run does not stop the others.
 
     Args:
-        config: what all runs share; its method and recompute are replaced by each contender's.
-        dataset: trained on its training split, accuracy and loss on its test split after the last epoch, which selects nothing.
-        contenders: the methods; see :func:`trainable`.
-        seeds: how many runs of each; the first has the seed `config.seed`.
+        config: what all runs share. Each method replaces its `method` and `recompute`.
+        dataset: every run trains on its training split. Accuracy and loss are those on its test
+            split after the last epoch; nothing is selected by them.
+        specs: the methods; see `filter_methods`.
+        seeds: runs of each method; the first has the seed `config.seed`.
         rounds: interleaved rounds of the timing.
-        progress: told what is going on.
-        keep: given the figures so far, after each run.
+        progress: called with what is running.
+        keep: called with the figures so far after each run.
 
     Raises:
-        BadInput: a method that the network or data cannot be trained with.
-        RunFailed: what is measured before the first run does not fit into memory.
+        BadInput: if a method cannot be trained with this network or data set.
+        RunFailed: if the measurements before the first run fail, for example out of memory.
     """
-    configs = {contender.label: _own(config, contender) for contender in contenders}
+    configs = {spec.label: _make_method_config(config, spec) for spec in specs}
     progress("measuring memory and time per step", 0)
-    with told():
-        baseline, costs = _costs(configs, dataset, config, rounds)
-    every = tuple(range(config.seed, config.seed + seeds))
-    comparison = Comparison(baseline, (), config, every, runs_left=len(configs) * seeds)
-    for label, own in configs.items():
-        outcomes, before = list[Score | str](), comparison.rows
-        for i, seed in enumerate(every):
-            run = f"{label}, seed {i + 1} of {seeds}"
-            outcomes.append(_outcome(run, replace(own, seed=seed), dataset, progress))
-            rows = (*before, _row(label, outcomes, costs[label], baseline))
-            comparison = replace(comparison, rows=rows, runs_left=comparison.runs_left - 1)
+    with as_run_failure():
+        baseline, costs = _measure_costs(config, configs, dataset, rounds)
+    all_seeds = tuple(range(config.seed, config.seed + seeds))
+    comparison = Comparison(baseline, (), config, all_seeds, runs_left=len(configs) * seeds)
+    for label, method_config in configs.items():
+        finished_rows, outcomes = comparison.rows, list[Outcome]()
+        for number, seed in enumerate(all_seeds, start=1):
+            run = f"{label}, seed {number} of {seeds}"
+            run_config = replace(method_config, seed=seed)
+            outcomes.append(_run_one_seed(run, run_config, dataset, progress))
+            row = make_row(label, outcomes, costs[label], baseline)
+            rows, left = (*finished_rows, row), comparison.runs_left - 1
+            comparison = replace(comparison, rows=rows, runs_left=left)
             keep(comparison)
     return comparison
 
 
-def trainable(config: Config, dataset: Dataset, contenders: Sequence[Contender]) -> tuple[list[Contender], list[str]]:
-    """The methods that the network and data can be trained with, and why they cannot with the others.
+def filter_methods(
+    config: Config, dataset: Dataset, specs: Sequence[MethodSpec]
+) -> tuple[list[MethodSpec], list[str]]:
+    """Split methods into those that this network and data set support and the others' problems.
 
     Args:
         config: what all runs share.
         dataset: the data.
-        contenders: the methods.
+        specs: the methods.
 
     Example:
-        >>> fit, problems = trainable(config, dataset, [Contender.parse("greedy()"), Contender.parse("contsup()")])
+        >>> specs = [MethodSpec.parse("greedy()"), MethodSpec.parse("contsup()")]
+        >>> trainable, problems = filter_methods(config, dataset, specs)
     """
-    return suited(contenders, lambda contender: build(_own(config, contender), dataset))
+    return filter_trainable(specs, lambda spec: build(_make_method_config(config, spec), dataset))
 
 
-def _own(config: Config, contender: Contender) -> Config:
-    return replace(config, method=contender.method, recompute=contender.recompute)
+def _make_method_config(config: Config, spec: MethodSpec) -> Config:
+    return replace(config, method=spec.method, recompute=spec.recompute)
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """What torch refuses on the way (memory, above all) fails the run in one sentence.
-
-    Raises:
-        RunFailed: instead of torch's own errors.
-
-    Example:
-        >>> with told():
-        ...     raise MemoryError("There is no more.")
-        Traceback (most recent call last):
-        localprop.errors.RunFailed: There is no more. (a smaller model or batch may fit)
-    """
-    try:
-        yield
-    except (StepFailed, RunFailed):
-        raise
-    except (RuntimeError, MemoryError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RunFailed(f"{reason[0]} (a smaller model or batch may fit)") from error
-
-
-def _outcome(run: str, config: Config, dataset: Dataset, progress: Progress) -> Score | str:
-    """The score of a run, or why it has failed."""
+def _run_one_seed(run: str, config: Config, dataset: Dataset, progress: Progress) -> Outcome:
     progress(run, 0)
     try:
-        with told():
-            return _score(config, dataset, partial(progress, run, 1))
+        with as_run_failure():
+            return _train_and_score(config, dataset, partial(progress, run, 1))
     except (StepFailed, RunFailed) as error:
         return f"{run}: {error}"
 
 
-def _score(config: Config, dataset: Dataset, on_epoch: Callable[[], object]) -> Score:
+def _train_and_score(config: Config, dataset: Dataset, on_epoch: Callable[[], object]) -> Score:
     learner = build(config, dataset)
     train(learner, dataset, config, on_epoch=lambda report: on_epoch())
-    return test_score(learner, dataset, config)
+    return score_test_split(learner, dataset, config)
 
 
-@dataclass(frozen=True)
-class _Costs:
-    modules: int
-    peak_bytes: int
-    timing: Timing
-    flops: int
-    head_parameters: int
-    context_parameters: int
+def _measure_costs(
+    config: Config, configs: dict[str, Config], dataset: Dataset, rounds: int
+) -> tuple[BaselineCosts, dict[str, MethodCosts]]:
+    learners = {label: build(each, dataset) for label, each in configs.items()}
+    device = next(iter(learners.values())).device
+    batch = _take_first_batch(dataset, config, device)
+    return measure_costs(_make_plain_loop(config, dataset, batch), learners, batch, rounds)
 
 
-def _costs(
-    configs: dict[str, Config], dataset: Dataset, config: Config, rounds: int
-) -> tuple[dict[str, Any], dict[str, _Costs]]:
-    learners = {label: build(own, dataset) for label, own in configs.items()}
-    any_learner = next(iter(learners.values()))
-    batch = _first_batch(dataset, config, any_learner.device)
-    plain = _plain(config, dataset, batch)
-    steps = {_PLAIN: plain.step, **{label: _stepping(learner, batch) for label, learner in learners.items()}}
-    flops = {label: learner.flops(batch) for label, learner in learners.items()}
-    for step in steps.values():
-        step()
-    peaks = {label: peak_bytes(learner, batch) for label, learner in learners.items()}
-    baseline = {"method": _PLAIN, "peak_bytes": plain.peak_bytes(), "flops": plain.flops()}
-    timings = interleaved(steps, _PLAIN, rounds, any_learner.device)
-    baseline["step_seconds"] = timings[_PLAIN].seconds
-    return baseline, {
-        label: _Costs(
-            modules=learner.wiring.table.effective_modules,
-            peak_bytes=peaks[label],
-            timing=timings[label],
-            flops=flops[label],
-            head_parameters=sum(p.numel() for p in learner.heads.parameters()),
-            context_parameters=sum(p.numel() for p in learner.encoders.parameters()),
-        )
-        for label, learner in learners.items()
-    }
-
-
-def _first_batch(dataset: Dataset, config: Config, device: torch.device) -> Batch:
-    """A batch alone: a data set that is kept on the device would be counted among a step's memory."""
-    batches = Batches(dataset, "train", config.batch_size, shuffle=True, seed=config.seed, device=device)
+def _take_first_batch(dataset: Dataset, config: Config, device: torch.device) -> Batch:
+    # The batches, which may hold the whole data set on the device, die here. Alive, they would
+    # count as memory of a step.
+    batches = Batches(
+        dataset, "train", config.batch_size, shuffle=True, seed=config.seed, device=device
+    )
     return Batch(*next(batches.epoch(0)))
 
 
-def _plain(config: Config, dataset: Dataset, batch: Batch) -> PlainLoop:
+def _make_plain_loop(config: Config, dataset: Dataset, batch: Batch) -> PlainLoop:
     model = build(config, dataset).model
-    return PlainLoop(model, optimizer_of(config)(list(model.parameters())), batch, config.label_smoothing)
+    optimizer = make_optimizer_factory(config)(list(model.parameters()))
+    return PlainLoop(model, optimizer, batch, config.label_smoothing)
 
 
-def _stepping(learner: Learner, batch: Batch) -> Callable[[], object]:
-    return lambda: learner.step(batch)
+# --- the command ----------------------------------------------------------------------------------
 
 
-def _row(label: str, outcomes: Sequence[Score | str], costs: _Costs, baseline: dict[str, Any]) -> Row:
-    accuracies = tuple(None if isinstance(outcome, str) else 100 * outcome.accuracy for outcome in outcomes)
-    losses = tuple(None if isinstance(outcome, str) else outcome.loss for outcome in outcomes)
-    (accuracy_mean, accuracy_std), (loss_mean, loss_std) = _mean_and_std(accuracies), _mean_and_std(losses)
-    return Row(
-        method=label,
-        modules=costs.modules,
-        accuracy_mean=accuracy_mean,
-        accuracy_std=accuracy_std,
-        accuracies=accuracies,
-        loss_mean=loss_mean,
-        loss_std=loss_std,
-        losses=losses,
-        failures=tuple(outcome for outcome in outcomes if isinstance(outcome, str)),
-        peak_bytes=costs.peak_bytes,
-        peak_ratio=costs.peak_bytes / baseline["peak_bytes"],
-        step_ratio=costs.timing.ratio,
-        step_ratio_low=costs.timing.low,
-        step_ratio_high=costs.timing.high,
-        flops_ratio=costs.flops / baseline["flops"],
-        head_parameters=costs.head_parameters,
-        context_parameters=costs.context_parameters,
-    )
+def run_compare(
+    config: Config,
+    methods: Sequence[str],
+    *,
+    seeds: int,
+    rounds: int,
+    out: str | None,
+    overwrite: bool,
+    strict: bool = True,
+    show_progress: ShowProgress = hide_progress,
+    report: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Compare methods, and save the figures so far after each run.
+
+    Args:
+        config: what all runs share.
+        methods: expressions.
+        seeds: runs of each method.
+        rounds: interleaved rounds of the timing.
+        out: directory for the figures, or None.
+        overwrite: whether to replace figures in that directory.
+        strict: whether a method that this network or data set does not support is bad input. If
+            not, it is left out and named under the table.
+        show_progress: takes the number of epochs of all runs, and yields a `Progress`.
+        report: called with the table so far if the comparison ends early or a run fails.
+
+    Returns:
+        The figures, and the table's text as `table`.
+
+    Raises:
+        BadInput: all problems with values, data, methods and directory.
+        RunFailed: if a run failed, after all others have finished; or if a file cannot be written.
+    """
+    file = None if out is None else Path(os.path.expanduser(out)) / _RESULT_FILE
+    problems = _find_value_problems(config, seeds, rounds)
+    problems += _find_output_problems(file, overwrite) if file else []
+    dataset, specs = _load_and_check(config, methods, problems)
+    specs, left_out = filter_methods(config, dataset, specs)
+    check(left_out if strict else [])
+    if file:
+        _make_folder(file.parent)
+    figures: dict[str, Any] = {}
+    shared = {"left_out": left_out, "environment": describe_environment()}
+
+    def keep(comparison: Comparison) -> None:
+        lines = [format_comparison(comparison), *(f"Left out: {line}" for line in left_out)]
+        result = {**comparison.as_json(), **shared}
+        figures.update(result, table="\n".join(lines))
+        if file:
+            write_text(file, to_json(result))
+
+    try:
+        with show_progress(len(specs) * seeds * config.epochs) as progress:
+            comparison = compare(
+                config, dataset, specs, seeds=seeds, rounds=rounds, progress=progress, keep=keep
+            )
+        _check_all_succeeded(comparison)
+    except BaseException:  # also on Ctrl-C: finished runs may have taken hours
+        if figures:
+            report(figures["table"])
+        raise
+    return figures
 
 
-def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Neither if a run has failed, since a mean of those that went well would flatter; one run has no deviation."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None, None
-    return statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None
+def _check_all_succeeded(comparison: Comparison) -> None:
+    failed = sum(len(row.failures) for row in comparison.rows)
+    if failed:
+        runs = len(comparison.rows) * len(comparison.seeds)
+        raise RunFailed(
+            f"{failed} of {runs} runs failed; the table above says why and shows the results of "
+            "the others."
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{folder} cannot be created ({error.strerror}): choose another --out."
+        ) from error
+
+
+def _find_value_problems(config: Config, seeds: int, rounds: int) -> list[str]:
+    problems = [*find_range_problems(seeds=(seeds, 1), rounds=(rounds, 2)), *config.find_problems()]
+    # Seeds are signed 64-bit integers.
+    if not problems and config.seed + seeds > 2**63:
+        problems.append(
+            f"seed={config.seed} leaves no room for {seeds} seeds: choose a smaller one."
+        )
+    return problems
+
+
+def _load_and_check(
+    config: Config, methods: Sequence[str], problems: list[str]
+) -> tuple[Dataset, list[MethodSpec]]:
+    """Load the data and parse the methods; raise BadInput for `problems` and all new ones."""
+    specs = parse_and_check_methods(methods, problems)
+    with collect_problems(problems):
+        dataset = load_data(config.with_valid_defaults())
+        # Every method shares the problems of end-to-end training. Reported here, they appear once
+        # instead of once per method.
+        with collect_problems(problems):
+            build(replace(config, method="end_to_end()"), dataset)
+    check(dict.fromkeys(problems))
+    return dataset, specs
+
+
+def _find_output_problems(file: Path, overwrite: bool) -> list[str]:
+    parents = (file.parent, *file.parent.absolute().parents)
+    existing = next(parent for parent in parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return [f"{existing} is not a writable directory: choose another --out."]
+    if file.exists() and not overwrite:
+        return [f"{file} exists already: choose another --out, or add --overwrite."]
+    return []

@@ -1,117 +1,114 @@
-"""What a step costs: peak memory, seconds, operations; everything beside the plain PyTorch loop, in one run."""
+"""What a training step of each method costs, beside the plain PyTorch loop."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim import Optimizer
 
+from localprop.cost.baselines import PlainLoop, Timing, time_interleaved
+from localprop.cost.fake_engine import list_held_tensors
+from localprop.cost.memory import measure_peak
 from localprop.learner import Learner
 from localprop.rule.losses import Batch
-from localprop.step.flops import Flops
-from localprop.step.memory import peak_of
-from localprop.step.twin import held_by
 
-Step = Callable[[], object]
-
-
-class PlainLoop:
-    """End-to-end training as everybody writes it; the baseline of every cost.
-
-    Args:
-        model: trained in place.
-        optimizer: of all its parameters.
-        batch: the batch that every step sees.
-        label_smoothing: of the cross-entropy.
-    """
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer, batch: Batch, label_smoothing: float = 0.0) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.batch = batch
-        self.label_smoothing = label_smoothing
-
-    def step(self) -> Tensor:
-        """One training step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(self.batch.inputs).flatten(0, -2)  # (N, T, classes): a target for each position
-        loss = functional.cross_entropy(logits, self.batch.targets.flatten(), label_smoothing=self.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return loss
-
-    def peak_bytes(self) -> int:
-        """The measured peak of a step."""
-        held = held_by([self.model], [self.optimizer], self.batch)
-        return peak_of(self.step, held, self.batch.inputs.device).peak_bytes
-
-    def flops(self) -> int:
-        """The operations of a step, counted while it runs."""
-        with Flops() as counted:
-            self.step()
-        total: int = counted.total
-        return total
-
-
-def peak_bytes(learner: Learner, batch: Batch) -> int:
-    """The measured peak of a learner's step, which must have run before."""
-    held = held_by([learner.model, learner.heads, learner.encoders], learner.optimizers, batch)
-    return peak_of(lambda: learner.step(batch), held, learner.device).peak_bytes
+PLAIN_LOOP = "plain PyTorch loop"
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds of a step over several interleaved rounds.
+class BaselineCosts:
+    """What a training step of the plain PyTorch loop costs.
 
     Attributes:
-        seconds: the median.
-        ratio: the median over the rounds of its seconds to the baseline's in the same round.
-        low: the lower quartile of these ratios.
-        high: the upper quartile.
+        method: its label.
+        peak_bytes: the measured peak.
+        flops: operations per step.
+        step_seconds: the median of the rounds.
     """
 
-    seconds: float
-    ratio: float
-    low: float
-    high: float
+    method: str
+    peak_bytes: int
+    flops: int
+    step_seconds: float
 
 
-def interleaved(steps: Mapping[str, Step], baseline: str, rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Time steps in turn, round after round, so that the machine's moods fall on all of them alike.
+@dataclass(frozen=True)
+class MethodCosts:
+    """What a training step of a method costs, and the parameters that the method adds.
+
+    Attributes:
+        modules: modules that learn independently; neighbours with the same credit count as one.
+        peak_bytes: the measured peak.
+        timing: seconds, and their ratio to the plain loop's.
+        flops: operations per step.
+        head_parameters: of all auxiliary networks.
+        context_parameters: of all encoders.
+    """
+
+    modules: int
+    peak_bytes: int
+    timing: Timing
+    flops: int
+    head_parameters: int
+    context_parameters: int
+
+
+def measure_costs(
+    plain: PlainLoop, learners: Mapping[str, Learner], batch: Batch, rounds: int
+) -> tuple[BaselineCosts, dict[str, MethodCosts]]:
+    """Measure memory, operations and time of a step.
 
     Args:
-        steps: by name; each has run before.
-        baseline: the name that ratios refer to.
-        rounds: how often each is timed; 2 or more.
-        device: waited for before the clock is read.
+        plain: the baseline.
+        learners: of each method, by label. Each is trained by a few steps.
+        batch: the batch of all steps.
+        rounds: interleaved rounds of the timing; 2 or more.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            seconds[name].append(_timed(step, device))
-    return {name: _timing(own, seconds[baseline]) for name, own in seconds.items()}
+    flops = {label: learner.flops(batch) for label, learner in learners.items()}
+    # A first step creates the optimizers' state, which belongs to every peak.
+    plain.step()
+    for learner in learners.values():
+        learner.step(batch)
+    peaks = {label: measure_peak_bytes(learner, batch) for label, learner in learners.items()}
+    plain_peak, plain_flops = plain.peak_bytes(), plain.flops()
+    plain_seconds, timings = time_steps(plain, learners, batch, rounds)
+    baseline = BaselineCosts(PLAIN_LOOP, plain_peak, plain_flops, plain_seconds)
+    return baseline, {
+        label: MethodCosts(
+            modules=learner.wiring.table.effective_modules,
+            peak_bytes=peaks[label],
+            timing=timings[label],
+            flops=flops[label],
+            head_parameters=_count_parameters(learner.heads),
+            context_parameters=_count_parameters(learner.encoders),
+        )
+        for label, learner in learners.items()
+    }
 
 
-def _timing(own: list[float], base: list[float]) -> Timing:
-    ratios = [a / b for a, b in zip(own, base, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Timing(statistics.median(own), middle, low, high)
+def time_steps(
+    plain: PlainLoop, learners: Mapping[str, Learner], batch: Batch, rounds: int
+) -> tuple[float, dict[str, Timing]]:
+    """Time steps in interleaved rounds. Every step has run before.
+
+    Returns:
+        The seconds of the plain loop, and the timing of each method beside it.
+    """
+    baseline = ""  # no method has an empty label
+    steps: dict[str, Callable[[], object]] = {baseline: plain.step}
+    steps |= {label: partial(learner.step, batch) for label, learner in learners.items()}
+    timings = time_interleaved(steps, baseline, rounds, batch.inputs.device)
+    return timings.pop(baseline).seconds, timings
 
 
-def _timed(step: Step, device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    step()
-    _wait(device)
-    return time.perf_counter() - start
+def measure_peak_bytes(learner: Learner, batch: Batch) -> int:
+    """Measure the peak of a step of a learner, which has stepped before."""
+    networks = [learner.model, learner.heads, learner.encoders]
+    held = list_held_tensors(networks, learner.optimizers, batch)
+    return measure_peak(partial(learner.step, batch), held, learner.device).peak_bytes
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

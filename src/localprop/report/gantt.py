@@ -1,4 +1,4 @@
-"""Gantt charts: who computes what, and who waits for whom."""
+"""Gantt charts of pipelines: what each rank computes, and which rank it waits for."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localprop.cost.simulate import Event, Timeline, Wait
 from localprop.errors import BadInput
-from localprop.step.schedule import Op
-from localprop.step.timeline import Event, Timeline, Wait
+from localprop.schedule.schedule import Op
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMATS = (".html", ".png", ".svg")
-_PUT_OFF, _WAIT = "gradients of weights, put off", "waits for the rank ... (in white)"
+
+_WEIGHT_GRADIENTS = "postponed gradients of weights"
+_WAITS = "waits for the rank ... (in white)"
 _COLOURS = {
     "F forward": "#4c78a8",
     "L local loss": "#eeca3b",
     "B backward": "#54a24b",
-    _PUT_OFF: "#b7dfb0",
+    _WEIGHT_GRADIENTS: "#b7dfb0",
     "S, H steps": "#7f7f7f",
-    _WAIT: "#e45756",
+    _WAITS: "#e45756",
 }
-_NAMES = {
+_LEGEND_OF_OPS = {
     Op.F: "F forward",
     Op.L: "L local loss",
     Op.B: "B backward",
@@ -36,69 +38,98 @@ _NAMES = {
     Op.H: "S, H steps",
     Op.P: "S, H steps",
 }
-_MANY = 16
-_WIDE = 0.02  # a wait that fills this share of the chart says whom it is for
+# Charts of more ranks have rasterised bars and no labels on waits.
+_MAX_DETAILED_RANKS = 16
+# A wait is labelled with the rank that it waits for if it fills this fraction of the chart's width.
+_MIN_LABELLED_WIDTH = 0.02
+
+# When a bar starts and how long it is, in milliseconds.
+Bar = tuple[float, float]
 
 
-def gantt(timelines: Mapping[str, Timeline], path: str | Path, note: str = "") -> None:
-    """Draw timelines below each other, on one scale of time: two batches of the steady loop, or all if there are few.
+def draw_gantt(timelines: Mapping[str, Timeline], path: str | Path, note: str = "") -> None:
+    """Draw timelines below each other on one time scale.
+
+    Each panel shows two batches of the steady loop, or the whole timeline if it has few batches.
 
     Args:
         timelines: by title.
         path: a file that ends in .html (one self-contained page), .png or .svg.
-        note: printed below.
+        note: printed below the chart.
 
     Raises:
-        BadInput: another kind of file, or matplotlib is not installed.
+        BadInput: for another file type, or if matplotlib is not installed.
 
     Example:
-        >>> from localprop.step.schedule import Action
-        >>> timeline = Timeline(1, 1, (Event(0, Action(Op.F, 0), 0, 0.0, 1.0),), (), {}, (0.0,))
-        >>> gantt({"one forward": timeline}, "chart.svg")
+        >>> from localprop.schedule.schedule import Action
+        >>> forward = Event(0, Action(Op.F, 0), 0, 0.0, 1.0)
+        >>> draw_gantt({"one forward": Timeline(1, 1, (forward,), (), {}, (0.0,))}, "chart.svg")
     """
     path = Path(os.path.expanduser(path))
     if path.suffix not in FORMATS:
-        raise BadInput(f"A chart cannot be written to {path.name}: its name must end in {', '.join(FORMATS)}.")
+        raise BadInput(
+            f"A chart cannot be written to {path.name}: its name must end in {', '.join(FORMATS)}."
+        )
     if path.suffix == ".html":
-        path.write_text(_page(_figure(timelines), note))
+        path.write_text(_format_page(_draw_figure(timelines), note))
     else:
-        _figure(timelines, note).savefig(path, dpi=120)
+        _draw_figure(timelines, note).savefig(path, dpi=120)
 
 
 def require_matplotlib() -> None:
-    """Find out that charts can be drawn, before hours of work.
+    """Check that charts can be drawn, before hours of work.
 
     Raises:
-        BadInput: matplotlib is not installed.
+        BadInput: if matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise BadInput(f"Charts need matplotlib ({error}): pip install 'localprop[report]'.") from error
+        raise BadInput(
+            f"Charts need matplotlib ({error}): pip install 'localprop[report]'."
+        ) from error
 
 
-def _figure(timelines: Mapping[str, Timeline], note: str = "") -> Figure:
+# --- the figure -----------------------------------------------------------------------------------
+
+
+def _draw_figure(timelines: Mapping[str, Timeline], note: str = "") -> Figure:
     require_matplotlib()
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     heights = [0.5 + min(0.25 * timeline.ranks, 4.0) for timeline in timelines.values()]
     figure = Figure(figsize=(12, sum(heights) + 1.2), layout="constrained")
     panels: Any = figure.subplots(len(timelines), 1, squeeze=False, height_ratios=heights)
-    windows = [_window(timeline) for timeline in timelines.values()]
+    windows = [_find_window(timeline) for timeline in timelines.values()]
+    # All panels have the width of the longest window, so that their lengths compare.
     width = max(end - start for start, end in windows)
-    for axes, (title, timeline), (start, _) in zip(panels[:, 0], timelines.items(), windows, strict=True):
-        _panel(axes, title, timeline, start, width)
+    rows = zip(panels[:, 0], timelines.items(), windows, strict=True)
+    for axes, (title, timeline), (start, _) in rows:
+        axes.set_title(title, loc="left", fontsize="small")
+        _draw_bars(axes, timeline, start, width)
+        _label_waits(axes, timeline, start, width)
     panels[-1, 0].set_xlabel("milliseconds")
-    handles = [Patch(color=colour, label=name) for name, colour in _COLOURS.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize="small")
+    _add_legend(figure)
     if note:
         figure.supxlabel(textwrap.fill(note, 170), fontsize="x-small")
     return figure
 
 
-def _window(timeline: Timeline) -> tuple[float, float]:
-    """Two batches from the middle of the first rank's, or everything."""
+def _add_legend(figure: Figure) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=label) for label, colour in _COLOURS.items()]
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize="small",
+    )
+
+
+def _find_window(timeline: Timeline) -> tuple[float, float]:
+    """When the panel of a timeline starts and ends, in seconds."""
     if timeline.steps < 4:
         return 0.0, timeline.span_s
     middle = timeline.steps // 2
@@ -106,58 +137,69 @@ def _window(timeline: Timeline) -> tuple[float, float]:
     return start, start + 2 * timeline.seconds_per_step
 
 
-def _panel(axes: Axes, title: str, timeline: Timeline, start: float, width: float) -> None:
-    axes.set_title(title, loc="left", fontsize="small")
+def _draw_bars(axes: Axes, timeline: Timeline, start: float, width: float) -> None:
     axes.set_xlim(0, 1000 * width)
     axes.set_ylim(timeline.ranks - 0.5, -0.5)
     axes.set_yticks(range(0, timeline.ranks, max(1, timeline.ranks // 8)))
     axes.set_ylabel("rank", fontsize="small")
     for rank in range(timeline.ranks):
-        for name, spans in _spans(timeline, rank, start, start + width).items():
-            bars = axes.broken_barh(
-                spans, (rank - 0.4, 0.8), facecolors=_COLOURS[name], edgecolors="white", linewidth=0.2
+        for label, bars in _find_bars(timeline, rank, start, start + width).items():
+            collection = axes.broken_barh(
+                bars,
+                (rank - 0.4, 0.8),
+                facecolors=_COLOURS[label],
+                edgecolors="white",
+                linewidth=0.2,
             )
-            bars.set_rasterized(timeline.ranks > _MANY)  # else an .svg of 64 ranks would be 10 MB
+            # An .svg with every bar of 64 ranks as a vector would have 10 MB.
+            collection.set_rasterized(timeline.ranks > _MAX_DETAILED_RANKS)
+
+
+def _label_waits(axes: Axes, timeline: Timeline, start: float, width: float) -> None:
+    if timeline.ranks > _MAX_DETAILED_RANKS:
+        return
     for wait in timeline.waits:
         left, right = max(wait.start_s, start), min(wait.end_s, start + width)
-        if right - left > _WIDE * width and timeline.ranks <= _MANY:
-            axes.text(500 * (left + right - 2 * start), wait.rank, _whom(wait), color="white", ha="center", va="center")
+        if right - left > _MIN_LABELLED_WIDTH * width:
+            centre = 1000 * ((left + right) / 2 - start)
+            # A rank that waits for itself waits for the sum of gradients over replicas.
+            peer = "replicas" if wait.peer == wait.rank else str(wait.peer)
+            axes.text(centre, wait.rank, peer, color="white", ha="center", va="center")
 
 
-def _whom(wait: Wait) -> str:
-    return "replicas" if wait.peer == wait.rank else str(wait.peer)
-
-
-def _spans(timeline: Timeline, rank: int, start: float, end: float) -> dict[str, list[tuple[float, float]]]:
-    """What a rank does from start to end, by name: when it begins and how long it takes, in milliseconds from start."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for name, item in _named(timeline, rank):
+def _find_bars(timeline: Timeline, rank: int, start: float, end: float) -> dict[str, list[Bar]]:
+    """The bars of a rank between two times, by their label in the legend, relative to the start."""
+    bars: dict[str, list[Bar]] = {}
+    for label, item in _label_items(timeline, rank):
         left, right = max(item.start_s, start), min(item.end_s, end)
         if left < right:
-            found.setdefault(name, []).append((1000 * (left - start), 1000 * (right - left)))
-    return found
+            bars.setdefault(label, []).append((1000 * (left - start), 1000 * (right - left)))
+    return bars
 
 
-def _named(timeline: Timeline, rank: int) -> Iterator[tuple[str, Event | Wait]]:
+def _label_items(timeline: Timeline, rank: int) -> Iterator[tuple[str, Event | Wait]]:
     for event in timeline.events:
         if event.rank == rank:
-            yield _PUT_OFF if event.put_off else _NAMES[event.action.op], event
+            is_weights = event.weight_gradient
+            yield _WEIGHT_GRADIENTS if is_weights else _LEGEND_OF_OPS[event.action.op], event
     for wait in timeline.waits:
         if wait.rank == rank:
-            yield _WAIT, wait
+            yield _WAITS, wait
 
 
-def _page(figure: Figure, note: str) -> str:
+def _format_page(figure: Figure, note: str) -> str:
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg")
     svg = drawing.getvalue()
+    title = "Which rank waits for which"
     return "\n".join(
         [
             "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><title>Who waits for whom</title>',
-            "<style>body { font-family: sans-serif; margin: 1em } svg { max-width: 100%; height: auto }</style></head>",
-            f"<body><h1>Who waits for whom</h1><p>{escape(note)}</p>",
-            svg[svg.index("<svg") :],
+            f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+            "<style>body { font-family: sans-serif; margin: 1em }",
+            "svg { max-width: 100%; height: auto }</style></head>",
+            f"<body><h1>{title}</h1><p>{escape(note)}</p>",
+            svg[svg.index("<svg") :],  # without the XML declaration
             "</body></html>",
         ]
     )

@@ -1,1 +1,1 @@
-"""What a method is: descriptions only, nothing runs here."""
+"""The vocabulary of a training rule: credit, heads, losses and contexts. Nothing runs here."""

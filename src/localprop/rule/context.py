@@ -1,4 +1,4 @@
-"""Context: earlier features that a module receives besides its input."""
+"""Contexts: earlier features that a module receives besides its input."""
 
 from __future__ import annotations
 
@@ -12,21 +12,31 @@ from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
-from localprop.rule.auxiliary import is_map
+from localprop.rule.attach import is_map
+
+__all__ = ["ContextSupply", "ConvEncoder"]
 
 
 class Source(NamedTuple):
-    """One context of a module: an encoding of the input of module `module` (0: of the network)."""
+    """The source of one context: the input of a module.
+
+    Attributes:
+        module: the module whose input is the source. The input of module 0 is the network's.
+        raw: whether the source is the image itself (the paper's E), which gets a deeper encoder.
+    """
 
     module: int
-    raw: bool  # E: the image itself, through a deeper encoder
+    raw: bool
 
 
 EncoderBuilder = Callable[[Source, torch.Size, torch.Size], nn.Module]
 
 
-class _ToSize(nn.Module):
-    """An adaptive average pool to a fixed size; torch.nn.AdaptiveAvgPool2d without the copy where the size is met."""
+class _PoolToSize(nn.Module):
+    """An adaptive average pool to a fixed size.
+
+    Unlike nn.AdaptiveAvgPool2d it returns features that already have that size without a copy.
+    """
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -40,16 +50,16 @@ class _ToSize(nn.Module):
 
 @dataclass(frozen=True)
 class ConvEncoder:
-    """ContSup's encoders: two 3x3 convolutions for the raw input, one 1x1 convolution for earlier features.
+    """ContSup's encoders: two 3x3 convolutions for the image, one 1x1 convolution for features.
 
-    Both keep the source's resolution, each convolution with bias, BatchNorm and ReLU, and end with an average pool to the
-    size of the receiver's input.
+    All convolutions have a bias, keep the source's resolution, and are followed by BatchNorm and
+    ReLU. An average pool at the end gives the encoding the size of the receiver's input.
 
     Attributes:
-        hidden: the width between the two convolutions of the raw input.
+        hidden: the width between the two convolutions of the image.
 
     Raises:
-        BadInput: sources or targets that are no maps (N, C, H, W).
+        BadInput: `hidden` is below 1, or a source or receiver does not have maps (N, C, H, W).
 
     Source: Yu et al., Contextual supply (ContSup), 2023, arXiv 2312.07636, official code.
     """
@@ -57,38 +67,46 @@ class ConvEncoder:
     hidden: int = 12
 
     def __post_init__(self) -> None:
-        check([f"ConvEncoder(hidden={self.hidden}): hidden must be 1 or more."] if self.hidden < 1 else [])
+        if self.hidden < 1:
+            raise BadInput(f"ConvEncoder(hidden={self.hidden}): hidden must be 1 or more.")
 
     def __call__(self, source: Source, from_shape: torch.Size, to_shape: torch.Size) -> nn.Module:
         if not (is_map(from_shape) and is_map(to_shape)):
             raise BadInput(
-                [
-                    f"ConvEncoder supplies maps (N, C, H, W), but here context would go from {tuple(from_shape)} to "
-                    f"{tuple(to_shape)}: give the ContextSupply an encoder for such features, or leave context out."
-                ]
+                f"ConvEncoder needs maps (N, C, H, W), but this context goes from "
+                f"{tuple(from_shape)} to {tuple(to_shape)}: give the ContextSupply an encoder for "
+                "such features, or leave context out."
             )
         widths = [from_shape[1], *([self.hidden] if source.raw else []), to_shape[1]]
         size = 3 if source.raw else 1
         convs: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
-            convs += [nn.Conv2d(narrow, wide, size, padding=size // 2), nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
-        encoder = nn.Sequential(*convs, _ToSize((to_shape[2], to_shape[3])))
+            convs += [
+                nn.Conv2d(narrow, wide, size, padding=size // 2),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(inplace=True),
+            ]
+        encoder = nn.Sequential(*convs, _PoolToSize((to_shape[2], to_shape[3])))
         init_convs(encoder)
         return encoder
 
 
 @dataclass(frozen=True)
 class ContextSupply:
-    """Which earlier features each module but the first receives; an encoding of each is added to the module's input.
+    """Which earlier features each module after the first receives.
 
-    Encoders are trained by whatever trains the receiving module's first layer, and belong to the deployed network. Sources
-    are detached: context crosses cuts in the forward direction only.
+    An encoding of each source is added to the module's input. Whatever trains the module's first
+    layer also trains its encoders. Encoders belong to the deployed network. Sources are detached:
+    contexts cross cuts in the forward direction only.
 
     Attributes:
-        input: E, the network's input.
-        previous: n of R_n, the inputs of the n modules before; the network's input counts as the input of module 0, and is
-            left out of R_n where E supplies it.
-        encoder: builds an encoder from (source, its shape, the receiver's shape).
+        input: E, whether the network's input is a source.
+        previous: n of R_n: the inputs of the n modules before are sources. The input of module 0
+            is the network's input, and R_n leaves it out where E supplies it.
+        encoder: builds an encoder from (source, its shape, the shape of the receiver's input).
+
+    Raises:
+        BadInput: `previous` is negative.
 
     Example:
         >>> ContextSupply(input=True, previous=1).sources(2)
@@ -105,9 +123,10 @@ class ContextSupply:
         check([f"previous={self.previous} must be 0 or more modules."] if self.previous < 0 else [])
 
     def sources(self, module: int) -> tuple[Source, ...]:
-        """The contexts of a module, in the order in which they are added."""
+        """The sources of a module's contexts, in the order in which the contexts are added."""
         if module == 0:
             return ()
-        raw = (Source(0, raw=True),) if self.input else ()
+        image = (Source(0, raw=True),) if self.input else ()
         earlier = range(module - 1, max(module - 1 - self.previous, -1), -1)
-        return raw + tuple(Source(m, raw=False) for m in earlier if m > 0 or not self.input)
+        features = tuple(Source(m, raw=False) for m in earlier if m > 0 or not self.input)
+        return image + features

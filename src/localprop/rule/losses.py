@@ -1,8 +1,8 @@
-"""Local losses: what is minimised at a module's end."""
+"""Local losses: what training minimises at a module's end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,67 +12,98 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import check
-from localprop.rule.auxiliary import Site
+from localprop.rule.attach import AttachPoint
+
+__all__ = ["Batch", "CrossEntropy", "LocalLoss", "LossInputs", "NoPenalty"]
 
 
 class Batch(NamedTuple):
-    """The network's inputs (N, ...) and the targets, (N,) or one per position (N, T)."""
-
-    inputs: Tensor
-    targets: Tensor
-
-
-class Seen(NamedTuple):
-    """What a loss may read.
+    """One batch of training data.
 
     Attributes:
-        inputs: the network's (N, ...).
-        targets: (N,), or one per position (N, T).
-        inlet: the input of the loss's module (N, ...), for a loss that asks for it.
-        taps: the inner outputs that a loss asks for, by the names of the modules that returned them.
-        errors: for an attached loss, a list that all of a step share: each may leave its error for the next module's.
+        inputs: the network's inputs (N, ...).
+        targets: the targets, (N,) or one per position (N, T).
     """
 
     inputs: Tensor
     targets: Tensor
-    inlet: Tensor | None = None
+
+
+class LossInputs(NamedTuple):
+    """What a loss may read besides its module's features.
+
+    Attributes:
+        network_input: the network's input (N, ...).
+        targets: the targets, (N,) or one per position (N, T).
+        module_input: the input of the loss's module (N, ...), if the loss asks for it.
+        taps: the inner outputs that the loss asks for, by the names of the modules that return
+            them.
+        gradients: for second-order losses, one list that all losses of a step share. A loss may
+            leave a gradient there for the loss of the next module.
+    """
+
+    network_input: Tensor
+    targets: Tensor
+    module_input: Tensor | None = None
     taps: Mapping[str, Tensor] = MappingProxyType({})
-    errors: list[Tensor] | None = None
+    gradients: list[Tensor] | None = None
 
 
 class LocalLoss(nn.Module):
-    """A loss at a module's end: forward(features, aux, seen) -> scalar, a mean over the batch. It may own parameters.
+    """A loss at a module's end: forward(features, aux, inputs) -> scalar, a mean over the batch.
+
+    It may own parameters. They are trained with the auxiliary network.
 
     Attributes:
-        inlet: whether it looks at the input of its module, as a constant: seen.inlet.
-        taps: names of modules of the network, inside the loss's own module, whose outputs it looks at and, as far as it
-            depends on them, trains: seen.taps.
-        attached: whether it differentiates through its module, a second-order loss: features and seen.inlet then belong
-            to the module's graph. It runs in one process only, on modules that are whole segments, without recompute.
+        module_input: whether the loss reads its module's input, `inputs.module_input`. It gets a
+            constant.
+        taps: names of modules of the network, within the loss's own module, whose outputs the loss
+            reads in `inputs.taps`. The gradient with respect to a tap trains the layers up to it.
+        second_order: whether the loss differentiates through its module. `features` and
+            `inputs.module_input` then belong to the module's autograd graph. Such a loss needs a
+            single process, modules that are whole segments, and no recompute.
     """
 
-    inlet: bool = False
+    module_input: bool = False
     taps: tuple[str, ...] = ()
-    attached: bool = False
+    second_order: bool = False
 
-    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
-        """The loss of the features (N, ...), seen through the auxiliary network."""
+    def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            features: the output of the loss's module (N, ...).
+            aux: the auxiliary network.
+            inputs: what else the loss may read.
+        """
         raise NotImplementedError
 
-    def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
-        """What is wrong with targets, which are on the CPU, for a network whose outputs have this shape."""
+    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        """Find out what is wrong with targets.
+
+        Args:
+            targets: the targets of a batch, on the CPU.
+            outputs: the shape of the network's output.
+        """
         return ()
 
 
-LossBuilder = Callable[[Site], LocalLoss]
-Penalty = Callable[[Site, LocalLoss], LocalLoss]
+LossBuilder = Callable[[AttachPoint], LocalLoss]
+
+
+Penalty = Callable[[AttachPoint, LocalLoss], LocalLoss]
 
 
 @dataclass(frozen=True)
 class NoPenalty:
-    """Adds nothing to a loss."""
+    """A penalty that adds nothing to a loss.
 
-    def __call__(self, site: Site, loss: LocalLoss) -> LocalLoss:
+    Example:
+        >>> NoPenalty()
+        NoPenalty()
+    """
+
+    def __call__(self, point: AttachPoint, loss: LocalLoss) -> LocalLoss:
         return loss
 
 
@@ -81,54 +112,71 @@ class _CrossEntropyLoss(LocalLoss):
         super().__init__()
         self.label_smoothing = label_smoothing
 
-    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
-        logits, targets = aux(features), seen.targets
-        if logits.ndim > 2 and not targets.is_floating_point():  # (N, T, classes): one target per position
+    def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
+        logits, targets = aux(features), inputs.targets
+        # (N, T, classes) with one target per position. Probabilities have the logits' shape.
+        if logits.ndim > 2 and not targets.is_floating_point():
             logits, targets = logits.flatten(0, -2), targets.flatten()
         return functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
-    def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
-        """Targets must be classes, int64; or probabilities of each."""
-        if outputs[-1] < 2:
-            yield "The model has 1 output, whose cross-entropy is always 0: give it one for each of 2 or more classes."
-            return
-        if targets.is_floating_point() and targets.ndim > 1:
-            yield from _probability_problems(targets, outputs)
-            return
-        if targets.dtype != torch.int64:
-            yield f"Targets are {targets.dtype}, but cross-entropy takes classes as torch.int64: use targets.long()."
-            return
-        low, high, classes = int(targets.min()), int(targets.max()), outputs[-1]
-        if low < 0 or high >= classes:
-            yield f"Labels run from {low} to {high}, but the model has {classes} outputs: they must lie in 0..{classes - 1}."
+    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        """Targets must be classes (int64) or a probability for each class."""
+        classes = outputs[-1]
+        if classes < 2:
+            yield (
+                "The model has 1 output, so its cross-entropy is always 0: give the model one "
+                "output for each of 2 or more classes."
+            )
+        elif targets.is_floating_point() and targets.ndim > 1:
+            yield from _find_probability_problems(targets, outputs)
+        elif targets.dtype != torch.int64:
+            yield (
+                f"Targets are {targets.dtype}, but cross-entropy takes classes as torch.int64: "
+                "use targets.long()."
+            )
+        elif (low := int(targets.min())) < 0 or int(targets.max()) >= classes:
+            yield (
+                f"Labels run from {low} to {int(targets.max())}, but the model has {classes} "
+                f"outputs: labels must lie in 0..{classes - 1}."
+            )
 
 
-def _probability_problems(targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+def _find_probability_problems(targets: Tensor, outputs: torch.Size) -> Iterable[str]:
     if len(outputs) > 2:
-        yield f"Targets are {targets.dtype}, but of a model with outputs at each position they are classes: use torch.int64."
+        yield (
+            f"Targets are {targets.dtype}, but a model with an output for each position takes "
+            "classes: use torch.int64."
+        )
     elif targets.shape[1:] != outputs[1:]:
         yield (
-            f"Targets have shape {tuple(targets.shape)}, but the model has {outputs[-1]} outputs: give classes (N,) as "
-            f"torch.int64, or probabilities (N, {outputs[-1]})."
+            f"Targets have shape {tuple(targets.shape)}, but the model has {outputs[-1]} outputs: "
+            f"give classes (N,) as torch.int64, or probabilities (N, {outputs[-1]})."
         )
-    elif (targets < 0).any() or ((targets.float().sum(1) - 1).abs() > 1e-2).any():  # bfloat16 has three digits
+    elif (targets < 0).any() or not _sum_to_one(targets):
         yield (
-            "Targets are neither classes, as torch.int64, nor probabilities, which are 0 or more and sum to 1 in each row: "
-            "cross-entropy is for one class per sample; for another task give the rule's loss and the learner's task your own."
+            "Targets are neither classes (torch.int64) nor probabilities (0 or more, with a sum of "
+            "1 in each row): cross-entropy needs one class per sample. For another task, give the "
+            "rule's loss and the learner's task your own loss."
         )
+
+
+def _sum_to_one(targets: Tensor) -> bool:
+    """Whether each row has the sum 1, up to the precision of bfloat16 (three digits)."""
+    return not ((targets.float().sum(1) - 1).abs() > 1e-2).any()
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy of the auxiliary network's outputs (N, classes) with the targets (N,), int64; or of (N, T, classes).
+    """The cross-entropy of the auxiliary network's outputs with the targets.
 
-    Targets may be probabilities of the classes, too: (N, classes), 0 or more, with a sum of 1.
+    Outputs (N, classes) go with classes (N,) as int64 or with probabilities (N, classes), which are
+    0 or more and have a sum of 1. Outputs (N, T, classes) go with classes (N, T).
 
     Attributes:
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: the share of the target that is spread over all classes.
 
     Raises:
-        BadInput: a label smoothing outside [0, 1).
+        BadInput: `label_smoothing` is outside [0, 1).
 
     Example:
         >>> CrossEntropy(label_smoothing=0.1)
@@ -141,5 +189,38 @@ class CrossEntropy:
         inside = 0 <= self.label_smoothing < 1
         check([] if inside else [f"label_smoothing={self.label_smoothing} must lie in [0, 1)."])
 
-    def __call__(self, site: Site) -> LocalLoss:
+    def __call__(self, point: AttachPoint) -> LocalLoss:
         return _CrossEntropyLoss(self.label_smoothing)
+
+
+class PenalizedLoss(LocalLoss):
+    """A loss plus a penalty. It asks for everything that the loss itself asks for.
+
+    Attributes:
+        base: the loss without the penalty.
+    """
+
+    def __init__(self, base: LocalLoss) -> None:
+        super().__init__()
+        self.base = base
+        self.module_input = base.module_input
+        self.taps = base.taps
+        self.second_order = base.second_order
+
+    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        """Find the problems of the loss itself."""
+        return self.base.find_problems(targets, outputs)
+
+
+def find_label_problems(loss: str, point: AttachPoint) -> Iterator[str]:
+    """Find out whether a loss that compares samples is used on a network with a label per position.
+
+    Args:
+        loss: the class of the loss, as the user writes it.
+        point: where the loss is attached.
+    """
+    if len(point.layers.output_shape) > 2:
+        yield (
+            f"{loss} compares samples that have one label each, but the network's outputs are "
+            f"{tuple(point.layers.output_shape)}: use another loss, such as loss=CrossEntropy()."
+        )

@@ -9,28 +9,39 @@ from torch import nn
 from localprop.errors import check
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.context import ContextSupply
-from localprop.rule.credit import Credit, Own
+from localprop.rule.credit import Credit, LocalCredit
 from localprop.rule.losses import CrossEntropy, LossBuilder, NoPenalty, Penalty
+
+__all__ = ["Rule"]
+
+_EXAMPLES = {"credit": "LocalCredit()", "aux": "Head()", "loss": "CrossEntropy()"}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A training rule: parts that do not know of each other. `eval(repr(rule)) == rule`.
+    """A training rule: five independent builders. `eval(repr(rule)) == rule`.
 
     Attributes:
         credit: which local loss trains which layers.
-        aux: the auxiliary network at a module's end.
-        loss: the local loss computed there; the last module's is the task's own.
-        context: earlier features supplied to later modules.
+        aux: builds the auxiliary network at a module's end.
+        loss: builds the local loss there. The last module's loss is the task's own.
+        context: which earlier features later modules receive.
         penalty: wraps every module's loss, the task's too, to add something to it.
         reference: the paper.
 
+    Raises:
+        BadInput: `credit`, `aux` or `loss` is an nn.Module or not callable.
+
     Example (a combination that nobody has published):
         >>> import localprop as lp
-        >>> rule = lp.Rule(lp.BackwardLinks(layers=1), aux=lp.SampledLayers(depth=2), context=lp.ContextSupply(previous=1))
+        >>> rule = lp.Rule(
+        ...     lp.BackwardLinks(layers=1),
+        ...     aux=lp.SampledLayers(depth=2),
+        ...     context=lp.ContextSupply(previous=1),
+        ... )
     """
 
-    credit: Credit = field(default=Own())
+    credit: Credit = field(default=LocalCredit())
     aux: AuxBuilder = field(default=Head())
     loss: LossBuilder = field(default=CrossEntropy())
     context: ContextSupply = field(default=ContextSupply())
@@ -38,9 +49,13 @@ class Rule:
     reference: str = ""
 
     def __post_init__(self) -> None:
-        parts = {"credit": self.credit, "aux": self.aux, "loss": self.loss}
-        check(
-            f"Rule({name}={part!r}): must be a builder such as {usual}, a function and no module."
-            for (name, part), usual in zip(parts.items(), ("Own()", "Head()", "CrossEntropy()"), strict=True)
-            if not callable(part) or isinstance(part, nn.Module)
-        )
+        problems = []
+        for name, example in _EXAMPLES.items():
+            builder = getattr(self, name)
+            # An nn.Module is callable too, but it is one network where each module needs its own.
+            if not callable(builder) or isinstance(builder, nn.Module):
+                problems.append(
+                    f"Rule({name}={builder!r}): {name} must be a builder such as {example}, "
+                    "not an object that is built already."
+                )
+        check(problems)

@@ -9,9 +9,16 @@ from typing import NamedTuple
 
 from localprop.errors import check
 
+__all__ = ["CreditTable", "Entry"]
+
 
 class Entry(NamedTuple):
-    """What one loss does to one layer: its error passes through and, if it trains, the layer's gradient gains weight * error."""
+    """What one loss does to one layer. Its gradient passes through the layer in any case.
+
+    Attributes:
+        train: whether the loss trains the layer's parameters.
+        weight: the factor of the loss's gradient when it is added to the parameters' gradients.
+    """
 
     train: bool
     weight: float = 1.0
@@ -24,22 +31,30 @@ Row = tuple[Entry | None, ...]
 
 @dataclass(frozen=True)
 class CreditTable:
-    """Which local loss trains which layers: one row per loss, one column per layer. Checked on construction.
+    """Which local loss trains which layers: a row for each loss, a column for each layer.
 
-    Loss k sits at the end of module `at[k]`; its error starts there and travels back, layer by layer. Usually there is one
-    loss per module, in order; the last one is the task's. An entry is `T` (the loss
-    trains the layer), `PASS` (its error passes through, the layer's parameters are not touched) or None (no error). A loss
-    whose row is empty is neither built nor run. str() draws the table: T trained, p passed, . no error, | a cut; other
-    weights than 1 get a letter with a legend.
+    Loss k is at the end of module `module_of_loss[k]`. Its gradient starts there and travels back,
+    layer by layer. Usually there is one loss per module, in order, and the last one is the task's.
+    A loss whose row is empty is neither built nor run. The table is checked on construction.
+
+    An entry is one of these::
+
+        T       the loss trains the layer
+        PASS    its gradient passes through the layer, whose parameters stay untouched
+        None    its gradient does not reach the layer
+
+    str() draws the table: T trained, p passed, . not reached, | a cut. Weights other than 1 get a
+    letter with a legend.
 
     Attributes:
         sizes: the number of layers of each module.
         rows: the entries, one row per loss.
-        at: the module at whose end each loss sits; by default loss k at module k.
+        module_of_loss: the module at whose end each loss is. By default loss k is at module k.
 
     Raises:
-        BadInput: an error that would have to jump over a layer, start elsewhere than at its loss, or lead nowhere; a layer
-            that nothing trains; all problems at once, with the table drawn.
+        BadInput: a gradient would have to skip a layer, would start elsewhere than at its loss, or
+            would train nothing at its end; or no loss trains a layer. The message has all problems
+            and draws the table.
 
     Example:
         >>> print(CreditTable((1, 2), ((T, None, None), (None, T, T))))
@@ -49,26 +64,30 @@ class CreditTable:
 
     sizes: tuple[int, ...]
     rows: tuple[Row, ...]
-    at: tuple[int, ...] = ()
+    module_of_loss: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.at:
-            object.__setattr__(self, "at", tuple(range(len(self.rows))))
-        found = tuple(self._problems())
+        if not self.module_of_loss:
+            object.__setattr__(self, "module_of_loss", tuple(range(len(self.rows))))
+        found = tuple(self._find_problems())
         check([*found, f"The credit table reads:\n{self}"] if found else [])
 
     def __str__(self) -> str:
         letters: dict[float, str] = {}
-        lines = [self._drawn(k, letters) for k in range(len(self.rows))]
-        legend = [f"{letter} = T({weight:g})" for weight, letter in letters.items()]
-        return "\n".join([*lines, *([f"where {', '.join(legend)}"] if legend else [])])
+        lines = [self._format_row(k, letters) for k in range(len(self.rows))]
+        if letters:
+            legend = ", ".join(f"{letter} = T({weight:g})" for weight, letter in letters.items())
+            lines.append(f"where {legend}")
+        return "\n".join(lines)
 
-    def _drawn(self, k: int, letters: dict[float, str]) -> str:
-        marks = [_mark(entry, letters) for entry in self.rows[k]]
-        cells, rest = [], iter(marks)
+    def _format_row(self, k: int, letters: dict[float, str]) -> str:
+        marks = iter([_format_entry(entry, letters) for entry in self.rows[k]])
+        modules = []
         for size in self.sizes:
-            cells.append("".join(next(rest, "?") for _ in range(size)))
-        return f"loss{k:<{len(str(len(self.rows) - 1))}} {'|'.join(cells)}"
+            # A row that is too short is drawn as well, below the message about it.
+            modules.append("".join(next(marks, "?") for _ in range(size)))
+        digits = len(str(len(self.rows) - 1))
+        return f"loss{k:<{digits}} {'|'.join(modules)}"
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -82,70 +101,89 @@ class CreditTable:
 
     @property
     def effective_modules(self) -> int:
-        """How many modules learn apart from each other; neighbours whose layers all have the same credit count as one."""
-        starts = [end + 1 - size for end, size in zip(self.ends, self.sizes, strict=True)]
-        credit = [{self.column(layer) for layer in range(a, end + 1)} for a, end in zip(starts, self.ends, strict=True)]
-        return 1 + sum(before != own for before, own in pairwise(credit))
+        """The number of modules that learn apart from each other.
+
+        Neighbours count as one if all of their layers have the same credit.
+        """
+        credits = []
+        for end, size in zip(self.ends, self.sizes, strict=True):
+            credits.append({self.column(layer) for layer in range(end + 1 - size, end + 1)})
+        return 1 + sum(before != after for before, after in pairwise(credits))
 
     def column(self, layer: int) -> tuple[Entry | None, ...]:
         """What each loss does to a layer."""
         return tuple(row[layer] for row in self.rows)
 
     def reach(self, k: int) -> int:
-        """The number of layers that the error of loss k travels."""
+        """The number of layers that the gradient of loss k travels through."""
         return sum(entry is not None for entry in self.rows[k])
 
-    def _problems(self) -> Iterator[str]:
-        last = len(self.sizes) - 1
-        if self.at == tuple(range(len(self.rows))) and len(self.rows) != last + 1:
-            yield f"{len(self.rows)} rows for {last + 1} modules: there must be one row per loss, one loss per module."
+    def _find_problems(self) -> Iterator[str]:
+        modules, layers = len(self.sizes), sum(self.sizes)
+        if problem := self._find_placement_problem(modules):
+            yield problem
             return
-        if (
-            len(self.rows) != len(self.at)
-            or list(self.at) != sorted(self.at)
-            or not set(self.at) <= set(range(last + 1))
-        ):
-            yield (
-                f"{len(self.rows)} rows at the ends of the modules {self.at}, of {last + 1} modules: there must be one row per "
-                "loss, each at a module, in the order of the modules."
-            )
-            return
-        if self.at.count(last) != 1:
-            yield f"{self.at.count(last)} losses at the last module, but there must be one, the task's."
-        layers = sum(self.sizes)
+        if (count := self.module_of_loss.count(modules - 1)) != 1:
+            yield f"{count} losses at the last module, but there must be one, the task's."
         for k, row in enumerate(self.rows):
             if len(row) != layers:
-                yield f"Row {k} has {len(row)} entries for {layers} layers: there must be one per layer."
+                yield (
+                    f"Row {k} has {len(row)} entries for {layers} layers: give one entry per layer."
+                )
             else:
-                yield from self._row_problems(k, row)
+                yield from self._find_row_problems(k, row)
         if all(len(row) == layers for row in self.rows):
             for layer in range(layers):
                 if not any(entry and entry.train for entry in self.column(layer)):
-                    yield f"Layer {layer} is trained by no loss: give it a T in one row."
+                    yield f"No loss trains layer {layer}: give it a T in one row."
 
-    def _row_problems(self, k: int, row: Row) -> Iterator[str]:
-        touched = [layer for layer, entry in enumerate(row) if entry is not None]
-        if not touched:
+    def _find_placement_problem(self, modules: int) -> str | None:
+        """Find out whether rows and modules do not fit. Nothing else can be checked then."""
+        rows, at = len(self.rows), self.module_of_loss
+        if at == tuple(range(rows)) and rows != modules:
+            return f"{rows} rows for {modules} modules: give one row per loss, one loss per module."
+        in_order = list(at) == sorted(at)
+        if rows != len(at) or not in_order or not set(at) <= set(range(modules)):
+            return (
+                f"{rows} rows with module_of_loss={at} for {modules} modules: give one row per "
+                "loss, and each loss the number of a module, in the order of the modules."
+            )
+        return None
+
+    def _find_row_problems(self, k: int, row: Row) -> Iterator[str]:
+        reached = [layer for layer, entry in enumerate(row) if entry is not None]
+        if not reached:
             return
-        end = self.ends[self.at[k]]
-        if touched[-1] != end:
-            yield f"Loss {k} sits at layer {end}, but its error reaches layer {touched[-1]}: it must start at its own layer."
-        if touched[-1] - touched[0] + 1 != len(touched):
-            yield f"The error of loss {k} jumps over a layer: its entries must be next to each other."
-        first = row[touched[0]]
+        end = self.ends[self.module_of_loss[k]]
+        if reached[-1] != end:
+            yield (
+                f"Loss {k} is at layer {end}, but its gradient starts at layer {reached[-1]}: "
+                f"end its row at layer {end}."
+            )
+        if reached[-1] - reached[0] + 1 != len(reached):
+            yield f"The gradient of loss {k} skips a layer: its entries must be consecutive."
+        first = row[reached[0]]
         if first is not None and not first.train:
-            yield f"The error of loss {k} passes layer {touched[0]} and trains nothing behind it: end it at a T."
-        for layer in touched:
+            yield (
+                f"The gradient of loss {k} passes through layer {reached[0]} but trains nothing "
+                "before it: begin its entries with a T."
+            )
+        for layer in reached:
             entry = row[layer]
             if entry is not None and entry.train and not 0 < entry.weight < float("inf"):
-                yield f"Loss {k} trains layer {layer} with weight {entry.weight}: a weight must be positive and finite."
+                yield (
+                    f"Loss {k} trains layer {layer} with weight {entry.weight}: a weight must be "
+                    "positive and finite."
+                )
 
 
-def _mark(entry: Entry | None, letters: dict[float, str]) -> str:
+def _format_entry(entry: Entry | None, letters: dict[float, str]) -> str:
+    """The letter of an entry. A new weight gets the next letter, which is added to `letters`."""
     if entry is None:
         return "."
     if not entry.train:
         return "p"
     if entry.weight == 1:
         return "T"
+    # No p, which means PASS.
     return letters.setdefault(entry.weight, "abcdefghijklmnoqrstuvwxyz"[len(letters) % 25])

@@ -1,4 +1,4 @@
-"""Losses made of losses: weighted sums, with weights that change from module to module."""
+"""Weighted sums of losses, whose weights change from module to module."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
-from localprop.rule.auxiliary import Site
-from localprop.rule.losses import CrossEntropy, LocalLoss, LossBuilder, Seen
+from localprop.rule.attach import AttachPoint
+from localprop.rule.losses import CrossEntropy, LocalLoss, LossBuilder, LossInputs
+
+__all__ = ["Term", "Terms"]
 
 
 @dataclass(frozen=True)
 class Term:
-    """A loss and its weight, which goes linearly from the first to the last module with an auxiliary network.
+    """A loss and its weight, which changes linearly from module to module.
 
     Attributes:
         loss: builds the loss.
         first: the weight at the first module.
-        last: the weight at the last local one, the module before the network's own classifier; None: that of the first.
+        last: the weight at the last module with an auxiliary network, which is the one before the
+            network's own classifier. None: the same as `first`.
 
     Raises:
-        BadInput: weights that are negative or not finite.
+        BadInput: a weight is negative or not finite.
 
     Example:
         >>> Term(CrossEntropy(), first=0.5, last=1.0)
@@ -35,82 +38,96 @@ class Term:
     last: float | None = None
 
     def __post_init__(self) -> None:
-        weights = [("first", self.first), *([] if self.last is None else [("last", self.last)])]
+        weights = [("first", self.first)]
+        if self.last is not None:
+            weights.append(("last", self.last))
         check(
             f"Term({name}={weight!r}): a weight must be a finite number, 0 or more."
             for name, weight in weights
             if not isinstance(weight, int | float) or not 0 <= weight < float("inf")
         )
 
-    def weight(self, site: Site) -> float:
-        """The weight at a site: r of the way from first to last, r = k / (K - 2) for module k = 0..K-2; 0 for K = 2."""
-        if self.last is None or site.modules <= 2:
+    def weight(self, point: AttachPoint) -> float:
+        """The weight at an attach point: first * (1 - r) + last * r.
+
+        r is k / (K - 2) for module k = 0..K-2, and 0 for K = 2.
+        """
+        if self.last is None or point.modules <= 2:
             return self.first
-        passed = min(site.module / (site.modules - 2), 1)
-        return self.first * (1 - passed) + self.last * passed
+        r = min(point.module / (point.modules - 2), 1)
+        return self.first * (1 - r) + self.last * r
 
 
-class _Sum(LocalLoss):
-    def __init__(self, parts: Sequence[LocalLoss], weights: Sequence[float]) -> None:
+class _WeightedSum(LocalLoss):
+    def __init__(self, losses: Sequence[LocalLoss], weights: Sequence[float]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        # The names of these entries of the state dict are part of the checkpoint format.
+        self.parts = nn.ModuleList(losses)
         self.weights = tuple(weights)
-        self.inlet = any(part.inlet for part in parts)
-        self.taps = tuple(dict.fromkeys(name for part in parts for name in part.taps))
-        self.attached = any(part.attached for part in parts)
+        self.module_input = any(loss.module_input for loss in losses)
+        self.taps = tuple(dict.fromkeys(name for loss in losses for name in loss.taps))
+        self.second_order = any(loss.second_order for loss in losses)
 
-    def forward(self, features: Tensor, aux: nn.Module, seen: Seen) -> Tensor:
-        return torch.stack(
-            [weight * part(features, aux, seen) for part, weight in zip(self.parts, self.weights, strict=True)]
-        ).sum()
+    def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
+        weighted = [
+            weight * loss(features, aux, inputs)
+            for loss, weight in zip(self.parts, self.weights, strict=True)
+        ]
+        return torch.stack(weighted).sum()
 
-    def problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
-        """What any of the parts says."""
-        for part in self.parts:
-            assert isinstance(part, LocalLoss)
-            yield from part.problems(targets, outputs)
+    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+        """Find the problems of all losses of the sum."""
+        for loss in self.parts:
+            assert isinstance(loss, LocalLoss)
+            yield from loss.find_problems(targets, outputs)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """A weighted sum of losses, which share the auxiliary network. A term of weight 0 at a module is not built there.
+    """A weighted sum of losses that share the auxiliary network.
 
-    Equation, at module k = 0..K-2 of those with a loss::
+    A term of weight 0 at a module is not built there.
+
+    Equation, for the modules k = 0..K-2 with an auxiliary network::
 
         L_k = sum over terms of (first * (1 - r) + last * r) * loss_k,    r = k / (K - 2)
 
     Attributes:
-        terms: at least one.
+        terms: one term or more.
 
     Raises:
-        BadInput: no terms, or what is none; at a module, weights that are all 0: it would have no signal to learn from.
+        BadInput: there are no terms, or `terms` holds something else. A module where all weights
+            are 0 has no signal to learn from and raises it too, when the loss is built.
 
     Example (InfoPro's, ResNet-32 in 16 modules):
-        >>> loss = lp.Terms((lp.Term(lp.PixelReconstruction(), 5.0, 0.2), lp.Term(lp.CrossEntropy(), 0.05, 0.5)))
+        >>> reconstruction = lp.Term(lp.PixelReconstruction(), 5.0, 0.2)
+        >>> loss = lp.Terms((reconstruction, lp.Term(lp.CrossEntropy(), 0.05, 0.5)))
 
-    Source: the linear weights are those of Wang et al. (InfoPro), ICLR 2021, arXiv 2101.10832, official code.
+    Source: the linear weights are those of Wang et al. (InfoPro), ICLR 2021, arXiv 2101.10832,
+    official code.
     """
 
     terms: tuple[Term, ...] = (Term(),)
 
     def __post_init__(self) -> None:
-        check(self._problems())
+        check(self._find_problems())
 
-    def __call__(self, site: Site) -> LocalLoss:
-        weighted = [(term, weight) for term in self.terms if (weight := term.weight(site)) > 0]
+    def __call__(self, point: AttachPoint) -> LocalLoss:
+        weighted = [(term, weight) for term in self.terms if (weight := term.weight(point)) > 0]
         if not weighted:
             raise BadInput(
-                f"Every weight of Terms is 0 at module {site.module}, which would have no signal to learn from: "
-                "give one of its terms a positive weight."
+                f"Every weight of Terms is 0 at module {point.module}, which would have no signal "
+                "to learn from: give one of its terms a positive weight."
             )
-        return _Sum([term.loss(site) for term, _ in weighted], [weight for _, weight in weighted])
+        losses = [term.loss(point) for term, _ in weighted]
+        return _WeightedSum(losses, [weight for _, weight in weighted])
 
-    def _problems(self) -> Iterator[str]:
+    def _find_problems(self) -> Iterator[str]:
         if not isinstance(self.terms, tuple):
             yield f"terms={self.terms!r} must be a tuple: write (Term(...),) for one."
         elif not self.terms:
             yield "terms=() is empty: give at least one Term(...)."
         else:
-            yield from (
-                f"terms has {term!r}, where Term(...) is needed." for term in self.terms if not isinstance(term, Term)
-            )
+            for term in self.terms:
+                if not isinstance(term, Term):
+                    yield f"terms has {term!r}, where Term(...) is needed."

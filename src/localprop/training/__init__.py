@@ -1,4 +1,7 @@
-"""Epochs around the step: what a run is (config), how it is trained (trainer), kept (checkpoint) and written (rundir).
+"""Epochs around the training step.
 
-Nothing is imported here, so that the command line can read :class:`~localprop.training.config.Config` without torch.
+`config` is the record of a run, `build` makes its data set and its learner, `trainer` trains it,
+`checkpoint` saves and restores it, `run_directory` keeps its files, and `run` is the whole run.
+
+Nothing is imported here, so that the command line can read `Config` without importing torch.
 """

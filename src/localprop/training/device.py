@@ -11,32 +11,52 @@ if TYPE_CHECKING:
     import torch
 
 
-def device_of(name: str) -> torch.device:
-    """The device of a name, "auto" being the accelerator if there is one and else the CPU.
+def find_device(name: str) -> torch.device:
+    """Find the device of a name. "auto" is the accelerator if there is one, else the CPU.
+
+    Under torchrun, "auto" and the accelerator's plain name mean one device per rank of a machine.
 
     Raises:
-        BadInput: no device of torch's, or one that this machine lacks.
+        BadInput: torch does not know the name, or this machine lacks the device.
 
     Example:
-        >>> device_of("cpu")
+        >>> find_device("cpu")
         device(type='cpu')
     """
-    import torch
+    import torch  # imported here because the config reads this file, and --help does without torch
 
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    own = accelerator and name in ("auto", accelerator.type) and "LOCAL_RANK" in os.environ
-    if own and accelerator:  # torchrun's: a device for each rank of a machine
-        return torch.device(accelerator.type, int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
+    accelerator = None
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+    if accelerator and name in ("auto", accelerator.type) and "LOCAL_RANK" in os.environ:
+        index = int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count()
+        return torch.device(accelerator.type, index)
     if name == "auto":
         return accelerator or torch.device("cpu")
-    there = "cpu" + (f" and {accelerator.type} (0..{torch.accelerator.device_count() - 1})" if accelerator else "")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise BadInput(f"device={name!r} is unknown to torch: choose auto; this machine has {there}.") from error
-    if device.type == "cpu" and device.index:
-        raise BadInput(f"device={name!r} is not available: there is one cpu; this machine has {there}.")
-    exists = accelerator and device.type == accelerator.type and (device.index or 0) < torch.accelerator.device_count()
-    if not exists and device.type != "cpu":
-        raise BadInput(f"device={name!r} is not available: choose auto; this machine has {there}.")
+        available = _describe_available(accelerator)
+        raise BadInput(f"device={name!r} is unknown to torch: {available}") from error
+    if not _exists(device, accelerator):
+        raise BadInput(f"device={name!r} is not available: {_describe_available(accelerator)}")
     return device
+
+
+def _exists(device: torch.device, accelerator: torch.device | None) -> bool:
+    import torch
+
+    if device.type == "cpu":
+        return not device.index
+    if accelerator is None or device.type != accelerator.type:
+        return False
+    return (device.index or 0) < torch.accelerator.device_count()
+
+
+def _describe_available(accelerator: torch.device | None) -> str:
+    import torch
+
+    devices = "cpu"
+    if accelerator:
+        devices += f" and {accelerator.type} (0..{torch.accelerator.device_count() - 1})"
+    return f"choose auto; this machine has {devices}."

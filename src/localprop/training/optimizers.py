@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-    from localprop.training.config import Config
+from localprop.training.config import Config
 
 
-def optimizer_of(config: Config) -> Callable[[list[nn.Parameter]], Optimizer]:
-    """A factory of the optimizer of a config."""
-    from torch.optim import SGD, Adam, AdamW
+def make_optimizer_factory(config: Config) -> Callable[[list[nn.Parameter]], Optimizer]:
+    """Return a function that makes a config's optimizer for a list of parameters.
 
-    def make(parameters: list[nn.Parameter]) -> Optimizer:
-        if config.optimizer != "sgd":
-            kind = Adam if config.optimizer == "adam" else AdamW
-            return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    With `clip_norm`, each optimizer clips the gradient of its own parameters before it steps.
+    """
+
+    def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+        optimizer = _make_unclipped(config, parameters)
+        if config.clip_norm is not None:
+            _clip_before_step(optimizer, config.clip_norm)
+        return optimizer
+
+    return make_optimizer
+
+
+def _make_unclipped(config: Config, parameters: list[nn.Parameter]) -> Optimizer:
+    if config.optimizer == "sgd":
         return SGD(
             parameters,
             lr=config.lr,
@@ -27,17 +35,14 @@ def optimizer_of(config: Config) -> Callable[[list[nn.Parameter]], Optimizer]:
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         )
+    optimizer_class = Adam if config.optimizer == "adam" else AdamW
+    return optimizer_class(parameters, lr=config.lr, weight_decay=config.weight_decay)
 
-    norm = config.clip_norm
-    return make if norm is None else lambda parameters: _clipped(make(parameters), norm)
 
-
-def _clipped(optimizer: Optimizer, norm: float) -> Optimizer:
-    """An optimizer that brings the norm of its whole gradient down to `norm` before each step."""
-    from torch.nn.utils import clip_grad_norm_
+def _clip_before_step(optimizer: Optimizer, norm: float) -> None:
+    """Make an optimizer scale its whole gradient down to `norm` before each step."""
 
     def clip(optimizer: Optimizer, *_: object) -> None:
         clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
 
     optimizer.register_step_pre_hook(clip)
-    return optimizer

@@ -1,4 +1,4 @@
-"""Epochs of steps: learning rates, losses that are read now and then, and how well the network does."""
+"""Train for epochs: learning rates, losses read at intervals, and scores of the network."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from localprop.data import Batches, Dataset
+from localprop.engine.step_context import Losses
 from localprop.errors import RunFailed
 from localprop.learner import Learner
-from localprop.step.state import Losses
-from localprop.training.config import Config, course_of
-from localprop.training.phases import Course
-from localprop.training.values import COSINES
+from localprop.training.build import build_phase_schedule
+from localprop.training.config import COSINES, Config
+from localprop.training.phase_schedule import PhaseSchedule
 
-LOOK_EVERY = 50  # steps; a look at the losses waits for the device
-WARMUP_START = 0.01  # the learning rate of the first epoch in the recipe of InfoPro (2021, arXiv 2101.10832)
+READ_EVERY = 50  # steps; reading the losses makes the CPU wait for the device
+
+# The learning rate of the first epoch in the recipe of InfoPro (2021, arXiv 2101.10832).
+WARMUP_START = 0.01
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch did.
+    """The results of one epoch.
 
     Attributes:
         epoch: its number, from 1.
         lr: its learning rate.
         modules: the modules that have a loss, from 0.
-        losses: the mean loss of each of them over the epoch's samples.
-        validation_accuracy: of the network after the epoch, 0..1; None without a validation split.
-        seconds: of training, without validation.
-        peak_memory_bytes: the most that CUDA's allocator held while training, the data set left out; None on other devices.
-        validation_loss: the mean cross-entropy of the network, in nats per label; None without a validation split.
+        losses: the mean loss of each of these modules over the epoch's samples.
+        validation_accuracy: of the network after the epoch, in 0..1; None without a validation
+            split.
+        seconds: seconds of training, without validation.
+        peak_memory_bytes: the most that CUDA's allocator held during training, without the data
+            set; None on other devices.
+        validation_loss: the mean cross-entropy of the network, in nats per label; None without a
+            validation split.
     """
 
     epoch: int
@@ -53,7 +58,7 @@ class Score(NamedTuple):
     """How well a network does on a split.
 
     Attributes:
-        accuracy: the share of labels that it gives rightly, 0..1; of text the share of next tokens.
+        accuracy: the fraction of labels that it predicts correctly; of text, of next tokens.
         loss: the mean cross-entropy, in nats per label.
     """
 
@@ -62,7 +67,7 @@ class Score(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """The mean cross-entropy in bits per label: of text per byte.
+        """The mean cross-entropy in bits per label; of text, per byte.
 
         Example:
             >>> Score(0.5, math.log(2)).bits
@@ -71,19 +76,32 @@ class Score(NamedTuple):
         return self.loss / math.log(2)
 
 
+# Called after each epoch.
 OnEpoch = Callable[[EpochReport], object]
+# Called after each step with the epoch, the steps done in it, and the steps that it has.
 OnStep = Callable[[int, int, int], object]
 
 
-def lr_at(config: Config, epoch: int) -> float:
-    """The learning rate of an epoch: half a cosine from `lr` to 0, mixed with a small start during the warm-up.
+# --- learning rates -------------------------------------------------------------------------------
 
-    With E epochs, w of them warm-up: b(e) = lr (1 + cos(pi e / E)) / 2, and for e <= w b(e) (e-1)/w + 0.01 (w+1-e)/w. The
-    last epoch has 0, where only the statistics of BatchNorm move. "cosine_above_zero" has b(e - 1) for b(e), so that the
-    first epoch has lr; "multistep" has b = lr times lr_factor for each milestone that is over; "constant" has b = lr.
+
+def lr_at(config: Config, epoch: int) -> float:
+    """The learning rate of an epoch: its schedule, mixed with a small start during the warm-up.
+
+    With E epochs, the schedule b(e) of epoch e is
+
+        cosine              lr (1 + cos(pi e / E)) / 2
+        cosine_above_zero   lr (1 + cos(pi (e - 1) / E)) / 2
+        multistep           lr times lr_factor for each milestone m < e
+        constant            lr
+
+    With w epochs of warm-up and a start s = min(0.01, lr), the learning rate is
+    b(e) (e - 1) / w + s (w + 1 - e) / w for e <= w, and b(e) afterwards. The last epoch of a cosine
+    has 0, so that only the statistics of BatchNorm move. The first epoch of cosine_above_zero
+    has lr.
 
     Args:
-        config: with lr, lr_schedule, epochs and the warm-up.
+        config: gives lr, lr_schedule, epochs and the warm-up.
         epoch: from 1.
 
     Example:
@@ -91,18 +109,28 @@ def lr_at(config: Config, epoch: int) -> float:
         >>> [round(lr_at(config, epoch), 5) for epoch in (1, 2, 11, 80, 160)]
         [0.01, 0.08897, 0.79071, 0.4, 0.0]
 
-    Source: the official code of InfoPro, AugLocal and ContSup; cosine_above_zero: AugLocal's for ImageNet.
+    Source: the official code of InfoPro, AugLocal and ContSup; cosine_above_zero: AugLocal's for
+    ImageNet.
     """
-    base, warmup = config.lr, config.warmup
-    if config.lr_schedule in COSINES:
-        done = epoch if config.lr_schedule == "cosine" else epoch - 1
-        base = 0.5 * config.lr * (1 + math.cos(math.pi * done / config.epochs))
-    elif config.lr_schedule == "multistep":
-        base = config.lr * config.lr_factor ** sum(epoch > milestone for milestone in config.milestones)
+    scheduled, warmup = _compute_scheduled_lr(config, epoch), config.warmup
     if epoch > warmup:
-        return base
-    start = min(WARMUP_START, config.lr)  # a smaller rate than the recipe's 0.8 or 0.1 is not to be exceeded
-    return base * (epoch - 1) / warmup + start * (warmup + 1 - epoch) / warmup
+        return scheduled
+    # The recipe has lr=0.8 or 0.1. A run with a smaller lr than WARMUP_START never exceeds it.
+    start = min(WARMUP_START, config.lr)
+    return scheduled * (epoch - 1) / warmup + start * (warmup + 1 - epoch) / warmup
+
+
+def _compute_scheduled_lr(config: Config, epoch: int) -> float:
+    if config.lr_schedule in COSINES:
+        position = epoch if config.lr_schedule == "cosine" else epoch - 1
+        return 0.5 * config.lr * (1 + math.cos(math.pi * position / config.epochs))
+    if config.lr_schedule == "multistep":
+        passed = sum(epoch > milestone for milestone in config.milestones)
+        return config.lr * config.lr_factor**passed
+    return config.lr
+
+
+# --- epochs ---------------------------------------------------------------------------------------
 
 
 def train(
@@ -111,53 +139,48 @@ def train(
     config: Config,
     *,
     start_epoch: int = 0,
-    course: Course | None = None,
+    phase_schedule: PhaseSchedule | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
 ) -> list[EpochReport]:
-    """Train for the epochs of a config; batches are a function of (seed, epoch), so that a run can go on anywhere.
+    """Train for the epochs of a config.
+
+    The batches of an epoch depend on the seed and its number alone, so that a run can continue
+    after any epoch.
 
     Args:
-        learner: all its optimizers get the epoch's learning rate.
-        dataset: the training split is trained on, the validation split measured after each epoch, the test split not read.
-        config: epochs, batch size, learning rates and seed.
-        start_epoch: epochs done already, by a run whose state the learner has.
-        course: who learns in which epoch; made of the config's phases if not given.
+        learner: all its optimizers get the learning rate of the epoch.
+        dataset: trains on the training split, and scores the validation split after each epoch.
+            Does not read the test split.
+        config: gives epochs, batch size, learning rates and seed.
+        start_epoch: the number of epochs done before, by a run whose state the learner has.
+        phase_schedule: built from the config's phases if not given.
         on_epoch: called after each epoch, with its report.
-        on_step: called after each step with the epoch, the steps done in it and the steps that it has.
+        on_step: called after each step.
 
     Raises:
-        BadInput: phases that the learner's network refuses.
-        RunFailed: a loss that is not finite; says the epoch, step, module and value.
-        StepFailed: a step that stopped half-way.
+        BadInput: the phases do not fit the learner's network.
+        RunFailed: a loss is not finite; names the epoch, step, module and value.
+        StepFailed: a step stopped half-way.
 
     Example:
         >>> config = Config(model="mlp", epochs=2)
-        >>> dataset, learner = prepared(config)
+        >>> dataset, learner = prepare(config)
         >>> [report.epoch for report in train(learner, dataset, config)]
         [1, 2]
     """
-    batches = Batches(
-        dataset,
-        "train",
-        config.batch_size,
-        shuffle=True,
-        augment=True,
-        seed=config.seed,
-        device=learner.device,
-        # A last batch of one image is left out: BatchNorm cannot normalise by one value per channel.
-        drop_last=len(dataset.train) % config.batch_size == 1 < len(dataset.train),
-    )
-    course = course or course_of(config, dataset, learner)
+    batches = _make_training_batches(dataset, config, learner.device)
+    phase_schedule = phase_schedule or build_phase_schedule(config, dataset, learner)
     validation = None
     if len(dataset.validation):
         validation = Batches(dataset, "validation", config.batch_size, device=learner.device)
     reports = []
     for epoch in range(start_epoch + 1, config.epochs + 1):
-        with course.learning(epoch) as active:
-            report = _epoch(active, batches, config, epoch, on_step)
+        with phase_schedule.activate_phase(epoch) as active:
+            report = _train_epoch(active, batches, config, epoch, on_step)
         if validation:
-            score = _finite(evaluate(active.predict, validation), f"after epoch {epoch}", config)
+            score = evaluate(active.predict, validation)
+            _check_finite(score, f"after epoch {epoch}", config)
             report = replace(report, validation_accuracy=score.accuracy, validation_loss=score.loss)
         reports.append(report)
         if on_epoch:
@@ -165,30 +188,46 @@ def train(
     return reports
 
 
-def _epoch(learner: Learner, batches: Batches, config: Config, epoch: int, on_step: OnStep | None) -> EpochReport:
+def _make_training_batches(dataset: Dataset, config: Config, device: torch.device) -> Batches:
+    return Batches(
+        dataset,
+        "train",
+        config.batch_size,
+        shuffle=True,
+        augment=True,
+        seed=config.seed,
+        device=device,
+        # BatchNorm cannot normalise one value per channel: a last batch of one sample is dropped.
+        drop_last=len(dataset.train) % config.batch_size == 1 < len(dataset.train),
+    )
+
+
+def _train_epoch(
+    learner: Learner, batches: Batches, config: Config, epoch: int, on_step: OnStep | None
+) -> EpochReport:
     lr = lr_at(config, epoch)
     for optimizer in learner.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
-    _forget_peak(learner.device)
-    meter, began = _Meter(epoch, config), time.perf_counter()
+    _reset_peak(learner.device)
+    meter, start = _LossMeter(epoch, config), time.perf_counter()
     for step, batch in enumerate(batches.epoch(epoch - 1), start=1):
         meter.add(learner.step(batch), len(batch[0]))
-        if step % LOOK_EVERY == 0:
-            with learner.reported():
-                meter.look()
+        if step % READ_EVERY == 0:
+            with learner.report_failures():
+                meter.read()
         if on_step:
             on_step(epoch, step, len(batches))
-    with learner.reported():
-        means = meter.means()
-    means = learner.total(means)  # which ends what is late on several ranks
-    seconds, peak = time.perf_counter() - began, _peak_bytes(learner.device, batches.held_bytes)
-    modules = tuple(learner.wiring.table.at[number] for number in means)
+    with learner.report_failures():
+        means = meter.compute_means()
+    means = learner.total(means)  # on several ranks, also runs the deferred actions
+    seconds, peak = time.perf_counter() - start, _read_peak(learner.device, batches.held_bytes)
+    modules = tuple(learner.wiring.table.module_of_loss[number] for number in means)
     return EpochReport(epoch, lr, modules, tuple(means.values()), None, seconds, peak)
 
 
-class _Meter:
-    """Sums up the losses of an epoch; they stay on the device until somebody looks."""
+class _LossMeter:
+    """Averages the losses of an epoch. They stay on the device until they are read."""
 
     def __init__(self, epoch: int, config: Config) -> None:
         self.numbers: tuple[int, ...] = ()
@@ -201,98 +240,117 @@ class _Meter:
         self._sums: list[float] = []
 
     def add(self, losses: Losses, samples: int) -> None:
-        """Note the losses of one step over so many samples."""
+        """Add the losses of one step, and the number of its samples."""
         self.numbers, self.modules = losses.numbers, losses.modules
-        read = torch.stack([loss.float() for loss in losses]) if losses else torch.empty(0)  # a rank may have none
-        self._unread.append((read, samples))
+        # A rank may have no loss of its own.
+        values = torch.stack([loss.float() for loss in losses]) if losses else torch.empty(0)
+        self._unread.append((values, samples))
 
-    def look(self) -> None:
-        """Read the losses noted since the last look, and refuse those that are not finite."""
+    def read(self) -> None:
+        """Read the losses added since the last call, all with one transfer from the device.
+
+        Raises:
+            RunFailed: a loss is not finite.
+        """
         if not self._unread:
             return
-        read = torch.stack([losses for losses, _ in self._unread]).tolist()
+        values = torch.stack([losses for losses, _ in self._unread]).tolist()
         counts = [samples for _, samples in self._unread]
         self._unread.clear()
         self._sums = self._sums or [0.0] * len(self.numbers)
-        for losses, samples in zip(read, counts, strict=True):
+        for losses, samples in zip(values, counts, strict=True):
             self._steps += 1
             self._samples += samples
-            for place, loss in enumerate(losses):
+            for i, loss in enumerate(losses):
                 if not math.isfinite(loss):
-                    raise RunFailed(self._story(self.modules[place], loss))
-                self._sums[place] += loss * samples
+                    raise RunFailed(self._describe_failure(self.modules[i], loss))
+                self._sums[i] += loss * samples
 
-    def means(self) -> dict[int, float]:
-        """The mean of each loss here, by its number, over the epoch's samples."""
-        self.look()
-        return {number: total / self._samples for number, total in zip(self.numbers, self._sums, strict=True)}
+    def compute_means(self) -> dict[int, float]:
+        """Average each loss of this process over the epoch's samples, by its number."""
+        self.read()
+        return {
+            number: total / self._samples
+            for number, total in zip(self.numbers, self._sums, strict=True)
+        }
 
-    def _story(self, module: int, loss: float) -> str:
-        lr = lr_at(self._config, self._epoch)
-        advice = f"lower lr (now {self._config.lr}; {self._config.lr / 10:.3g} is a first try), or warm up for longer"
-        if self._config.precision != "fp32":
+    def _describe_failure(self, module: int, loss: float) -> str:
+        config = self._config
+        advice = f"lower lr (now {config.lr}; try {config.lr / 10:.3g} first), or warm up longer"
+        if config.precision != "fp32":
             advice += ", or train with precision=fp32"
         return (
-            f"The loss of module {module} is {loss} in epoch {self._epoch}, step {self._steps}, at the learning rate "
-            f"{lr:.4g}: {advice} (warmup_epochs is {self._config.warmup})."
+            f"The loss of module {module} is {loss} in epoch {self._epoch}, step {self._steps}, "
+            f"at the learning rate {lr_at(config, self._epoch):.4g}: {advice} "
+            f"(warmup_epochs is {config.warmup})."
         )
 
 
-def test_score(learner: Learner, dataset: Dataset, config: Config) -> Score:
-    """How well the network does on the test split; to be read once, after the last epoch.
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def score_test_split(learner: Learner, dataset: Dataset, config: Config) -> Score:
+    """Score the network on the test split. Call this once, after the last epoch.
 
     Raises:
-        RunFailed: a loss that is not finite.
+        RunFailed: the loss is not finite.
 
     Example:
         >>> config = Config(model="mlp", epochs=2)
-        >>> dataset, learner = prepared(config)
-        >>> 0 <= test_score(learner, dataset, config).accuracy <= 1
+        >>> dataset, learner = prepare(config)
+        >>> 0 <= score_test_split(learner, dataset, config).accuracy <= 1
         True
     """
     batches = Batches(dataset, "test", config.batch_size, device=learner.device)
-    return _finite(evaluate(learner.predict, batches), "on the test split", config)
-
-
-test_score.__test__ = False  # type: ignore[attr-defined] # to pytest the name is that of a test
+    score = evaluate(learner.predict, batches)
+    _check_finite(score, "on the test split", config)
+    return score
 
 
 @torch.no_grad()
-def evaluate(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
-    """The share of labels that are given rightly, and the mean cross-entropy.
+def evaluate(
+    predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Score:
+    """Compute the accuracy and the mean cross-entropy of predictions.
 
     Args:
-        predict: from inputs (N, ...) to logits (N, classes), or (N, T, classes): a learner's `predict`.
-        batches: inputs and labels (N,), or (N, T); none at all make an accuracy and a loss of 0.
+        predict: maps inputs (N, ...) to logits (N, classes) or (N, T, classes), as `predict` of a
+            learner does.
+        batches: inputs with labels (N,) or (N, T). Without any batch the score is (0, 0).
 
     Example:
         >>> evaluate(nn.Flatten(), [(torch.eye(3), torch.tensor([0, 1, 0]))]).accuracy
         0.6666666666666666
     """
-    right: Tensor | int = 0
-    losses: list[Tensor] = []  # stay on the device until the end; summed on the CPU in double precision
+    correct: Tensor | int = 0
+    losses: list[Tensor] = []  # on the device until the end; then added in double precision
     count = 0
     for inputs, labels in batches:
         logits = predict(inputs).float()
-        right = right + (logits.argmax(-1) == labels).sum()
-        losses.append(functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum"))
+        correct = correct + (logits.argmax(-1) == labels).sum()
+        losses.append(
+            functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
+        )
         count += labels.numel()
     total = sum(torch.stack(losses).tolist()) if losses else 0.0
-    return Score(int(right) / max(count, 1), total / max(count, 1))
+    return Score(int(correct) / max(count, 1), total / max(count, 1))
 
 
-def _finite(score: Score, where: str, config: Config) -> Score:
-    if math.isfinite(score.loss):
-        return score
-    raise RunFailed(
-        f"The network's loss is {score.loss} {where}: lower lr (now {config.lr}), or train with clip_norm=1."
-    )
+def _check_finite(score: Score, where: str, config: Config) -> None:
+    if not math.isfinite(score.loss):
+        raise RunFailed(
+            f"The network's loss is {score.loss} {where}: lower lr (now {config.lr}), or train "
+            "with clip_norm=1."
+        )
 
 
-def _forget_peak(device: torch.device) -> None:
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_bytes(device: torch.device, data_bytes: int) -> int | None:
+def _read_peak(device: torch.device, data_bytes: int) -> int | None:
     return torch.cuda.max_memory_allocated(device) - data_bytes if device.type == "cuda" else None

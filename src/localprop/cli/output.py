@@ -1,0 +1,21 @@
+"""Print results on stdout, as text or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def print_figures(args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Print the entry "table" of some figures, or with --json all other entries."""
+    table = figures.pop("table")
+    if args.json:
+        print_json(figures)
+    else:
+        print(table)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON on stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))

@@ -1,0 +1,71 @@
+"""`localprop show`: layers, credit, schedule and costs of a run, without training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from localprop import recipes
+from localprop.cli.flags import Subparsers, add_command, add_config, collect_fields
+from localprop.cli.output import print_figures
+from localprop.cli.recipe_argument import add_recipe, fields_of, recipe_info
+from localprop.training.config import Config
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers, "show", "print layers, credit table, schedule and costs, without training"
+    )
+    add_recipe(parser)
+    add_config(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    print_figures(args, describe_run(args.recipe, collect_fields(args)))
+    return 0
+
+
+def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a run, and the recipe that it is of, if one is named.
+
+    The data set of a recipe need not be present: blank data of the same shape stands in for it.
+
+    Args:
+        name: the name of a recipe, or None.
+        given: fields of `Config`.
+
+    Raises:
+        BadInput: the recipe is unknown, flags have no effect, or the values, the data or the model
+            have problems.
+
+    Example:
+        >>> describe_run(None, {"model": "mlp"})["modules"]
+        [[0], [1], [2]]
+    """
+    from localprop.cli.idle_flags import check_flags
+    from localprop.recipes.blank_data import make_blank_dataset
+    from localprop.training.build import load_data, prepare
+
+    config = Config(**fields_of(name, given))
+    check_flags(given, config)
+    _, learner = prepare(config, make_blank_dataset if name else load_data)
+    memory = learner.memory()
+    provenance = [recipes.find(name).provenance()] if name else []
+    return {
+        **recipe_info(name, given),
+        "config": asdict(config),
+        "rule": repr(learner.rule),
+        "layers": learner.partition.layers.names,
+        "modules": [list(module) for module in learner.partition.modules],
+        "credit": str(learner.wiring.table).splitlines(),
+        "schedule": str(learner.schedule),
+        "peak_bytes": memory.peak_bytes,
+        "resting_bytes": memory.resting_bytes,
+        "module_bytes": [memory.module_bytes[m] for m in sorted(memory.module_bytes)],
+        "table": "\n\n".join([*provenance, learner.explain()]),
+    }

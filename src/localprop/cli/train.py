@@ -1,0 +1,72 @@
+"""`localprop train`: train a network and measure it on test data."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from typing import Any
+
+from localprop.cli.flags import Subparsers, add_command, add_config, collect_fields
+from localprop.cli.output import print_json
+from localprop.cli.recipe_argument import add_recipe, fields_of, format_published, recipe_info
+from localprop.ranks.launch import get_rank
+from localprop.training.config import Config
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(subparsers, "train", "train a network and measure it on test data")
+    add_recipe(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help="directory for config, metrics, checkpoint and summary"
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="continue the run in --out, with its config"
+    )
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    add_config(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from localprop.training.run import format_result
+
+    try:
+        summary = _train(args)
+    except KeyboardInterrupt:
+        if args.out:
+            command = f"localprop train --out {shlex.quote(args.out)} --resume"
+            print(f"Continue with: {command}", file=sys.stderr)
+        raise
+    if get_rank() > 0:  # rank 0 prints the result
+        return 0
+    result = {**recipe_info(summary.get("recipe")), **summary}
+    if args.json:
+        print_json(result)
+    else:
+        print("\n".join(filter(None, [format_result(summary), format_published(result)])))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    from localprop.cli.idle_flags import check_flags
+    from localprop.cli.progress import show_epochs
+    from localprop.training import run as training_run
+
+    given = collect_fields(args)
+    info = recipe_info(args.recipe, given)
+    chosen = given
+    if not args.resume:  # a resumed run has its own values for the other fields
+        chosen = fields_of(args.recipe, given)
+        check_flags(given, Config(**chosen))
+    return training_run.run(
+        chosen,
+        out=args.out,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        recipe={key: info[key] for key in ("recipe", "replaced") if key in info},
+        show_progress=show_epochs,
+    )

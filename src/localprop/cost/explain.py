@@ -1,0 +1,81 @@
+"""A wiring as text and tables, as `localprop show` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from localprop.cost.memory import MemoryReading
+from localprop.schedule.schedule import Schedule
+from localprop.schedule.wiring import Wiring
+
+_MIB = 2**20
+_HEADINGS = ("module", "segments", "layers", "output", "parameters", "head", "context", "peak MiB")
+_TEXT_COLUMNS = 4  # the first columns hold text, the others numbers
+
+
+def explain(wiring: Wiring, schedule: Schedule, reading: MemoryReading) -> str:
+    """Describe the credit table, the schedule, and each module's layers and predicted memory.
+
+    Args:
+        wiring: the network's modules, segments and heads.
+        schedule: of one training step.
+        reading: the predicted memory of that step.
+    """
+    batch = wiring.layers.input_shape[0]
+    return "\n".join(
+        [
+            "Credit: which loss trains which layers "
+            "(T trained, p the gradient passes, . no gradient, | a cut)",
+            str(wiring.table),
+            "",
+            "Schedule: F forward, L loss, H step of its head, B backward of a flow, S step, "
+            "P update of parameter copies; by segment",
+            str(schedule),
+            "",
+            *_format_modules(wiring, reading),
+            "",
+            f"Predicted peak of a step at batch {batch}: {reading.peak_bytes / _MIB:.1f} MiB; "
+            f"between steps {reading.resting_bytes / _MIB:.1f} MiB "
+            "(parameters, optimizer state, batch).",
+        ]
+    )
+
+
+def _format_modules(wiring: Wiring, reading: MemoryReading) -> Iterator[str]:
+    """Yield the lines of a table with one row for each module."""
+    modules = range(len(wiring.table.sizes))
+    rows = [_HEADINGS, *(_make_row(wiring, reading, module) for module in modules)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(
+            cell.ljust(width) if column < _TEXT_COLUMNS else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+
+
+def _make_row(wiring: Wiring, reading: MemoryReading, module: int) -> tuple[str, ...]:
+    """Make the cells of a module's row, in the order of the headings."""
+    segments = wiring.segments_of(module)
+    layers = [layer for s in segments for layer in wiring.segments[s].layers]
+    names = [wiring.layers.names[layer] for layer in layers]
+    # A dict, since a parameter that several layers share counts once.
+    sizes = {name: size for layer in layers for name, size in wiring.layers.sizes_of(layer)}
+    heads = [wiring.head(o) for o in wiring.objectives if o.segment == segments[-1]]
+    key = str(module)
+    encoders = [wiring.encoders[key]] if key in wiring.encoders else []
+    return (
+        key,
+        f"{segments[0]}-{segments[-1]}" if len(segments) > 1 else str(segments[0]),
+        names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}",
+        "x".join(map(str, wiring.layers.shapes[layers[-1]][1:])),
+        f"{sum(sizes.values()):,}",
+        f"{sum(map(_count_parameters, heads)):,}",
+        f"{sum(map(_count_parameters, encoders)):,}",
+        f"{reading.module_bytes.get(module, 0) / _MIB:.1f}",
+    )
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

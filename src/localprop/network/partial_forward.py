@@ -1,0 +1,159 @@
+"""Run a range of layers alone, by the network's own forward.
+
+No layer is rebuilt, so any code of the user's forward between the modules runs as it is. The layers
+before the range return constants, and a hook at the end of the range stops the forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localprop.errors import BadInput
+from localprop.network.layers import Layers, Submodule
+from localprop.network.modes import evaluation_mode
+
+
+class StopForward(Exception):
+    """Ends a forward at the end of a range of layers. Whoever runs the forward catches it.
+
+    Attributes:
+        output: the output (N, ...) of the last layer of the range.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+
+@contextmanager
+def skip_layers(
+    model: nn.Module, layers: Layers, first: int, inputs: Tensor, make_input: Callable[[], Tensor]
+) -> Iterator[None]:
+    """Within the context, the model's forward skips the layers before `first`.
+
+    Every module before `first` returns zeros, which take no memory if possible. The module at whose
+    return layer `first` begins returns `make_input()` instead::
+
+        layers        0           1                     2 = first      3
+        as it is      stem ─────► block0 ─────────────► block1 ──────► block2 ──► ...
+        skipped       zeros ────► make_input() ───────► block1 ──────► block2 ──► ...
+
+    Args:
+        model: the primary network.
+        layers: its layers.
+        first: the layer to begin with, 1 or more.
+        inputs: the network's input (N, ...); only N and the device are used.
+        make_input: makes the input of layer `first`, when the forward gets there.
+    """
+    skipped = [submodule for layer in range(first) for submodule in layers.submodules[layer]]
+    previous: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+    for submodule in skipped:
+        module = model.get_submodule(submodule.name)
+        is_cut = submodule.name == layers.names[first - 1]
+        make = make_input if is_cut else partial(_make_zeros, layers, submodule, inputs)
+        # nn.Module has `forward` on its class. Users may set another one on the instance, and that
+        # one has to come back afterwards.
+        previous.append((module, module.__dict__.get("forward")))
+        # The forward is replaced, not the module: hooks at the cut still run, and names still hold.
+        module.forward = _ignore_arguments(make)
+    try:
+        yield
+    finally:
+        for module, forward in previous:
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+@torch.no_grad()
+def check_isolated(model: nn.Module, layers: Layers, segment: range, like: Tensor) -> None:
+    """Check that a range of layers gives the same output in the whole network and alone.
+
+    It does not if the range reads data that passes the cut without a gradient, for example
+    `h.detach()` of an earlier layer. The probe of layers cannot see that, because the autograd
+    graph has no edge for it. Both runs are in evaluation mode.
+
+    Args:
+        model: the primary network.
+        layers: its layers.
+        segment: the range of layers.
+        like: a batch of inputs. Of a floating-point batch only shape and dtype are used.
+
+    Raises:
+        BadInput: the outputs differ.
+    """
+    if segment[0] == 0:
+        return
+    # Noise, since a batch of zeros might hide a difference. Whole numbers are indices, and noise
+    # would be out of their range. The generator is our own, so that the run's random state stays as
+    # it is.
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(like.shape, generator=generator) if like.is_floating_point() else like
+    inputs = noise.to(device=next(model.parameters()).device, dtype=like.dtype)
+    with evaluation_mode(model):
+        segment_input, expected = _run_segment(model, layers, segment, inputs)
+        assert segment_input is not None
+        with skip_layers(model, layers, segment[0], inputs, segment_input.clone):
+            _, alone = _run_segment(model, layers, segment, inputs)
+    if not allclose_within_rounding(expected, alone):
+        raise BadInput(
+            f"The layers from {layers.names[segment[0]]!r} to {layers.names[segment[-1]]!r} give "
+            "another output when they run alone: they read data that does not come through the cut "
+            "before them. Move the cut (partition=, ranks=Ranks(cuts=...)), or train in one "
+            "process."
+        )
+
+
+def allclose_within_rounding(one: Tensor, other: Tensor) -> bool:
+    """Whether two runs of one computation gave the same result, up to a few rounding errors."""
+    # Not torch.equal: PyTorch may choose another kernel for the second run, which sums in another
+    # order. The tolerance follows the dtype's precision: about 1e-4 in float32, 3e-11 in float64.
+    rtol = 16 * torch.finfo(one.dtype).eps ** 0.75
+    return torch.allclose(one, other, rtol=rtol, atol=rtol / 10, equal_nan=True)
+
+
+def _run_segment(
+    model: nn.Module, layers: Layers, segment: range, inputs: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """The input and the output of a range of layers, in one forward of the model."""
+    received: list[Tensor] = []
+    start, end = (model.get_submodule(layers.names[i]) for i in (segment[0] - 1, segment[-1]))
+
+    def keep_input(module: nn.Module, args: object, output: Tensor) -> None:
+        # A copy, since the next layer may write into its input.
+        received.append(output.clone())
+
+    def stop(module: nn.Module, args: object, output: Tensor) -> None:
+        raise StopForward(output)
+
+    handles = [start.register_forward_hook(keep_input)]
+    # The last layer ends with the model's output, after the module of its name.
+    if segment[-1] < len(layers) - 1:
+        handles.append(end.register_forward_hook(stop))
+    try:
+        output: Tensor = model(inputs)
+    except StopForward as stopped:
+        output = stopped.output
+    finally:
+        for handle in handles:
+            handle.remove()
+    return received[0] if received else None, output
+
+
+def _make_zeros(layers: Layers, submodule: Submodule, inputs: Tensor) -> Tensor:
+    """Zeros of the shape that a submodule returns, for a batch as large as `inputs`."""
+    shape = layers.shape_for(submodule.shape, len(inputs))
+    # An expanded scalar has the shape without the memory, but one element stands for all, so the
+    # model cannot write into it.
+    zeros = torch.zeros((), dtype=submodule.dtype, device=inputs.device).expand(shape)
+    return zeros.clone() if submodule.modified_in_place else zeros
+
+
+def _ignore_arguments(make: Callable[[], Tensor]) -> Callable[..., Tensor]:
+    return lambda *args, **kwargs: make()

@@ -1,0 +1,94 @@
+"""A method in a comparison, with its label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from localprop.errors import BadInput, check, collect_problems
+from localprop.methods.parse import parse_rule
+
+_RECOMPUTE_SUFFIX = " with recompute"
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method in a comparison.
+
+    Attributes:
+        label: its name in the table.
+        method: its expression, such as `greedy()`.
+        recompute: whether each segment's forward runs again in the backward, to save memory.
+    """
+
+    label: str
+    method: str
+    recompute: bool
+
+    @classmethod
+    def parse(cls, text: str) -> MethodSpec:
+        """Parse `EXPRESSION`, `EXPRESSION with recompute` or `LABEL: EXPRESSION`.
+
+        Example:
+            >>> MethodSpec.parse("mine: greedy() with recompute")
+            MethodSpec(label='mine', method='greedy()', recompute=True)
+        """
+        label, _, expression = text.rpartition(": ")
+        method = expression.removesuffix(_RECOMPUTE_SUFFIX)
+        return cls((label or expression).strip(), method.strip(), recompute=method != expression)
+
+
+def filter_trainable(
+    specs: Iterable[MethodSpec], build: Callable[[MethodSpec], object]
+) -> tuple[list[MethodSpec], list[str]]:
+    """Split methods into those that can be trained and the problems of the others.
+
+    Args:
+        specs: the methods.
+        build: builds a method's learner; raises BadInput if that is impossible.
+
+    Returns:
+        The trainable methods, and one sentence for each problem, after the method's label.
+
+    Example:
+        >>> specs = [MethodSpec.parse("greedy()"), MethodSpec.parse("gredy()")]
+        >>> trainable, problems = filter_trainable(specs, lambda spec: parse_rule(spec.method))
+        >>> [spec.label for spec in trainable], len(problems)
+        (['greedy()'], 1)
+    """
+    trainable: list[MethodSpec] = []
+    problems: list[str] = []
+    for spec in specs:
+        try:
+            build(spec)
+            trainable.append(spec)
+        except BadInput as error:
+            problems += [f"{spec.label}: {problem}" for problem in error.problems]
+    return trainable, problems
+
+
+def parse_methods(texts: Sequence[str]) -> list[MethodSpec]:
+    """Parse the methods of a comparison.
+
+    Raises:
+        BadInput: if there are none, or if two have the same label.
+    """
+    specs = [MethodSpec.parse(text) for text in texts if text.strip()]
+    labels = [spec.label for spec in specs]
+    duplicates = sorted({label for label in labels if labels.count(label) > 1})
+    check(
+        f"Two methods are called {label!r}: give one a label, as in 'mine: {label}'."
+        for label in duplicates
+    )
+    if not specs:
+        raise BadInput("No method to compare: name one after --methods, such as 'greedy()'.")
+    return specs
+
+
+def parse_and_check_methods(texts: Sequence[str], problems: list[str]) -> list[MethodSpec]:
+    """Parse methods, and append to `problems` what is wrong with labels or expressions."""
+    specs: list[MethodSpec] = []
+    with collect_problems(problems):
+        specs = parse_methods(texts)
+    problems += filter_trainable(specs, lambda spec: parse_rule(spec.method))[1]
+    return specs

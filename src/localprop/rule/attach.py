@@ -1,0 +1,186 @@
+"""Attach points: what the builder of a head or a loss knows about the end of a module."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from localprop.data.dataset import Normalization
+from localprop.errors import BadInput
+from localprop.models.resnet import init_convs
+from localprop.network.layers import Layers
+
+__all__ = ["AttachPoint"]
+
+# (N, C, T) and (N, C, D, H, W): the layers whose output has its channels in dimension 1.
+_CHANNELS_FIRST = (nn.Conv1d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class AttachPoint:
+    """The end of a module, as the builders of auxiliary networks and losses see it.
+
+    Attributes:
+        module: the module's number, from 0.
+        modules: the number of modules. Modules joined under the last loss count as one.
+        layer: the number of the module's last layer.
+        layers: all layers of the network, with their shapes. Those after `layer` follow the module.
+        features: the shape of the module's output, batch first.
+        outputs: the number of outputs (classes) of the network.
+        start: the number of the module's first layer.
+        objective: the number of this loss among those at the module's end. It is 0 unless the
+            credit table has several losses there.
+        normalization: how pixels became inputs, or None if the user does not say.
+    """
+
+    module: int
+    modules: int
+    layer: int
+    layers: Layers
+    features: torch.Size
+    outputs: int
+    start: int = 0
+    objective: int = 0
+    normalization: Normalization | None = None
+
+    def dimension(self, layer: int | None = None) -> int:
+        """The dimension that holds the channels of the features. `Head` states the rules.
+
+        Args:
+            layer: look at the output of this layer instead of the features.
+
+        Raises:
+            BadInput: the shape has five or more dimensions and no Conv3d or BatchNorm3d made it.
+        """
+        shape = self._shape(layer)
+        if len(shape) in (2, 4):
+            return channel_dimension(shape, self.layers.input_shape)
+        # The shape alone does not tell (N, C, T) from (N, T, C). The last weights before it do.
+        if isinstance(self._find_last_weighted(layer), _CHANNELS_FIRST):
+            return 1
+        if len(shape) > 3:
+            raise BadInput(
+                f"Module {self.module} has features of shape {tuple(shape)}, and no Conv3d or "
+                "BatchNorm3d shows which dimension holds the channels: cut elsewhere, or give the "
+                "rule an aux of your own."
+            )
+        return len(shape) - 1
+
+    def width(self, layer: int | None = None) -> int:
+        """The number of channels of the features, or of another layer's output."""
+        return self._shape(layer)[self.dimension(layer)]
+
+    def is_map(self, layer: int | None = None) -> bool:
+        """Whether the features, or another layer's output, are convolutional maps (N, C, H, W)."""
+        return is_map(self._shape(layer), self.layers.input_shape)
+
+    def make_fresh_copy(self, layer: int) -> nn.Module:
+        """Copy a layer and initialise the copy anew.
+
+        Modules with a `reset_parameters` method are reset, and convolutions are drawn as in the
+        CIFAR ResNets. The parameters of other modules keep the copied values. A copy of the
+        network's last layer leaves out the modules after its end (the classifier).
+
+        Raises:
+            BadInput: the layer consists of several modules that are not neighbours in an
+                nn.Sequential.
+        """
+        copy = deepcopy(self._find_whole_module(layer))
+        for module in copy.modules():
+            # torch's nn.MultiheadAttention has the second name.
+            for name in ("reset_parameters", "_reset_parameters"):
+                if callable(reset := getattr(module, name, None)):
+                    reset()
+        init_convs(copy)
+        return copy.train()
+
+    def _shape(self, layer: int | None) -> torch.Size:
+        return self.features if layer is None else self.layers.shapes[layer]
+
+    def _find_last_weighted(self, layer: int | None) -> nn.Module | None:
+        """The last module with weights before the end of a layer."""
+        names, _ = self._split_submodules(self.layer if layer is None else layer)
+        last = None
+        for name in names:
+            for module in self.layers.model.get_submodule(name).modules():
+                if next(module.parameters(recurse=False), None) is not None:
+                    last = module
+        return last
+
+    def _find_whole_module(self, layer: int) -> nn.Module:
+        """The module, or the run of neighbours in an nn.Sequential, that is all of a layer."""
+        name, model = self.layers.names[layer], self.layers.model
+        inside, after = self._split_submodules(layer)
+        # Only the last layer goes on after its end. Its classifier is not copied, but its
+        # parameters count as the layer's.
+        classifier = after if layer == len(self.layers) - 1 else []
+        parents = {submodule.rpartition(".")[0] for submodule in inside}
+        neighbours = len(parents) == 1 and type(model.get_submodule(*parents)) is nn.Sequential
+        if len(inside) > 1 and neighbours and self._contains_layer([*inside, *classifier], layer):
+            return nn.Sequential(*map(model.get_submodule, inside))
+        if self._contains_layer([name, *classifier], layer):
+            return model.get_submodule(name)
+        raise BadInput(
+            f"Layer {name!r} is made of several modules and cannot be copied: cut elsewhere."
+        )
+
+    def _split_submodules(self, layer: int) -> tuple[list[str], list[str]]:
+        """The names of the modules of a layer up to its end, and of those that run after it."""
+        end = self.layers.names[layer]
+        names = [submodule.name for submodule in self.layers.submodules[layer]]
+        if end not in names:
+            return [end], []
+        count = names.index(end) + 1
+        return names[:count], names[count:]
+
+    def _contains_layer(self, modules: list[str], layer: int) -> bool:
+        """Whether these modules own all parameters of a layer."""
+        prefixes = tuple(f"{module}." for module in modules)
+        return all(name.startswith(prefixes) for name in self.layers.parameters[layer])
+
+
+def channel_dimension(shape: torch.Size, image: tuple[int, ...] = ()) -> int:
+    """The dimension that holds the channels of a batch of features, judged by the shape alone.
+
+    The channels of four-dimensional features come last if the aspect ratio of dimensions 1 and 2
+    is closer to the image's than that of dimensions 2 and 3. (Ratios differ a little because odd
+    sides are rounded when a layer halves them.) Without an image, or with a square one, the
+    channels come last if dimensions 1 and 2 are equal and dimension 3 differs. All other features
+    have their channels last.
+
+    Args:
+        shape: the shape of the features, batch first.
+        image: the shape of the network's input, batch first.
+
+    Example:
+        >>> channel_dimension(torch.Size((2, 32, 32, 50)), image=(2, 3, 64, 100))
+        1
+        >>> channel_dimension(torch.Size((2, 32, 32, 50)))
+        3
+    """
+    if len(shape) != 4:
+        return len(shape) - 1
+    if len(image) != 4 or image[2] == image[3]:
+        return 3 if shape[1] == shape[2] != shape[3] else 1
+    mismatch_last = _compare_aspect(shape[1], shape[2], image)
+    mismatch_first = _compare_aspect(shape[2], shape[3], image)
+    return 3 if mismatch_last < mismatch_first else 1
+
+
+def _compare_aspect(height: int, width: int, image: tuple[int, ...]) -> float:
+    """How far height / width is from the image's aspect ratio, as the absolute log of a ratio."""
+    return abs(math.log(height * image[3] / (width * image[2])))
+
+
+def is_map(shape: torch.Size, image: tuple[int, ...] = ()) -> bool:
+    """Whether features are convolutional maps (N, C, H, W).
+
+    Args:
+        shape: the shape of the features, batch first.
+        image: the shape of the network's input, batch first.
+    """
+    return len(shape) == 4 and channel_dimension(shape, image) == 1

@@ -1,0 +1,116 @@
+"""Build the auxiliary networks, losses and encoders of a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from localprop.data.dataset import Normalization
+from localprop.errors import check
+from localprop.network.partition import Partition
+from localprop.rule.attach import AttachPoint
+from localprop.rule.context import Source
+from localprop.rule.losses import LocalLoss, LossBuilder
+from localprop.rule.rule import Rule
+from localprop.rule.table import CreditTable
+from localprop.schedule.randomness import derive_seed
+
+
+class _ModelOutput(nn.Identity):
+    """The last module's auxiliary network: its classifier is part of the primary network."""
+
+
+def build_heads(
+    rule: Rule,
+    partition: Partition,
+    table: CreditTable,
+    task: LossBuilder,
+    seed: int,
+    normalization: Normalization | None,
+) -> nn.ModuleDict:
+    """The auxiliary network "aux" and the loss "loss" of each loss, by its number.
+
+    Raises:
+        BadInput: a builder of the rule returns something else than a module or a loss.
+    """
+    heads = nn.ModuleDict()
+    for k in table.losses:
+        point = _make_point(partition, table, k, normalization)
+        is_last = k == len(table.rows) - 1
+        with _torch_seeded_by(seed, "head", k):
+            aux = _ModelOutput() if is_last else rule.aux(point)
+            loss = rule.penalty(point, (task if is_last else rule.loss)(point))
+        check(_find_builder_problems(aux, loss))
+        heads[str(k)] = nn.ModuleDict({"aux": aux, "loss": loss})
+    return heads
+
+
+def _find_builder_problems(aux: object, loss: object) -> Iterator[str]:
+    if not isinstance(aux, nn.Module):
+        yield f"The aux builder returned a {type(aux).__name__}, but must return a torch.nn.Module."
+    if not isinstance(loss, LocalLoss):
+        yield (
+            f"The loss builder returned a {type(loss).__name__}, but must return a "
+            "localprop.LocalLoss."
+        )
+
+
+def get_loss(heads: nn.ModuleDict, k: int) -> LocalLoss:
+    """The loss with number k."""
+    loss = heads[str(k)]["loss"]  # type: ignore[index]
+    assert isinstance(loss, LocalLoss)
+    return loss
+
+
+def _make_point(
+    partition: Partition, table: CreditTable, k: int, normalization: Normalization | None
+) -> AttachPoint:
+    layers, module_of_loss = partition.layers, table.module_of_loss
+    module = module_of_loss[k]
+    layer = partition.modules[module][-1]
+    # Modules that train under the last loss alone ("joined") count as one.
+    last_module = len(partition.modules) - 1
+    local = [module_of_loss[loss] for loss in table.losses if module_of_loss[loss] < last_module]
+    return AttachPoint(
+        module=module,
+        modules=max(local, default=-1) + 2,
+        layer=layer,
+        layers=layers,
+        features=layers.shapes[layer],
+        outputs=layers.output_shape[-1],
+        start=partition.modules[module][0],
+        objective=module_of_loss[:k].count(module),
+        normalization=normalization,
+    )
+
+
+def build_encoders(
+    rule: Rule, partition: Partition, sources: tuple[tuple[Source, ...], ...], seed: int
+) -> nn.ModuleDict:
+    """One encoder per source, by the number of the receiving module."""
+    layers = partition.layers
+    # The input of a module has the shape of the output of the layer before it.
+    inputs = [
+        layers.input_shape,
+        *(layers.shapes[module.start - 1] for module in partition.modules[1:]),
+    ]
+    encoders = nn.ModuleDict()
+    for module, module_sources in enumerate(sources):
+        built = nn.ModuleList()
+        for source in module_sources:
+            with _torch_seeded_by(seed, "encoder", module, source.module, source.raw):
+                built.append(rule.context.encoder(source, inputs[source.module], inputs[module]))
+        if module_sources:
+            encoders[str(module)] = built
+    return encoders
+
+
+@contextmanager
+def _torch_seeded_by(*key: object) -> Iterator[None]:
+    """Seed torch's CPU generator with a key, and restore the caller's random state afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(*key))
+        yield

@@ -1,0 +1,115 @@
+"""Placement: which rank runs which local modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from localprop.errors import BadInput
+from localprop.network.balance import find_balanced_cuts
+from localprop.schedule.wiring import Objective, Wiring
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Consecutive local modules on each stage of a pipeline.
+
+    A module is never split between two stages.
+
+    Attributes:
+        stages: the segments of each stage.
+
+    Example:
+        >>> import torch, localprop as lp
+        >>> layers = lp.layers_of(lp.models.resnet8(), torch.zeros(2, 3, 8, 8))
+        >>> rule = lp.Rule(credit=lp.BackwardLinks(layers=1))
+        >>> wiring = lp.wire(rule, lp.Partition.uniform(layers, modules=2), task=lp.CrossEntropy())
+        >>> Placement.at(wiring, cuts=(1,)).stages  # module 0 has a body and a tail
+        (range(0, 2), range(2, 3))
+    """
+
+    stages: tuple[range, ...]
+
+    @classmethod
+    def at(cls, wiring: Wiring, cuts: Sequence[int]) -> Placement:
+        """Stages that begin at module 0 and at each of the modules `cuts`.
+
+        Raises:
+            BadInput: modules out of order or out of range.
+        """
+        count = len(wiring.table.sizes)
+        bounds = (0, *cuts, count)
+        if any(a >= b for a, b in pairwise(bounds)):
+            raise BadInput(
+                f"Stages begin at the modules {tuple(cuts)}, which must increase and lie in "
+                f"1..{count - 1}."
+            )
+        starts = [wiring.segments_of(module)[0] for module in bounds[:-1]]
+        return cls(tuple(range(a, b) for a, b in pairwise([*starts, len(wiring.segments)])))
+
+    @classmethod
+    def balanced(cls, wiring: Wiring, stages: int, costs: Sequence[float]) -> Placement:
+        """The placement whose most expensive stage costs as little as possible.
+
+        Args:
+            wiring: modules and segments.
+            stages: the number of stages.
+            costs: the cost of each module in any unit, for example from `estimate_module_costs` or
+                measured in seconds.
+
+        Raises:
+            BadInput: more stages than modules, or not one cost per module.
+        """
+        count = len(wiring.table.sizes)
+        if stages > count:
+            raise BadInput(
+                f"{stages} ranks, but {count} module(s): each rank needs a module of its own. Use "
+                f"modules={stages} or more, or {count} ranks."
+            )
+        if len(costs) != count:
+            raise BadInput(f"{len(costs)} costs for {count} modules: give one for each.")
+        return cls.at(wiring, find_balanced_cuts(costs, stages))
+
+    def stage_of(self, segment: int) -> int:
+        """The stage that runs a segment."""
+        return next(i for i, stage in enumerate(self.stages) if segment in stage)
+
+
+def estimate_module_costs(wiring: Wiring) -> list[float]:
+    """The costs of the modules if every layer and every trained head costs 1."""
+    heads = [
+        wiring.table.module_of_loss[objective.loss]
+        for objective in wiring.objectives
+        if objective.trained
+    ]
+    return [size + heads.count(module) for module, size in enumerate(wiring.table.sizes)]
+
+
+def find_unavailable_inputs(wiring: Wiring, placement: Placement) -> Iterator[str]:
+    """One problem for each loss that needs something from another rank.
+
+    Module inputs and inner outputs are always available, because a module is on one rank.
+    """
+    for objective in wiring.objectives:
+        if objective.second_order and len(placement.stages) > 1:
+            yield (
+                f"Loss {objective.loss} is of second order: it needs the gradient that the loss of "
+                "the module before leaves for it, which is not sent between ranks. Train in one "
+                "process."
+            )
+        remote = _find_remote_sources(wiring, placement, objective)
+        if remote:
+            yield (
+                f"Loss {objective.loss} copies {remote[0]!r}, which is on another rank. Parameters "
+                "are not sent between ranks: train in one process, or place the loss and the "
+                "parameter on one rank."
+            )
+
+
+def _find_remote_sources(wiring: Wiring, placement: Placement, objective: Objective) -> list[str]:
+    """The parameters that an objective copies and that its rank does not have."""
+    stage = placement.stages[placement.stage_of(objective.segment)]
+    here = wiring.parameters_used_by(stage)
+    sources = [copy.borrow.source for copy in objective.copies]
+    return [source for source in sources if source not in here]

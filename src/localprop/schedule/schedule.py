@@ -1,0 +1,274 @@
+"""The schedule: one training step as a list of actions, in one total order, worked out before the first step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from localprop.errors import BadInput, check
+from localprop.schedule.wiring import Objective, Wiring
+
+__all__ = ["Schedule"]
+
+
+ActionCost = Callable[["Action"], float]
+
+
+class Op(StrEnum):
+    """The instruction set of the engine."""
+
+    F = "F"  # forward of a segment; a second one of the same segment and micro-batch runs it again, with a graph
+    L = "L"  # local loss at a segment's end: forward and backward, gradients accumulate
+    H = "H"  # step of the objective's own parameters
+    B = "B"  # backward of one flow through a segment
+    S = "S"  # step of a segment's parameters
+    P = "P"  # copy, or average, of the parameters that an objective borrows
+
+    # Between ranks; torch.distributed.pipelining's names. A message is named after what made it, on both sides.
+    SEND_F = "SEND_F"  # a segment's output, down the pipe
+    RECV_F = "RECV_F"
+    SEND_B = (
+        "SEND_B"  # the error that the backward of a flow leaves at a segment's input, up the pipe
+    )
+    RECV_B = "RECV_B"
+    SEND_C = "SEND_C"  # the input of a module that some later module receives as context
+    RECV_C = "RECV_C"
+    REDUCE_H = (
+        "REDUCE_H"  # sum of an objective's gradients over the replicas, begun here and ended by H
+    )
+    REDUCE_S = "REDUCE_S"  # likewise of a segment's, ended by S
+
+
+SENDS = {Op.SEND_F: Op.RECV_F, Op.SEND_B: Op.RECV_B, Op.SEND_C: Op.RECV_C}
+RECEIVES = {receive: send for send, receive in SENDS.items()}
+REDUCES = {Op.REDUCE_H: Op.H, Op.REDUCE_S: Op.S}
+
+
+class Action(NamedTuple):
+    """One instruction. It prints as in torch.distributed.pipelining, `{segment}{op}{micro-batch}`; micro-batch 0 is not written.
+
+    ============  ==================================================================================================
+    `3F2`         the forward of segment 3 in micro-batch 2
+    `3B`          the backward of segment 3 in micro-batch 0, of its only flow
+    `3B2.1`       the backward of flow 1 through segment 3, one of several, in micro-batch 2
+    `3L`, `3L.1`  of two losses at the end of segment 3 the first and the second; their steps are `3H` and `3H.1`
+    `2SEND_F>1`   send the output of segment 2 to rank 1, which runs `2RECV_F<0`
+    `1S'`         deferred: step segment 1 for the batch before, whose gradient came late
+    ============  ==================================================================================================
+
+    Attributes:
+        op: what to do.
+        segment: where.
+        flow: of a backward, the flow, where the segment has several; of a loss and its step, which one of several.
+        microbatch: the micro-batch.
+        peer: the other rank of a message.
+        deferred: whether the action belongs to the batch before.
+    """
+
+    op: Op
+    segment: int
+    flow: int | None = None
+    microbatch: int = 0
+    peer: int | None = None
+    deferred: bool = False
+
+    def __str__(self) -> str:
+        flow = "" if self.flow is None else f".{self.flow}"
+        peer = "" if self.peer is None else f"{'>' if self.op in SENDS else '<'}{self.peer}"
+        return f"{self.segment}{self.op}{self.microbatch or ''}{flow}{peer}" + (
+            "'" if self.deferred else ""
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Action:
+        """The action that prints as `text`.
+
+        Raises:
+            BadInput: the text is no action.
+        """
+        match = re.fullmatch(rf"(\d+)({'|'.join(Op)})(\d+)?(?:\.(\d+))?(?:([<>])(\d+))?(')?", text)
+        if match is None or match[5] != _arrow_of(Op(match[2])):
+            raise BadInput(
+                f"{text!r} is no action: one reads like 3F, 3B2 (micro-batch 2), 3B2.1 (its flow 1), 3SEND_F>1 or 3S'."
+            )
+        segment, microbatch, flow, peer = (
+            None if match[i] is None else int(match[i]) for i in (1, 3, 4, 6)
+        )
+        assert segment is not None
+        return cls(Op(match[2]), segment, flow, microbatch or 0, peer, match[7] is not None)
+
+
+def _arrow_of(op: Op) -> str | None:
+    """The arrow that an action of this kind has before its peer."""
+    return ">" if op in SENDS else "<" if op in RECEIVES else None
+
+
+class Schedule(tuple[Action, ...]):
+    """Actions in the order in which they run. str() prints them, :meth:`parse` reads that back.
+
+    Of what is ready, steps run first, then backwards, then losses, then the oldest forward, so that activations and
+    gradients die as early as they can. The forwards of one micro-batch are the network's own and follow each other.
+
+    Example (two modules, each trained by its own loss alone)::
+
+        0F 0L 0H 0B 0S 1F 1L 1B 1S
+    """
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self))
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """The schedule that prints as `text`; BadInput for anything else."""
+        return cls(Action.parse(word) for word in text.split())
+
+    @classmethod
+    def compile(
+        cls, wiring: Wiring, microbatches: int = 1, recomputed: frozenset[int] = frozenset()
+    ) -> Schedule:
+        """Compile a wiring.
+
+        Args:
+            wiring: segments, flows and objectives.
+            microbatches: how many parts a batch is run in; gradients accumulate over them.
+            recomputed: segments that are run again before their backward.
+
+        Raises:
+            BadInput: fewer than one micro-batch.
+        """
+        check([f"microbatches={microbatches} must be 1 or more."] if microbatches < 1 else [])
+        whole = (range(len(wiring.segments)),)
+        return cls(
+            insert_recomputes(_in_order(find_dependencies(wiring, microbatches, whole)), recomputed)
+        )
+
+
+URGENCY = {Op.REDUCE_H: 0, Op.REDUCE_S: 0, Op.P: 0, Op.H: 0, Op.S: 0, Op.B: 1, Op.L: 2, Op.F: 3}
+
+
+def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
+    """List scheduling: again and again the most urgent action that is ready."""
+    followers: dict[Action, list[Action]] = {action: [] for action in waits}
+    for action, before in waits.items():
+        for earlier in before:
+            followers[earlier].append(action)
+    left = {action: len(before) for action, before in waits.items()}
+    ready = [action for action, count in left.items() if count == 0]
+    while ready:
+        action = min(ready, key=urgency)
+        ready.remove(action)
+        yield action
+        for later in followers[action]:
+            left[later] -= 1
+            if left[later] == 0:
+                ready.append(later)
+
+
+def urgency(action: Action) -> tuple[int, int, int, int]:
+    """Which of several ready actions runs first: the one with the smallest key."""
+    return (
+        URGENCY[action.op],
+        action.microbatch,
+        action.segment,
+        -1 if action.flow is None else action.flow,
+    )
+
+
+def insert_recomputes(actions: Iterable[Action], recomputed: frozenset[int]) -> Iterator[Action]:
+    """The actions with each recomputed segment's second forward, right before its first backward."""
+    done: set[tuple[int, int]] = set()
+    for action in actions:
+        place = (action.segment, action.microbatch)
+        if action.op is Op.B and action.segment in recomputed and place not in done:
+            done.add(place)
+            yield Action(Op.F, action.segment, None, action.microbatch)
+        yield action
+
+
+def unroll(rank_schedule: Schedule, steps: int) -> Iterator[tuple[int, Action]]:
+    """The actions of some steps, each with its batch: in the first step nothing is late, at the end what is late is run."""
+    for step in range(steps):
+        yield from (
+            (step - action.deferred, action)
+            for action in rank_schedule
+            if step or not action.deferred
+        )
+    yield from ((steps - 1, action) for action in rank_schedule if action.deferred)
+
+
+def find_dependencies(
+    wiring: Wiring, microbatches: int, stages: Iterable[range]
+) -> dict[Action, set[Action]]:
+    """For each action of a step, the actions that come before it.
+
+    Args:
+        wiring: segments, flows and objectives.
+        microbatches: how many.
+        stages: the segments that run on one rank each; there, forwards of one micro-batch follow each other.
+    """
+    waits: dict[Action, set[Action]] = {}
+    for m in range(microbatches):
+        for s in range(len(wiring.segments)):
+            waits[Action(Op.F, s, None, m)] = {Action(Op.F, s - 1, None, m)} if s else set()
+        for objective in wiring.objectives:
+            waits[Action(Op.L, *objective.key, m)] = {Action(Op.F, objective.segment, None, m)}
+        for s, flows in enumerate(wiring.flows):
+            for f in range(len(flows)):
+                waits[Action(Op.B, s, wiring.flow_number(s, f), m)] = set(
+                    find_contributors(wiring, s, f, m)
+                )
+    for stage in stages:
+        for m in range(1, microbatches):
+            waits[Action(Op.F, stage[0], None, m)].add(Action(Op.F, stage[-1], None, m - 1))
+    _add_steps(waits, wiring, microbatches)
+    return waits
+
+
+def find_contributors(wiring: Wiring, segment: int, flow: int, microbatch: int) -> Iterator[Action]:
+    """The losses and backwards whose errors a flow sums."""
+    for objective in wiring.objectives:
+        if objective.segment == segment and objective.flow == flow:
+            yield Action(Op.L, *objective.key, microbatch)
+    if segment + 1 < len(wiring.segments):
+        for f, ahead in enumerate(wiring.flows[segment + 1]):
+            if ahead.onward == flow:
+                yield Action(Op.B, segment + 1, wiring.flow_number(segment + 1, f), microbatch)
+
+
+def _add_steps(waits: dict[Action, set[Action]], wiring: Wiring, microbatches: int) -> None:
+    for objective in wiring.objectives:
+        if objective.trained:
+            waits[Action(Op.H, *objective.key)] = _losses(objective, microbatches)
+    for s, flows in enumerate(wiring.flows):
+        second_order = {
+            a
+            for o in wiring.objectives
+            if o.segment == s and o.second_order
+            for a in _losses(o, microbatches)
+        }
+        if second_order or any(flow.train for flow in flows):
+            waits[Action(Op.S, s)] = {
+                a for a in waits if a.op is Op.B and a.segment == s
+            } | second_order
+    for objective in wiring.objectives:
+        _add_copies(waits, objective, microbatches)
+
+
+def _losses(objective: Objective, microbatches: int) -> set[Action]:
+    return {Action(Op.L, *objective.key, m) for m in range(microbatches)}
+
+
+def _add_copies(waits: dict[Action, set[Action]], objective: Objective, microbatches: int) -> None:
+    """What is borrowed is copied after its borrower's last use of the step; before or after its owner's step."""
+    if not objective.copies:
+        return
+    copies = Action(Op.P, *objective.key)
+    waits[copies] = _losses(objective, microbatches)
+    for loan in objective.copies:
+        steps = Action(Op.S, -1 if loan.source_segment is None else loan.source_segment)
+        if steps in waits and loan.borrow.lag:
+            waits[steps].add(copies)
+        elif steps in waits:
+            waits[copies].add(steps)

@@ -1,1 +1,0 @@
-"""How one step runs: wiring, schedule, engine, and the engine's cost in bytes."""

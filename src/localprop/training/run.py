@@ -1,0 +1,235 @@
+"""A run from its fields to its summary, as `localprop train` makes it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, replace
+from types import MappingProxyType
+from typing import Any
+
+from localprop.data import Dataset, is_text
+from localprop.errors import BadInput, StepFailed, check, collect_problems
+from localprop.learner import Learner
+from localprop.ranks.launch import get_attempt, get_rank, get_world_size
+from localprop.training.build import build_phase_schedule, prepare
+from localprop.training.config import MAY_DIFFER, Config
+from localprop.training.phase_schedule import PhaseSchedule
+from localprop.training.run_directory import RunDirectory
+from localprop.training.trainer import (
+    EpochReport,
+    OnEpoch,
+    OnStep,
+    Score,
+    score_test_split,
+    train,
+)
+
+LINGER_S = 3
+
+# Given the config and the epochs done before, a context manager. Its value, a pair of functions, is
+# called after each epoch and after each step.
+ShowProgress = Callable[[Config, int], AbstractContextManager[tuple[OnEpoch, OnStep | None]]]
+
+
+@contextmanager
+def hide_progress(config: Config, done: int) -> Iterator[tuple[OnEpoch, OnStep | None]]:
+    """Show nothing while a run trains."""
+    yield lambda report: None, None
+
+
+def run(
+    given: Mapping[str, Any],
+    *,
+    out: str | None,
+    resume: bool,
+    overwrite: bool,
+    recipe: Mapping[str, Any] = MappingProxyType({}),
+    show_progress: ShowProgress = hide_progress,
+) -> dict[str, Any]:
+    """Train, save each epoch in the run directory if there is one, and score the test split.
+
+    Args:
+        given: fields of `Config`.
+        out: the run directory, or None.
+        resume: continue the run in `out`, with its config.
+        overwrite: replace the run in `out`.
+        recipe: for a run of a recipe, its name and the fields that were replaced, for the summary.
+            A resumed run has its own.
+        show_progress: shows epochs and steps.
+
+    Returns:
+        The summary: recipe, config, rule, accuracies and losses, every epoch, parameters and
+        seconds.
+
+    Raises:
+        BadInput: the values, the directory, or fields that a resumed run has with other values.
+        RunFailed: a loss is not finite, or the disk is full.
+        StepFailed: a step stopped half-way.
+
+    Example:
+        >>> summary = run({"model": "mlp", "epochs": 2}, out=None, resume=False, overwrite=False)
+    """
+    if (resume or overwrite) and out is None:
+        flag = "--resume" if resume else "--overwrite"
+        raise BadInput(f"{flag} needs the directory of a run: add --out DIR.")
+    directory = None if out is None else RunDirectory(out, writes=get_rank() == 0)
+    if directory and get_attempt() and directory.is_of_this_launch():
+        # torchrun has restarted the ranks after a failure, with the same flags.
+        given, resume, overwrite = {}, True, False
+    if directory and resume:
+        config = _read_config(directory, given, recipe)
+        recipe = directory.read_recipe()
+    else:
+        config = Config(**given)
+    _outlive_sigterm()
+    unused = None if resume else directory
+    dataset, learner, phase_schedule = _prepare(config, unused, overwrite)
+    config = _resolve_defaults(config, learner)
+    done = 0
+    if directory and resume:
+        done = directory.restore(learner, phase_schedule.others)
+    elif directory:
+        directory.start(config, recipe)
+    with _write_failures(directory):
+        reports = _train(learner, dataset, config, phase_schedule, directory, done, show_progress)
+        summary = {**recipe, **_summarise(learner, dataset, config, reports)}
+    if directory:
+        directory.finish(summary)
+    return summary
+
+
+def _outlive_sigterm() -> None:
+    """On several ranks, end `LINGER_S` seconds after SIGTERM instead of at once.
+
+    torchrun ends all ranks when one is lost. The others may not have found out yet which one it
+    was, and need the time to report it.
+    """
+    if get_world_size() > 1:
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LINGER_S))
+
+
+def _read_config(
+    directory: RunDirectory, given: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> Config:
+    """Read the config of a run to resume.
+
+    Flags and the name of a recipe may repeat what the run has. Only the fields in `MAY_DIFFER` may
+    change.
+    """
+    config = directory.read_config()
+    problems = [
+        f"{name}={value!r}, but the run in {directory.path} has {getattr(config, name)!r}: leave "
+        "it out, or start a new run."
+        for name, value in given.items()
+        if name not in MAY_DIFFER and value != getattr(config, name)
+    ]
+    named, stored = recipe.get("recipe"), directory.read_recipe().get("recipe")
+    if named not in (None, stored):
+        problems.append(
+            f"The run in {directory.path} is of {stored or 'no recipe'}, not of {named}: leave the "
+            "name out."
+        )
+    check(problems)
+    return replace(config, **given)
+
+
+def _prepare(
+    config: Config, directory: RunDirectory | None, overwrite: bool
+) -> tuple[Dataset, Learner, PhaseSchedule]:
+    """Build everything, and check the directory of a new run. Reports the problems of both."""
+    problems: list[str] = []
+    with collect_problems(problems):
+        if directory:
+            directory.refuse_used(overwrite=overwrite)
+    with collect_problems(problems):
+        dataset, learner = prepare(config)
+        phase_schedule = build_phase_schedule(config, dataset, learner)
+    check(problems)
+    return dataset, learner, phase_schedule
+
+
+def _resolve_defaults(config: Config, learner: Learner) -> Config:
+    """Fill in the values that depend on the network and the machine."""
+    # On several ranks each rank has a device of its own, and the config is common to all.
+    device = learner.device.type if get_world_size() > 1 else str(learner.device)
+    modules = len(learner.partition.modules)
+    return replace(config, modules=modules, warmup_epochs=config.warmup, device=device)
+
+
+@contextmanager
+def _write_failures(directory: RunDirectory | None) -> Iterator[None]:
+    """Write failure.json if this is the rank that recorded the failure of all."""
+    try:
+        yield
+    except (StepFailed, BadInput) as error:
+        if directory and error.record and error.record["seen_by"] == get_rank():
+            directory.write_failure(error.record)
+        raise
+
+
+def _train(
+    learner: Learner,
+    dataset: Dataset,
+    config: Config,
+    phase_schedule: PhaseSchedule,
+    directory: RunDirectory | None,
+    done: int,
+    show_progress: ShowProgress,
+) -> list[EpochReport]:
+    """Train the epochs that are left, and return the reports of all epochs."""
+    earlier = directory.reports[:] if directory else []
+    with show_progress(config, done) as (show_epoch, show_step):
+
+        def on_epoch(report: EpochReport) -> None:
+            if directory:
+                directory.save_epoch(report, learner, phase_schedule.others)
+            show_epoch(report)
+
+        return earlier + train(
+            learner,
+            dataset,
+            config,
+            start_epoch=done,
+            phase_schedule=phase_schedule,
+            on_epoch=on_epoch,
+            on_step=show_step,
+        )
+
+
+def _summarise(
+    learner: Learner, dataset: Dataset, config: Config, reports: list[EpochReport]
+) -> dict[str, Any]:
+    score = score_test_split(learner, dataset, config)
+    peaks = [report.peak_memory_bytes or 0 for report in reports]
+    return {
+        "config": asdict(config),
+        "rule": repr(learner.rule),
+        "layers": len(learner.partition.layers),
+        "parameters": {
+            name: sum(p.numel() for p in module.parameters())
+            for name, module in learner.trained_modules().items()
+        },
+        "test_accuracy": score.accuracy,
+        "test_loss": score.loss,
+        "validation_accuracy": reports[-1].validation_accuracy,
+        "validation_loss": reports[-1].validation_loss,
+        "seconds": sum(report.seconds for report in reports),
+        "peak_memory_bytes": max(peaks, default=0) or None,
+        "epochs": [asdict(report) for report in reports],
+    }
+
+
+def format_result(summary: Mapping[str, Any]) -> str:
+    """Format the result of a run as one line: the accuracy, and of text also the bits per byte.
+
+    Example:
+        >>> format_result({"config": {"data": "digits"}, "test_accuracy": 0.5, "test_loss": 1.0})
+        'test accuracy 0.5000'
+    """
+    score = Score(summary["test_accuracy"], summary["test_loss"])
+    result = f"test accuracy {score.accuracy:.4f}"
+    if is_text(summary["config"]["data"]):
+        result += f"  bits per byte {score.bits:.3f}"
+    return result

@@ -1,0 +1,24 @@
+"""Flags: one for each field of a config."""
+
+from __future__ import annotations
+
+from localprop.cli.flags import collect_fields, format_flag
+from localprop.cli.main import _build_parser
+
+
+def test_every_field_is_a_flag() -> None:
+    values: dict[str, tuple[str, object]] = {
+        "cuts": ("0,2", (0, 2)),
+        "milestones": ("3", (3,)),
+        "mean": ("0.5", (0.5,)),
+        "std": ("1,2.5", (1.0, 2.5)),
+        "clip_norm": ("2", 2),
+        "limit": ("many", "many"),
+        "phases": ("greedy() for 1", "greedy() for 1"),
+        "lr": ("1e-3", 1e-3),
+    }
+    words = ["train"]
+    for name, (text, _) in values.items():
+        words += [format_flag(name), text]
+    given = collect_fields(_build_parser().parse_args(words))
+    assert given == {name: value for name, (_, value) in values.items()}

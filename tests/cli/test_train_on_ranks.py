@@ -1,0 +1,140 @@
+"""`localprop train` under torchrun gives the results of one process.
+
+That also holds after a rank was killed, and for a run that other ranks resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+RUN = ["--model", "mlp:16,16,16", "--modules", "4", "--method", "backlink(layers=1)"]
+RUN += ["--limit", "300", "--batch-size", "100", "--microbatches", "2", "--epochs", "3"]
+RUN += ["--device", "cpu"]
+
+
+def launch(ranks: int, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
+    """Start torchrun, or plain Python for one rank."""
+    one = [sys.executable, "-m", "localprop"]
+    several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    several += ["--max-restarts", str(restarts), "-m", "localprop"]
+    keep = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    environment = keep | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [*(one if ranks == 1 else several), "train", *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def train(ranks: int, *words: str) -> tuple[int, str, str]:
+    process = launch(ranks, *words)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def read_results(folder: Path) -> tuple[Any, Any]:
+    """What a run computed, without the seconds."""
+    summary = json.loads((folder / "summary.json").read_text())
+    epochs = [
+        {key: each[key] for key in ("losses", "modules", "validation_accuracy")}
+        for each in summary["epochs"]
+    ]
+    return (summary["test_accuracy"], epochs), torch.load(folder / "last.pt", weights_only=True)
+
+
+def assert_same(one: Path, other_run: Path) -> None:
+    (figures, state), (others, theirs) = read_results(one), read_results(other_run)
+    assert figures == others
+    assert state["steps"] == theirs["steps"]
+    for component in ("model", "heads", "encoders", "optimizer"):
+        assert state[component].keys() == theirs[component].keys()
+        for name, value in state[component].items():
+            other = theirs[component][name]
+            is_tensor = isinstance(value, torch.Tensor)
+            assert torch.equal(value, other) if is_tensor else value == other, name
+
+
+def find_pid(out: Path, rank: int) -> int:
+    """The process of a rank of the run in a directory."""
+    for process in Path("/proc").iterdir():
+        try:
+            words = (process / "cmdline").read_text()
+            environment = (process / "environ").read_text().split("\0")
+        except OSError:
+            continue
+        if f"RANK={rank}" in environment and str(out) in words:
+            return int(process.name)
+    raise AssertionError(f"rank {rank} does not run")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process that the runs on ranks are compared with."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    code, printed, err = train(1, *RUN, "--out", str(out))
+    assert code == 0, err
+    assert printed.startswith("test accuracy")
+    return out
+
+
+def test_the_same_files_and_bits_on_four_ranks_and_a_resume_on_fewer(
+    alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "four"
+    code, printed, err = train(4, *RUN, "--out", str(out))
+    assert code == 0, err
+    assert printed.count("test accuracy") == 1
+    assert err.count("epoch 1/3") == 1  # rank 0 alone prints
+    assert {file.name for file in out.iterdir()} == {file.name for file in alone.iterdir()}
+    assert_same(alone, out)
+
+    epochs = (out / "metrics.jsonl").read_text().splitlines()
+    (out / "summary.json").unlink()
+    # No epoch is left to train, but fewer ranks read the checkpoint of four.
+    for ranks in (2, 1):
+        code, _, err = train(ranks, "--out", str(out), "--resume")
+        assert code == 0, err
+        assert (out / "metrics.jsonl").read_text().splitlines() == epochs
+        assert_same(alone, out)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the process of a rank in /proc")
+def test_a_killed_rank_is_named_and_a_restart_ends_with_the_same_bits(tmp_path: Path) -> None:
+    words = [*RUN, "--model", "resnet8", "--timeout-s", "20", "--epochs", "4"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    code, _, err = train(1, *words, "--out", str(whole))
+    assert code == 0, err
+    process = launch(2, *words, "--out", str(out), restarts=2)
+    patience = time.monotonic() + 60
+    while not (out / "last.pt").exists():
+        assert time.monotonic() < patience
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(find_pid(out, 1), signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert err.count("epoch 1/4") == 1  # the run continued, and did not start again
+    assert "Rank 1 failed" in err
+    assert not (out / "failure.json").exists()
+    assert_same(whole, out)
+
+
+def test_a_wrong_number_of_ranks_is_reported_once() -> None:
+    code, out, err = train(3, *RUN, "--modules", "2")
+    assert code != 0
+    assert out == ""
+    assert err.count("3 ranks, but 2 module(s)") == 1
+    assert "localprop/cli/" not in err  # no traceback of ours; torchrun prints its own

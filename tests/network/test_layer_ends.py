@@ -1,0 +1,126 @@
+"""Which modules end a layer, and why others do not; layers with odd ends train right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import localprop as lp
+from tests.helpers.reference import Through, assert_same_state, batches_of
+from tests.helpers.towers import (
+    Block,
+    Pair,
+    Tower,
+    build_learner,
+    build_preactivated,
+    check_against_reference,
+    check_tower,
+)
+
+RULES = [lp.greedy(), lp.backlink(), lp.interlocking(2), lp.end_to_end()]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("rule", RULES, ids=["greedy", "backlink", "interlocking", "end_to_end"])
+def test_cuts_that_the_next_layer_overwrites(rule: lp.Rule, recompute: bool) -> None:
+    learners = [
+        build_learner(build_preactivated(inplace), rule, 4, recompute=recompute)
+        for inplace in (False, True)
+    ]
+    for batch in batches_of((6,), 3):
+        for learner in learners:
+            learner.step(batch)
+    modified = [any(learner.partition.layers.modified_in_place) for learner in learners]
+    assert modified == [False, True]
+    assert_same_state(learners[0].model, learners[1].model)
+    assert_same_state(learners[0].heads, learners[1].heads)
+
+
+def test_an_identity_that_passes_a_tensor_on_is_no_cut() -> None:
+    blocks: list[nn.Module] = []
+    for _ in range(3):
+        blocks += [Block(), nn.Identity()]
+    model = nn.Sequential(*blocks, nn.Linear(6, 3)).double()
+    layers = lp.layers_of(model, batches_of((6,), 3)[0])
+    assert layers.names == ("0", "2", "4", "6")
+    assert layers.not_cuttable["1"] == "it only passes a tensor on"
+
+    def without_identities(model: nn.Module) -> list[nn.Module]:
+        children = list(model.children())
+        return [children[index] for index in (0, 2, 4, 6)]
+
+    check_against_reference(model, without_identities)
+
+
+def test_a_module_that_is_called_twice_is_no_cut() -> None:
+    """Blocks 0 1 1 2 3: block 1 cannot be hooked; what it does belongs to the layer of block 2."""
+    tower = Tower(lambda b, x: b[3](b[2](b[1](b[1](b[0](x))))))
+    layers = lp.layers_of(tower, batches_of((6,), 3)[0])
+    assert layers.names == ("blocks.0", "blocks.2", "blocks.3")
+    assert layers.not_cuttable["blocks.1"] == "it is called 2 times in one forward"
+    assert set(layers.parameters[1]) == {
+        f"blocks.{i}.linear.{p}" for i in (1, 2) for p in ("weight", "bias")
+    }
+
+    def call_first_twice(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        output: Tensor = blocks[1](blocks[0](blocks[0](x)))
+        return output
+
+    check_tower(
+        tower,
+        lambda b, head: [b[0], Through(call_first_twice, b[1], b[2]), nn.Sequential(b[3], head)],
+    )
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_branch_around_a_block_makes_it_part_of_a_layer(recompute: bool) -> None:
+    """x1 = block 0, x3 = x1 + block 2(block 1(x1)): only block 0 and block 3 end layers."""
+
+    def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        x1 = blocks[0](x)
+        output: Tensor = blocks[3](x1 + blocks[2](blocks[1](x1)))
+        return output
+
+    tower = Tower(forward)
+    layers = lp.layers_of(tower, batches_of((6,), 3)[0])
+    assert layers.names == ("blocks.0", "blocks.3")
+    assert layers.not_cuttable["blocks.2"] == "a path from the input to the output goes around it"
+
+    def last_layer(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        output: Tensor = blocks[3](blocks[2](x + blocks[1](blocks[0](x))))
+        return output
+
+    check_tower(
+        tower, lambda b, head: [b[0], Through(last_layer, b[1], b[2], b[3], head)], recompute
+    )
+
+
+def test_a_block_that_returns_a_tuple_is_no_cut() -> None:
+    tower = Tower(lambda b, x: b[3](b[2](b[1](b[0](x))[0])))
+    tower.blocks[1] = Pair().double()
+    layers = lp.layers_of(tower, batches_of((6,), 3)[0])
+    assert layers.names == ("blocks.0", "blocks.2", "blocks.3")
+    assert layers.not_cuttable["blocks.1"] == "it returns a tuple, not one tensor"
+
+    def unpack_pair(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        output: Tensor = blocks[1](blocks[0](x)[0])
+        return output
+
+    check_tower(
+        tower, lambda b, head: [b[0], Through(unpack_pair, b[1], b[2]), nn.Sequential(b[3], head)]
+    )
+    with pytest.raises(
+        lp.BadInput, match=r"modules=5, but the model has 3 layer.*blocks\.1: it returns a tuple"
+    ):
+        lp.Partition.uniform(layers, 5)
+    with pytest.raises(
+        lp.BadInput, match=r"cannot be cut at 'blocks\.1': it returns a tuple, not one tensor"
+    ):
+        lp.Partition.at(layers, ["blocks.1"])
+
+
+def test_whole_numbers_without_an_embedding_are_refused() -> None:
+    model = Through(lambda b, x: b[1](b[0](x / 255)), Block(), nn.Linear(6, 3))
+    with pytest.raises(lp.BadInput, match=r"uint8.*nn\.Embedding"):
+        lp.layers_of(model, torch.zeros(2, 6, dtype=torch.uint8))

@@ -1,0 +1,72 @@
+"""A range of layers that runs alone: what it skips, what it puts back, and what it cannot see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import localprop as lp
+from localprop.network.partial_forward import check_isolated, skip_layers
+from tests.helpers.towers import Tower, build_preactivated, forward_in_order
+
+
+def find_layers(model: nn.Module) -> lp.Layers:
+    return lp.layers_of(model, torch.zeros(2, 6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_a_forward_from_a_later_layer_gives_the_same_output(first: int, inplace: bool) -> None:
+    model = build_preactivated(inplace)
+    inputs = torch.randn(5, 6, dtype=torch.float64)
+    at_cut: list[Tensor] = []
+    end = model.get_submodule(find_layers(model).names[first - 1])
+    handle = end.register_forward_hook(lambda module, args, output: at_cut.append(output.clone()))
+    expected = model(inputs)
+    handle.remove()
+    with skip_layers(model, find_layers(model), first, inputs, at_cut[0].clone):
+        assert torch.equal(model(torch.full_like(inputs, torch.nan)), expected)
+
+
+def test_skipped_layers_do_not_run() -> None:
+    tower = Tower(forward_in_order)
+    layers = find_layers(tower)
+    ran: list[str] = []
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
+    inputs = torch.zeros(5, 6, dtype=torch.float64)
+    with skip_layers(tower, layers, 2, inputs, lambda: torch.zeros(5, 6, dtype=torch.float64)):
+        tower(inputs)
+    assert ran == ["blocks.2.linear", "blocks.3.linear", "head"]
+
+
+def test_a_forward_of_the_users_on_an_instance_comes_back() -> None:
+    tower = Tower(forward_in_order)
+    layers = find_layers(tower)
+
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    tower.blocks[0].forward = double
+    with skip_layers(tower, layers, 1, torch.zeros(2, 6), lambda: torch.zeros(2, 6)):
+        assert tower.blocks[0].forward is not double
+    assert tower.blocks[0].forward is double
+    assert "forward" not in vars(tower.blocks[1])
+
+
+def test_data_that_passes_a_cut_without_a_gradient_is_refused() -> None:
+    def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        first: Tensor = blocks[0](x)
+        return forward_in_order(blocks[1:], first) + first.detach()
+
+    model = Tower(forward).train()
+    layers = find_layers(model)
+    like = torch.zeros(4, 6, dtype=torch.float64)
+    check_isolated(model, layers, range(1, 4), like)  # it begins where the data is made
+    with pytest.raises(
+        lp.BadInput, match=r"'blocks\.2' to 'blocks\.3' give another output when they run alone"
+    ):
+        check_isolated(model, layers, range(2, 4), like)
+    assert model.training

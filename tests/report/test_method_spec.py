@@ -1,0 +1,19 @@
+"""Methods of a comparison, and their labels."""
+
+from __future__ import annotations
+
+import pytest
+
+from localprop.errors import BadInput
+from localprop.report.method_spec import MethodSpec, parse_methods
+
+
+def test_an_expression_may_have_a_label_or_recompute() -> None:
+    assert MethodSpec.parse("greedy()") == MethodSpec("greedy()", "greedy()", recompute=False)
+    assert MethodSpec.parse("end_to_end() with recompute").recompute
+    assert MethodSpec.parse("a b: Rule()").label == "a b"
+
+
+def test_no_method_is_bad_input() -> None:
+    with pytest.raises(BadInput, match="No method"):
+        parse_methods([" "])

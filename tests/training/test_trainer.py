@@ -1,0 +1,282 @@
+"""Epochs: learning rates by hand, losses, accuracy, and losses that are not finite."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from localprop.data import Dataset, Images
+from localprop.engine.step_context import Losses
+from localprop.errors import RunFailed
+from localprop.learner import Learner
+from localprop.network.modes import evaluation_mode
+from localprop.training import trainer
+from localprop.training.build import build, load_data, prepare
+from localprop.training.config import Config
+from localprop.training.trainer import EpochReport, evaluate, lr_at, train
+
+SMALL = Config(model="resnet8", modules=2, epochs=4, limit=200)
+
+
+# --- learning rates ---
+
+
+LEARNING_RATES = {
+    1: 0.01,
+    2: 0.08897,
+    5: 0.32523,
+    10: 0.71408,
+    11: 0.79071,
+    80: 0.4,
+    159: 8e-5,
+    160: 0.0,
+}
+
+
+@pytest.mark.parametrize(("epoch", "lr"), LEARNING_RATES.items())
+def test_learning_rates_are_those_of_the_recipe(epoch: int, lr: float) -> None:
+    assert lr_at(Config(epochs=160, lr=0.8), epoch) == pytest.approx(
+        lr, rel=1e-4 if lr > 1e-3 else 0.05, abs=1e-12
+    )
+
+
+def test_warmup_of_another_length() -> None:
+    config = Config(epochs=40, lr=0.8, warmup_epochs=4)
+    cosine = [0.4 * (1 + math.cos(math.pi * epoch / 40)) for epoch in range(41)]
+    assert [lr_at(config, epoch) for epoch in (1, 3, 4, 5)] == pytest.approx(
+        [0.01, cosine[3] * 2 / 4 + 0.01 * 2 / 4, cosine[4] * 3 / 4 + 0.01 / 4, cosine[5]]
+    )
+
+
+def test_a_small_learning_rate_is_never_exceeded() -> None:
+    config = Config(epochs=100, lr=0.001)
+    assert max(lr_at(config, epoch) for epoch in range(1, 101)) <= 0.001
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(2, 0), (9, 0), (20, 2), (100, 10), (160, 10)])
+def test_default_warmup(epochs: int, warmup: int) -> None:
+    assert Config(epochs=epochs).warmup == warmup
+
+
+def test_a_constant_schedule_is_constant() -> None:
+    assert {lr_at(Config(epochs=30, lr_schedule="constant"), epoch) for epoch in range(1, 31)} == {
+        0.1
+    }
+
+
+def test_a_multistep_schedule_by_hand() -> None:
+    """PredSim's: a quarter after 50, 75, 89 and 94 of 100 epochs."""
+    config = Config(
+        epochs=100, lr=0.4, lr_schedule="multistep", milestones=(50, 75, 89, 94), lr_factor=0.25
+    )
+    expected = {1: 0.4, 50: 0.4, 51: 0.1, 75: 0.1, 76: 0.025, 89: 0.025}
+    expected |= {90: 0.00625, 94: 0.00625, 95: 0.0015625, 100: 0.0015625}
+    assert {epoch: lr_at(config, epoch) for epoch in expected} == pytest.approx(expected)
+
+
+def test_a_multistep_schedule_may_warm_up() -> None:
+    config = Config(epochs=9, lr=0.4, lr_schedule="multistep", milestones=(5,), warmup_epochs=2)
+    assert [lr_at(config, epoch) for epoch in (1, 2, 3, 5, 6)] == pytest.approx(
+        [0.01, 0.205, 0.4, 0.4, 0.04]
+    )
+
+
+def test_a_cosine_above_zero_is_counted_from_0() -> None:
+    """AugLocal's for ImageNet: lr (1 + cos(pi e / E)) / 2, e from 0, without warm-up."""
+    config = Config(epochs=90, lr=0.4, lr_schedule="cosine_above_zero", warmup_epochs=0)
+    for e in (0, 1, 45, 89):
+        assert lr_at(config, e + 1) == pytest.approx(0.2 * (1 + math.cos(math.pi * e / 90)))
+    assert lr_at(config, 1) == 0.4
+    assert Config(epochs=1, lr_schedule="cosine_above_zero").find_problems() == []
+
+
+# --- epochs ---
+
+
+def test_the_loss_goes_down_and_every_optimizer_follows_the_schedule() -> None:
+    dataset, learner = prepare(SMALL)
+    rates: list[set[float]] = []
+    reported: list[EpochReport] = []
+    steps: list[tuple[int, int, int]] = []
+
+    def on_epoch(report: EpochReport) -> None:
+        reported.append(report)
+        rates.append(
+            {group["lr"] for optimizer in learner.optimizers for group in optimizer.param_groups}
+        )
+
+    reports = train(
+        learner, dataset, SMALL, on_epoch=on_epoch, on_step=lambda *step: steps.append(step)
+    )
+    assert reported == reports
+    assert [report.epoch for report in reports] == [1, 2, 3, 4]
+    assert rates == [{lr_at(SMALL, epoch)} for epoch in range(1, 5)]
+    assert reports[0].modules == (0, 1)
+    assert all(
+        last < first for first, last in zip(reports[0].losses, reports[-1].losses, strict=True)
+    )
+    assert reports[-1].validation_accuracy is not None
+    assert reports[-1].validation_accuracy > 0.5
+    assert reports[-1].validation_loss is not None
+    assert reports[0].validation_loss is not None
+    assert reports[-1].validation_loss < min(reports[0].validation_loss, math.log(10))
+    assert steps == [(epoch, step, 4) for epoch in range(1, 5) for step in range(1, 5)]
+
+
+def test_mean_losses_weigh_images_not_batches() -> None:
+    config = replace(SMALL, model="mlp:8", modules=1, method="end_to_end", limit=66, epochs=2)
+    dataset, learner = prepare(config)
+    recorded: list[tuple[float, int]] = []
+    step = learner.step
+
+    def step_and_record(batch: tuple[Tensor, Tensor]) -> Losses:
+        losses = step(batch)
+        recorded.append((losses.task.item(), len(batch[0])))
+        return losses
+
+    learner.step = step_and_record  # type: ignore[method-assign, assignment]
+    first = train(learner, dataset, config)[0]
+    assert [images for _, images in recorded] == [64, 2] * 2
+    assert first.losses == pytest.approx(
+        (sum(loss * images for loss, images in recorded[:2]) / 66,)
+    )
+
+
+def test_runs_are_reproducible_and_leave_random_state_alone() -> None:
+    dataset = load_data(SMALL)
+    before = torch.get_rng_state()
+    one, two = (build(SMALL, dataset) for _ in range(2))
+    losses = [
+        [report.losses for report in train(learner, dataset, SMALL)] for learner in (one, two)
+    ]
+    assert losses[0] == losses[1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_validation_split_there_is_no_validation_accuracy() -> None:
+    dataset = load_data(SMALL)
+    assert isinstance(dataset, Images)
+    empty = replace(dataset, validation=dataset.validation.select(torch.arange(0)))
+    last = train(build(SMALL, dataset), empty, SMALL)[-1]
+    assert (last.validation_accuracy, last.validation_loss) == (None, None)
+
+
+def test_losses_are_read_at_intervals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_read: list[int] = []
+    read = trainer._LossMeter.read
+
+    def record_and_read(meter: trainer._LossMeter) -> None:
+        steps_read.append(meter._steps)
+        read(meter)
+
+    monkeypatch.setattr(trainer._LossMeter, "read", record_and_read)
+    monkeypatch.setattr(trainer, "READ_EVERY", 3)
+    config = replace(SMALL, epochs=2, batch_size=20)  # 10 steps
+    dataset, learner = prepare(config)
+    train(learner, dataset, config)
+    assert steps_read == [0, 3, 6, 9] * 2
+
+
+# --- losses that are not finite ---
+
+
+def poison_learner(at: int, value: float) -> tuple[Learner, Dataset, Config]:
+    """Build a learner whose last weights become `value` before step `at`, from 1."""
+    config = replace(SMALL, batch_size=20, epochs=2, method="greedy")
+    dataset, learner = prepare(config)
+    step = learner.step
+
+    def poison_and_step(batch: tuple[Tensor, Tensor]) -> object:
+        if learner.steps == at - 1:
+            with torch.no_grad():
+                [*learner.model.parameters()][-1].fill_(value)
+        return step(batch)
+
+    learner.step = poison_and_step  # type: ignore[method-assign, assignment]
+    return learner, dataset, config
+
+
+@pytest.mark.parametrize(
+    ("at", "step"), [(1, "epoch 1, step 1,"), (7, "epoch 1, step 7,"), (12, "epoch 2, step 2,")]
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(
+    at: int, step: str, value: float
+) -> None:
+    learner, dataset, config = poison_learner(at, value)
+    with pytest.raises(RunFailed) as caught:
+        train(learner, dataset, config)
+    message = str(caught.value)
+    for word in (step, "module 1", "nan", "lower lr (now 0.1; try 0.01 first)", "warm"):
+        assert word in message
+    assert "precision" not in message
+
+
+def test_a_network_whose_loss_is_not_finite_has_failed() -> None:
+    dataset, learner = prepare(replace(SMALL, epochs=2))
+    with torch.no_grad():
+        [*learner.model.parameters()][-1].fill_(math.nan)
+    with pytest.raises(RunFailed, match="loss is nan on the test split: lower lr"):
+        trainer.score_test_split(learner, dataset, SMALL)
+
+
+# --- scores ---
+
+
+def test_the_loss_is_a_mean_over_labels() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    batches = [(logits, torch.tensor([0, 0])), (logits[1:], torch.tensor([1]))]
+    score = evaluate(nn.Identity(), batches)
+    assert score.loss == pytest.approx((math.log(2) + math.log(4 / 3) + math.log(4)) / 3)
+    tokens = [(logits[None], torch.tensor([[0, 1]]))]
+    assert evaluate(nn.Identity(), tokens) == pytest.approx((0.5, (math.log(2) + math.log(4)) / 2))
+
+
+def test_evaluation_counts_and_restores_modes() -> None:
+    norm, identity = nn.BatchNorm1d(3), nn.Identity()
+    network = nn.Sequential(nn.Dropout(0.9), norm, identity)
+    identity.eval()
+    network.train()
+    norm.eval()
+    images = torch.eye(3)
+    assert norm.running_mean is not None
+    statistics = norm.running_mean.clone()
+    batches = [(images, torch.tensor([0, 1, 0])), (images[:1], torch.tensor([0]))]
+    with evaluation_mode(network):
+        assert evaluate(network, batches).accuracy == 0.75
+    assert [module.training for module in network.modules()] == [True, True, False, True]
+    assert torch.equal(norm.running_mean, statistics)
+    assert evaluate(network, []) == (0, 0)
+
+
+def test_modes_are_restored_after_a_failure() -> None:
+    network = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError), evaluation_mode(network):
+        evaluate(network, [(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64))])
+    assert network.training
+
+
+def test_evaluate_keeps_no_graph() -> None:
+    class Probe(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            assert not torch.is_grad_enabled()
+            return inputs
+
+    evaluate(Probe(), [(torch.eye(2), torch.tensor([0, 1]))])
+
+
+def test_the_test_score_is_that_of_the_test_split() -> None:
+    dataset, learner = prepare(SMALL)
+    assert isinstance(dataset, Images)
+    always_3 = nn.Linear(64, 10)
+    nn.init.zeros_(always_3.weight)
+    with torch.no_grad():
+        always_3.bias.copy_(torch.eye(10)[3])
+    learner.network = nn.Sequential(nn.Flatten(), always_3)
+    fraction = (dataset.test.labels == 3).double().mean().item()
+    score = trainer.score_test_split(learner, dataset, SMALL)
+    assert score.accuracy == pytest.approx(fraction)
