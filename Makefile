@@ -1,11 +1,12 @@
 # make demo   compare the methods on data that ships with scikit-learn (core dependencies only)
 # make test   everything that continuous integration runs
+# make stubs    the public names of the package, for type checkers, from the modules' __all__
 # make recipes   two steps of every published experiment; takes long
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint recipes
+.PHONY: demo test lint recipes stubs
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/core.stamp
@@ -15,7 +16,10 @@ test: lint
 	$(BIN)/pytest -n 2
 
 recipes: $(VENV)/dev.stamp
-	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/test_recipe_steps.py
+	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/recipes/test_steps.py
+
+stubs: $(VENV)/dev.stamp
+	$(BIN)/python scripts/write_stubs.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

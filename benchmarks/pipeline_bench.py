@@ -32,10 +32,11 @@ from torch.optim import SGD, Optimizer
 import localprop as lp
 from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.timing import Seconds, Stopwatch
+from localprop.engine.engine import Engine
 from localprop.models import CifarResNet, create_model
 from localprop.network.balance import find_balanced_cuts
 from localprop.ranks.pipeline import Ranks
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import Action
 
 METHODS = {
@@ -74,7 +75,7 @@ def refine_cut(cut: int, costs: Sequence[float], build: Callable[[int], MethodSp
 class SilentCommunicator:
     """Carries nothing: what is received is the same tensors each time."""
 
-    allowed = 1
+    max_in_flight = 1
 
     def __init__(self, received: Sequence[Tensor]) -> None:
         self.received = received
@@ -87,9 +88,9 @@ class SilentCommunicator:
         """The tensor for the micro-batch of the action."""
         return self.received[action.microbatch]
 
-    def reduce(self, *args: object, **kwargs: object) -> None: ...
+    def start_reduce(self, *args: object, **kwargs: object) -> None: ...
 
-    def reduced(self, *args: object, **kwargs: object) -> None: ...
+    def finish_reduce(self, *args: object, **kwargs: object) -> None: ...
 
 
 class Bench:
@@ -234,7 +235,15 @@ class Bench:
         learner = self.build_learner(method, (cut,), microbatches, Ranks(order=order))
         if silent:
             received = self.run_first_module(cut).chunk(microbatches)
-            learner.engine.link = SilentCommunicator(received)
+            learner.engine = Engine(
+                learner.model,
+                learner.wiring,
+                learner.schedule,
+                learner.engine.optimizers,
+                device=learner.device,
+                stage=learner.engine.stage,
+                communicator=SilentCommunicator(received),
+            )
         meter = Meter()
 
         def step() -> None:

@@ -21,7 +21,7 @@ SOURCES = (
     "errors.py",
     "learner.py",
     "methods",
-    "network/__init__.py",
+    "network",
     "ranks/pipeline.py",
     "rule",
     "schedule",
@@ -48,9 +48,9 @@ def find_modules(source: str) -> list[Path]:
 
 
 def write_import(module: str, names: list[str]) -> str:
-    """A line that imports names from a module of the same package, and exports them again."""
+    """Lines that import names from a module of the same package, and export them again."""
     # `X as X` tells a type checker that a stub offers X, and does not merely use it.
-    return f"from .{module} import {', '.join(f'{name} as {name}' for name in names)}"
+    return "\n".join(f"from .{module} import {name} as {name}" for name in names)
 
 
 def build_package_stub() -> str:
@@ -61,7 +61,7 @@ def build_package_stub() -> str:
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         if names:
             lines.append(write_import(module.removesuffix(".__init__"), names))
-    return HEADER + "\n".join(lines) + "\n\n__version__: str\n"
+    return HEADER + "\n".join(lines) + "\n\n__all__: list[str]\n__version__: str\n"
 
 
 def build_methods_stub() -> str:

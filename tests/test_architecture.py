@@ -1,4 +1,6 @@
-"""The architecture: imports go down, methods are named only where they belong, files stay small, the import stays light."""
+"""The architecture: imports go down, methods are named only where they belong, files stay small,
+the import stays light.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from localprop import methods
 ROOT = Path(localprop.__file__).parent
 PROJECT = Path(__file__).parent.parent
 FILES = sorted(ROOT.rglob("*.py"))
-# Packages, and modules of the package itself, in the order of docs/design.md, section 3: each may import from itself and from
-# those before it. `__init__` stands for the public names.
+# Packages, and modules of the package itself, in the order of docs/design.md, section 3: each may
+# import from itself and from those before it. `__init__` stands for the public names.
 ORDER = [
-    "errors", "models", "data", "network", "rule", "methods", "schedule", "engine", "cost", "ranks", "checks", "learner",
-    "__init__", "training", "recipes", "report", "cli", "__main__",
+    "errors", "models", "data", "network", "rule", "methods", "schedule", "engine", "cost", "ranks",
+    "checks", "learner", "__init__", "training", "recipes", "report", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.
 ANYBODY = "ranks.launch"
@@ -33,7 +35,10 @@ def package_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of localprop that a file imports, without the `localprop.` before; "" stands for the package itself."""
+    """The modules of localprop that a file imports, without the `localprop.` before.
+
+    "" stands for the package itself.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -131,15 +136,35 @@ HEAVY = ["torchvision", "timm", "sklearn", "matplotlib", "rich"]
 
 
 def test_the_import_is_light() -> None:
-    program = f"import sys, localprop; localprop.Learner; print([name for name in {HEAVY} if name in sys.modules])"
+    loaded = f"[name for name in {HEAVY} if name in sys.modules]"
+    program = f"import sys, localprop; localprop.Learner; print({loaded})"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
 
 
+def test_the_engine_knows_a_wiring_and_not_how_it_was_made() -> None:
+    """It runs without the parts of rules, without probes, models and data."""
+    program = (
+        "import sys, localprop.engine.engine; "
+        "print(*[name for name in sys.modules if name.startswith('localprop.')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "localprop.schedule.wiring" in loaded
+    assert not {name for name in loaded if name.split(".")[1] in {"methods", "models", "data"}}
+    parts = {"rule.rule", "rule.auxiliary", "rule.credit", "network.probe", "schedule.wire"}
+    assert not loaded & {f"localprop.{part}" for part in parts}
+
+
 def test_help_does_without_torch() -> None:
-    program = "import sys; from localprop.cli.main import main; main(['--help']); print('torch' in sys.modules)"
+    program = (
+        "import sys; from localprop.cli.main import main; main(['--help']); "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

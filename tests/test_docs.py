@@ -91,7 +91,29 @@ def test_the_worked_example_of_a_new_method() -> None:
 
 
 def test_the_readme_counts_the_recipes() -> None:
-    assert f"{len([*recipes.names()])} published" in (ROOT / "README.md").read_text()
+    """A recipe claims the paper's figure if it has one and contains no reading of ours."""
+    found = [recipes.find(name) for name in recipes.names()]
+    with_figure = [recipe for recipe in found if recipe.published]
+    claimed = [recipe for recipe in with_figure if not recipe.readings]
+    counts = (
+        f"{len(found)} named configurations, {len(with_figure)} with the paper's figure, "
+        f"{len(claimed)} of them claimed"
+    )
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert counts in text
+    # Nowhere else does the README say how many recipes or methods there are.
+    assert re.findall(r"\b\d+ (?:named|published|recipes|methods|experiments)\b", text) == [
+        f"{len(found)} named"
+    ]
+
+
+def test_the_readme_names_the_methods_that_ranks_refuse() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    refused = re.findall(r"^\| \[`(\w+)`\].*one process only \|$", page, re.MULTILINE)
+    assert refused == ["man", "man_plus", "sgr", "solo"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "all methods but [four](#limits)" in text
+    assert "SGR needs gradients of other modules, and MAN, MAN++ and SOLO need" in text
 
 
 def list_readme_commands() -> list[str]:

@@ -12,84 +12,36 @@ from .methods.auglocal import SampledLayers as SampledLayers
 from .methods.auglocal import auglocal as auglocal
 from .methods.backlink import BackwardLinks as BackwardLinks
 from .methods.backlink import backlink as backlink
-from .methods.baselines import (
-    EndToEndCredit as EndToEndCredit,
-)
-from .methods.baselines import (
-    end_to_end as end_to_end,
-)
-from .methods.baselines import (
-    greedy as greedy,
-)
+from .methods.baselines import EndToEndCredit as EndToEndCredit
+from .methods.baselines import end_to_end as end_to_end
+from .methods.baselines import greedy as greedy
 from .methods.contsup import contsup as contsup
 from .methods.dgl import MlpSrHead as MlpSrHead
 from .methods.dgl import dgl as dgl
-from .methods.gn_dgl import (
-    GroupCrossEntropy as GroupCrossEntropy,
-)
-from .methods.gn_dgl import (
-    GroupHeads as GroupHeads,
-)
-from .methods.gn_dgl import (
-    WideningHead as WideningHead,
-)
-from .methods.gn_dgl import (
-    gn_dgl as gn_dgl,
-)
-from .methods.hpff import (
-    LocalAndWindowCredit as LocalAndWindowCredit,
-)
-from .methods.hpff import (
-    LocalAndWindowLosses as LocalAndWindowLosses,
-)
-from .methods.hpff import (
-    hpff as hpff,
-)
-from .methods.infopro import (
-    BottleneckHead as BottleneckHead,
-)
-from .methods.infopro import (
-    ContrastiveLoss as ContrastiveLoss,
-)
-from .methods.infopro import (
-    PixelReconstruction as PixelReconstruction,
-)
-from .methods.infopro import (
-    infopro as infopro,
-)
-from .methods.interlocking import (
-    ConvHead as ConvHead,
-)
-from .methods.interlocking import (
-    InterlockingCredit as InterlockingCredit,
-)
-from .methods.interlocking import (
-    interlocking as interlocking,
-)
+from .methods.gn_dgl import GroupCrossEntropy as GroupCrossEntropy
+from .methods.gn_dgl import GroupHeads as GroupHeads
+from .methods.gn_dgl import WideningHead as WideningHead
+from .methods.gn_dgl import gn_dgl as gn_dgl
+from .methods.hpff import LocalAndWindowCredit as LocalAndWindowCredit
+from .methods.hpff import LocalAndWindowLosses as LocalAndWindowLosses
+from .methods.hpff import hpff as hpff
+from .methods.infopro import BottleneckHead as BottleneckHead
+from .methods.infopro import ContrastiveLoss as ContrastiveLoss
+from .methods.infopro import PixelReconstruction as PixelReconstruction
+from .methods.infopro import infopro as infopro
+from .methods.interlocking import ConvHead as ConvHead
+from .methods.interlocking import InterlockingCredit as InterlockingCredit
+from .methods.interlocking import interlocking as interlocking
 from .methods.lopt import lopt as lopt
-from .methods.man import (
-    NextLayerHead as NextLayerHead,
-)
-from .methods.man import (
-    NextLayerLoss as NextLayerLoss,
-)
-from .methods.man import (
-    man as man,
-)
-from .methods.man import (
-    man_plus as man_plus,
-)
+from .methods.man import NextLayerHead as NextLayerHead
+from .methods.man import NextLayerLoss as NextLayerLoss
+from .methods.man import man as man
+from .methods.man import man_plus as man_plus
 from .methods.pathak import FeatureReconstruction as FeatureReconstruction
 from .methods.pathak import pathak as pathak
-from .methods.predsim import (
-    PooledHead as PooledHead,
-)
-from .methods.predsim import (
-    SimilarityLoss as SimilarityLoss,
-)
-from .methods.predsim import (
-    predsim as predsim,
-)
+from .methods.predsim import PooledHead as PooledHead
+from .methods.predsim import SimilarityLoss as SimilarityLoss
+from .methods.predsim import predsim as predsim
 from .methods.sgr import GradientReconciliation as GradientReconciliation
 from .methods.sgr import sgr as sgr
 from .methods.solo import SharedReadout as SharedReadout
@@ -99,9 +51,9 @@ from .methods.trgl import OneConvHead as OneConvHead
 from .methods.trgl import trgl as trgl
 from .methods.windows import WindowCredit as WindowCredit
 from .methods.windows import windows as windows
-from .network import Layers as Layers
-from .network import Partition as Partition
-from .network import layers_of as layers_of
+from .network.find_layers import layers_of as layers_of
+from .network.layers import Layers as Layers
+from .network.partition import Partition as Partition
 from .ranks.pipeline import Ranks as Ranks
 from .rule.attach import AttachPoint as AttachPoint
 from .rule.auxiliary import Head as Head
@@ -111,21 +63,11 @@ from .rule.context import ContextSupply as ContextSupply
 from .rule.context import ConvEncoder as ConvEncoder
 from .rule.credit import LocalCredit as LocalCredit
 from .rule.credit import make_table as make_table
-from .rule.losses import (
-    Batch as Batch,
-)
-from .rule.losses import (
-    CrossEntropy as CrossEntropy,
-)
-from .rule.losses import (
-    LocalLoss as LocalLoss,
-)
-from .rule.losses import (
-    LossInputs as LossInputs,
-)
-from .rule.losses import (
-    NoPenalty as NoPenalty,
-)
+from .rule.local_loss import Batch as Batch
+from .rule.local_loss import LocalLoss as LocalLoss
+from .rule.local_loss import LossInputs as LossInputs
+from .rule.losses import CrossEntropy as CrossEntropy
+from .rule.losses import NoPenalty as NoPenalty
 from .rule.parameter_copy import ParameterCopy as ParameterCopy
 from .rule.rule import Rule as Rule
 from .rule.table import CreditTable as CreditTable
@@ -133,6 +75,7 @@ from .rule.table import Entry as Entry
 from .rule.terms import Term as Term
 from .rule.terms import Terms as Terms
 from .schedule.schedule import Schedule as Schedule
-from .schedule.wiring import wire as wire
+from .schedule.wire import wire as wire
 
+__all__: list[str]
 __version__: str

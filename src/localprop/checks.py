@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from localprop.errors import BadInput
+from localprop.errors import BadInput, check
 from localprop.network.partition import Partition
-from localprop.rule.losses import LocalLoss
+from localprop.rule.local_loss import Batch, LocalLoss
 from localprop.rule.rule import Rule
 from localprop.schedule.wiring import Wiring
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+BatchLike = Tensor | tuple[Tensor, ...] | list[Tensor]
+_FACTORY = "optimizer=lambda params: torch.optim.SGD(params, lr=0.1)"
 
 
 def find_argument_problems(
@@ -29,129 +31,202 @@ def find_argument_problems(
 ) -> Iterator[str]:
     """What is wrong with a learner's arguments by their types alone."""
     if not isinstance(model, nn.Module):
-        yield f"The model is a {type(model).__name__}, but must be a torch.nn.Module."
+        yield f"The model is a {_name(model)}, but must be a torch.nn.Module."
     elif not list(model.parameters()):
         yield "The model has no parameters: there is nothing to train."
     if not isinstance(rule, Rule):
-        yield f"The rule is a {type(rule).__name__}, but must be a localprop.Rule: call a method, as in localprop.greedy()."
+        yield (
+            f"The rule is a {_name(rule)}, but must be a localprop.Rule: call a method, as in "
+            "localprop.greedy()."
+        )
     if (modules is None) == (partition is None):
         yield "Give either modules=K (cut uniformly) or partition=Partition.at(...)."
     if partition is not None and not isinstance(partition, Partition):
-        yield f"partition is a {type(partition).__name__}, but must be a localprop.Partition, as of Partition.at(...)."
-    for name, count in (
-        ("modules", 1 if modules is None else modules),
-        ("microbatches", microbatches),
-    ):
+        yield (
+            f"partition is a {_name(partition)}, but must be a localprop.Partition: make one with "
+            "Partition.at(...)."
+        )
+    counts = {"modules": 1 if modules is None else modules, "microbatches": microbatches}
+    for name, count in counts.items():
         if type(count) is not int:
             yield f"{name}={count!r} must be a whole number."
     if precision not in PRECISIONS:
         yield f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
     if not isinstance(optimizer, Optimizer) and not callable(optimizer):
-        yield f"optimizer is a {type(optimizer).__name__}, but must be a function of parameters, or a torch optimizer."
+        yield (
+            f"optimizer is a {_name(optimizer)}, but must be a function of parameters, or a torch "
+            "optimizer."
+        )
     if not callable(task) or isinstance(task, nn.Module):
-        yield f"task is a {type(task).__name__}, but must build a loss, as localprop.CrossEntropy() does."
+        yield (f"task is a {_name(task)}, but must build a loss, as localprop.CrossEntropy() does.")
 
 
 def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
     """What cannot be trained on several ranks."""
     if isinstance(optimizer, Optimizer):
         yield (
-            "On several ranks each segment is stepped on its own: give a factory, "
-            "optimizer=lambda params: torch.optim.SGD(params, lr=0.1), instead of an optimizer of all parameters; or use each "
-            "process for itself with ranks=Ranks(alone=True)."
+            f"On several ranks each segment is stepped on its own: give a factory, {_FACTORY}, "
+            "instead of an optimizer of all parameters; or use each process for itself with "
+            "ranks=Ranks(alone=True)."
         )
     sharded = [
         name for name, parameter in model.named_parameters() if hasattr(parameter, "placements")
     ]
     if sharded:
         yield (
-            f"Parameter {sharded[0]!r} is sharded already (a DTensor, as fully_shard makes it): stages of a pipeline hold whole "
-            "parameters. Leave the model as it is and use ranks=Ranks(replicas=...) for data parallelism."
+            f"Parameter {sharded[0]!r} is sharded already (a DTensor, as fully_shard makes it): "
+            "stages of a pipeline hold whole parameters. Leave the model as it is and use "
+            "ranks=Ranks(replicas=...) for data parallelism."
+        )
+
+
+def check_partition(model: nn.Module, partition: Partition) -> None:
+    """Check that a partition is of this model.
+
+    Raises:
+        BadInput: it names parameters that the model does not have.
+    """
+    known = {name for name, _ in model.named_parameters()}
+    named = {name for layer in partition.layers.parameters for name in layer}
+    strange = sorted(named - known)
+    if strange:
+        raise BadInput(
+            f"The partition is of another model: this one has no parameter {strange[0]!r}. Call "
+            "layers_of on this model."
         )
 
 
 def find_wiring_problems(wiring: Wiring, *, recompute: bool, one_optimizer: bool) -> Iterator[str]:
-    """What a rule's losses need that the other arguments forbid."""
+    """What a rule's losses need that the model or the other arguments forbid."""
+    segments = range(len(wiring.segments))
+    if not any(wiring.flows[s] or wiring.has_second_order_loss(s) for s in segments):
+        yield "Every parameter of the model is frozen: there is nothing to train."
     for objective in wiring.objectives:
         if objective.second_order and recompute:
             yield (
-                f"recompute=True, but loss {objective.loss} differentiates through its module, whose graph must stay: use "
-                "recompute=False, or more modules."
+                f"recompute=True, but loss {objective.loss} differentiates through its module, "
+                "whose graph must stay: use recompute=False, or more modules."
             )
-        late = [
-            loan.borrow.source
-            for loan in objective.copies
-            if loan.borrow.lag == 0 and loan.source_segment is not None
+        after_step = [
+            each.copy.source
+            for each in objective.copies
+            if each.copy.lag == 0 and each.source_segment is not None
         ]
-        if late and one_optimizer:
+        if after_step and one_optimizer:
             yield (
-                f"Loss {objective.loss} borrows {late[0]!r} right after its step, but an optimizer of all parameters steps at "
-                "the end: give a factory, optimizer=lambda params: torch.optim.SGD(params, lr=0.1), or borrow with lag=1."
+                f"Loss {objective.loss} copies {after_step[0]!r} right after its step, but an "
+                f"optimizer of all parameters steps at the end: give a factory, {_FACTORY}, or "
+                "copy with lag=1."
             )
+
+
+class BatchCheck:
+    """Lets batches pass that fit the sample, while the model trains what it did at first.
+
+    Args:
+        model: the network.
+        sample: inputs and targets.
+        task: the loss of the last module.
+        outputs: the shape of the network's outputs.
+    """
+
+    def __init__(
+        self, model: nn.Module, sample: tuple[Tensor, Tensor], task: LocalLoss, outputs: torch.Size
+    ) -> None:
+        self._sample, self._task, self._outputs = sample, task, outputs
+        self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def __call__(self, batch: BatchLike) -> Batch:
+        """The batch on the model's device.
+
+        Raises:
+            BadInput: something is wrong with it.
+        """
+        tensors = unpack_batch(batch)
+        if any(p.requires_grad is not trainable for p, trainable in self._trainable):
+            raise BadInput(
+                "requires_grad of some parameters has changed since the Learner was made: make a "
+                "new Learner."
+            )
+        check(find_batch_problems(tensors, self._sample, self._task, self._outputs))
+        inputs, targets = tensors
+        device = self._trainable[0][0].device
+        return Batch(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
 
 
 def find_batch_problems(
     tensors: list[Tensor], sample: tuple[Tensor, Tensor], task: LocalLoss, outputs: torch.Size
 ) -> Iterator[str]:
-    """What is wrong with a batch, for a network of such outputs that was made for such a sample."""
+    """What is wrong with a batch.
+
+    Args:
+        tensors: the batch.
+        sample: inputs and targets that the learner was made for.
+        task: the loss of the last module.
+        outputs: the shape of the network's outputs.
+    """
     if len(tensors) != 2:
         yield f"A batch must be (inputs, targets), but this one has {len(tensors)} part(s)."
         return
     inputs, targets = tensors
     like, like_targets = sample
     if inputs.ndim == 0 or inputs.shape[1:] != like.shape[1:]:
-        yield f"Inputs have shape {tuple(inputs.shape)}, but the sample was (N, {join_words(like.shape[1:])})."
+        wanted = ", ".join(["N", *map(str, like.shape[1:])])
+        yield f"Inputs have shape {tuple(inputs.shape)}, but the sample was ({wanted})."
     elif len(inputs) == 0:
         yield "The batch is empty."
     if inputs.dtype != like.dtype:
         yield f"Inputs are {inputs.dtype}, but the sample was {like.dtype}: convert one of them."
     if targets.dtype != like_targets.dtype:
-        yield f"Targets are {targets.dtype}, but the sample's were {like_targets.dtype}: convert one of them."
+        yield (
+            f"Targets are {targets.dtype}, but the sample's were {like_targets.dtype}: convert one "
+            "of them."
+        )
     if targets.shape != (*inputs.shape[:1], *like_targets.shape[1:]):
         wanted = ", ".join(["N", *map(str, like_targets.shape[1:])])
-        yield f"{len(inputs)} inputs, but targets of shape {tuple(targets.shape)}: they must be ({wanted}), one per input."
-    elif (
-        targets.device.type == "cpu" and targets.numel()
-    ):  # elsewhere a look at the values would wait for the device
+        yield (
+            f"{len(inputs)} inputs, but targets of shape {tuple(targets.shape)}: they must be "
+            f"({wanted}), one per input."
+        )
+    elif targets.device.type == "cpu" and targets.numel():
+        # On an accelerator a look at the values would wait for it.
         yield from task.find_problems(targets, outputs)
 
 
 def make_zero_batch(sample: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A batch of zeros in the shape of the sample, which itself is not kept; probabilities are alike for all classes."""
+    """A batch of zeros in the shape of the sample, which itself is not kept.
+
+    Targets that are probabilities give each class the same.
+    """
     inputs, *rest = sample
     targets = rest[0] if rest else torch.empty(len(inputs), dtype=torch.long)
-    share = (
-        1 / targets.shape[-1]
-        if targets.is_floating_point() and targets.ndim > 1 and targets.shape[-1]
-        else 0
-    )
+    are_probabilities = targets.is_floating_point() and targets.ndim > 1 and targets.shape[-1]
+    share = 1 / targets.shape[-1] if are_probabilities else 0
     return torch.zeros_like(inputs, device="cpu"), torch.full_like(targets, share, device="cpu")
 
 
-def _is_odd(part: object) -> bool:
-    return not isinstance(part, Tensor) or part.ndim == 0
-
-
 def unpack_batch(batch: object) -> list[Tensor]:
-    """The tensors of a batch; BadInput for anything else."""
-    parts = (
-        [batch]
-        if isinstance(batch, Tensor)
-        else list(batch)
-        if isinstance(batch, (tuple, list))
-        else []
-    )
-    odd = [
-        type(part).__name__ if not isinstance(part, Tensor) else "scalars"
-        for part in parts
-        if _is_odd(part)
-    ]
-    if odd or not parts:
-        seen = ", ".join(odd) or f"{batch!r:.60}"
-        raise BadInput([f"A batch must be a tuple of tensors (inputs, targets), not {seen}."])
-    return [part for part in parts if isinstance(part, Tensor)]
+    """The tensors of a batch.
+
+    Raises:
+        BadInput: the batch is no tensor and no tuple or list of tensors.
+    """
+    entries: list[object] = [batch] if isinstance(batch, Tensor) else []
+    if isinstance(batch, (tuple, list)):
+        entries = list(batch)
+    tensors = [entry for entry in entries if isinstance(entry, Tensor) and entry.ndim > 0]
+    if not entries or len(tensors) < len(entries):
+        strange = [
+            "scalars" if isinstance(e, Tensor) else _name(e) for e in entries if not _has_samples(e)
+        ]
+        seen = ", ".join(strange) or f"{batch!r:.60}"
+        raise BadInput(f"A batch must be a tuple of tensors (inputs, targets), not {seen}.")
+    return tensors
 
 
-def join_words(sizes: Iterable[object]) -> str:
-    """A list in words."""
-    return ", ".join(map(str, sizes))
+def _has_samples(entry: object) -> bool:
+    return isinstance(entry, Tensor) and entry.ndim > 0
+
+
+def _name(value: object) -> str:
+    return type(value).__name__

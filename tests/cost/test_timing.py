@@ -13,7 +13,7 @@ import localprop as lp
 from localprop.cost.simulate import simulate
 from localprop.cost.timing import ActionKind, LinkModel, Seconds, measure_seconds, message_bytes
 from localprop.errors import BadInput
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.schedule.lowering import lower
 from localprop.schedule.placement import Placement
 from localprop.schedule.schedule import Action, Op

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import localprop as lp
-from localprop.schedule.wiring import Wiring, wire
+from localprop.schedule.wire import wire
+from localprop.schedule.wiring import Wiring
 
 
 @cache

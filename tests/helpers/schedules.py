@@ -10,7 +10,8 @@ import torch
 import localprop as lp
 from localprop.rule.credit import Credit
 from localprop.rule.table import PASS, Entry, T
-from localprop.schedule.wiring import Wiring, wire
+from localprop.schedule.wire import wire
+from localprop.schedule.wiring import Wiring
 from tests.helpers.reference import tanh_mlp
 
 

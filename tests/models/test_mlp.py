@@ -8,7 +8,7 @@ from torch import nn
 
 from localprop import models
 from localprop.errors import BadInput
-from localprop.network import layers_of
+from localprop.network.find_layers import layers_of
 
 
 def type_names(modules: nn.Sequential) -> list[str]:

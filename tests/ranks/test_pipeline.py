@@ -18,7 +18,7 @@ from torch.nn import functional
 
 import localprop as lp
 from localprop.rule.attach import AttachPoint
-from localprop.rule.losses import LocalLoss, LossInputs
+from localprop.rule.local_loss import LocalLoss, LossInputs
 from tests.helpers.methods import REFUSED, Method, each_method
 from tests.helpers.ranks import (
     COMBINED,

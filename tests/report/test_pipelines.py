@@ -8,7 +8,7 @@ import pytest
 
 from localprop.cost.simulate import Timeline
 from localprop.cost.timing import ActionKind, Seconds
-from localprop.network import Partition
+from localprop.network.partition import Partition
 from localprop.report.method_spec import MethodSpec
 from localprop.report.pipeline_setting import PipelineSetting
 from localprop.report.pipelines import PIPELINES, MeasuredMethod, PipelineOrder, simulate_method

@@ -28,7 +28,8 @@ from localprop.schedule.schedule import (
     find_dependencies,
     unroll,
 )
-from localprop.schedule.wiring import Wiring, wire
+from localprop.schedule.wire import wire
+from localprop.schedule.wiring import Wiring
 from tests.helpers.parallel_run import ParallelRun
 from tests.helpers.schedules import partition_for, tables, wire_mlp
 
@@ -107,11 +108,11 @@ def test_recomputes_as_text() -> None:
     """The recompute of a deferred backward is deferred, too."""
     wiring = wire_mlp(lp.EndToEndCredit(), 2, 2)
     first, _ = lower(wiring, Placement((range(1), range(1, 2))), recomputed=frozenset({0}))
-    assert str(first) == "0F' 1RECV_B<1' 0B' 0S' 0F 0SEND_F>1"
+    assert str(first) == "0R' 1RECV_B<1' 0B' 0S' 0F 0SEND_F>1"
     wiring = wire_mlp(lp.BackwardLinks(1), 4, 2)
     with_flows = frozenset(s for s, flows in enumerate(wiring.flows) if flows)
     first, _ = lower(wiring, balance(wiring, 2), recomputed=with_flows - {2})
-    assert str(first) == "0F 2RECV_B<1' 1B.1' 1S' 1F 1SEND_F>1 1L 1H 1F 1B.0 0F 0B 0S"
+    assert str(first) == "0F 2RECV_B<1' 1B.1' 1S' 1F 1SEND_F>1 1L 1H 1R 1B.0 0R 0B 0S"
 
 
 def test_sums_over_replicas_as_text() -> None:
@@ -179,9 +180,14 @@ def costs(draw: st.DrawFn) -> ActionCost | None:
 
 
 def find_all_dependencies(case: LoweringCase) -> dict[Action, set[Action]]:
-    """Those of the schedule, and those of contexts and of sums over replicas."""
+    """Those of the schedule, and those of recomputes, contexts and sums over replicas."""
     wiring = case.wiring
     waits = find_dependencies(wiring, case.microbatches, case.placement.stages)
+    for action in list(waits):
+        if action.op is Op.B and action.segment in case.options["recomputed"]:
+            again = Action(Op.R, action.segment, None, action.microbatch)
+            waits[action].add(again)
+            waits[again] = {again._replace(op=Op.F)}
     for action, before in waits.items():
         segment = wiring.segments[action.segment]
         if action.op is Op.F and segment.starts_module:
@@ -239,17 +245,19 @@ class OrderCheck:
         self._case = case
         self._last: dict[tuple[Op, int, int | None], tuple[int, int]] = {}
         # By segment, step and micro-batch.
-        self._forwards: Counter[tuple[int, int, int]] = Counter()
+        self._recomputes: Counter[tuple[int, int, int]] = Counter()
         self._backwards: Counter[tuple[int, int, int]] = Counter()
         self._steps: Counter[int] = Counter()
 
     def check(self, step: int, action: Action) -> None:
         op, s, _, m = action[:4]
-        is_first_forward = op is Op.F and not self._forwards[s, step, m]
-        if op in (Op.L, Op.B) or is_first_forward:
+        if op in (Op.F, Op.L, Op.B):
             self._check_microbatches_in_order(step, action)
-        if op is Op.F:
-            self._check_forward(s, step, m)
+        if op is Op.F and any(flow.train for flow in self._case.wiring.flows[s]):
+            assert self._steps[s] == step, "a forward before the step of the batch before"
+        if op is Op.R:
+            assert not self._backwards[s, step, m], "a recompute after a backward"
+            self._recomputes[s, step, m] += 1
         if op is Op.B:
             self._check_backward(s, step, m)
         if op is Op.S:
@@ -260,17 +268,8 @@ class OrderCheck:
         assert self._last.get((op, s, flow), (-1, -1)) < (step, m), f"{action} comes too late"
         self._last[op, s, flow] = step, m
 
-    def _check_forward(self, s: int, step: int, m: int) -> None:
-        is_recomputed = s in self._case.options["recomputed"]
-        has_run_backward = self._backwards[s, step, m] > 0
-        assert not has_run_backward or not is_recomputed, "a recompute after a backward"
-        self._forwards[s, step, m] += 1
-        is_trained = any(flow.train for flow in self._case.wiring.flows[s])
-        if self._forwards[s, step, m] == 1 and is_trained:
-            assert self._steps[s] == step, "a forward before the step of the batch before"
-
     def _check_backward(self, s: int, step: int, m: int) -> None:
-        assert self._forwards[s, step, m] == 1 + (s in self._case.options["recomputed"])
+        assert self._recomputes[s, step, m] == (s in self._case.options["recomputed"])
         self._backwards[s, step, m] += 1
         assert self._steps[s] == step, "a backward through weights that have moved"
 

@@ -42,10 +42,10 @@ def test_schedules_as_text(credit: Credit) -> None:
 def test_recomputed_segments_run_again_right_before_their_first_backward() -> None:
     wiring = wire_mlp(lp.EndToEndCredit())
     schedule = lp.Schedule.compile(wiring, recomputed=frozenset({0, 1, 2}))
-    assert str(schedule) == "0F 1F 2F 3F 3L 3B 3S 2F 2B 2S 1F 1B 1S 0F 0B 0S"
+    assert str(schedule) == "0F 1F 2F 3F 3L 3B 3S 2R 2B 2S 1R 1B 1S 0R 0B 0S"
     wiring = wire_mlp(lp.InterlockingCredit(2))
     schedule = lp.Schedule.compile(wiring, recomputed=frozenset({1}))
-    assert str(schedule) == "0F 1F 1L 1H 1F 1B.0 0B 0S 2F 2L 2H 2B.0 1B.1 1S 3F 3L 3B 3S 2B.1 2S"
+    assert str(schedule) == "0F 1F 1L 1H 1R 1B.0 0B 0S 2F 2L 2H 2B.0 1B.1 1S 3F 3L 3B 3S 2B.1 2S"
 
 
 def test_microbatches_accumulate_and_step_once() -> None:
@@ -53,7 +53,7 @@ def test_microbatches_accumulate_and_step_once() -> None:
     assert str(schedule) == "0F 0L 0B 1F 1L 1B 0F1 0L1 0H 0B1 0S 1F1 1L1 1B1 1S"
     wiring = wire_mlp(lp.EndToEndCredit(), modules=2)
     schedule = lp.Schedule.compile(wiring, microbatches=2, recomputed=frozenset({0}))
-    assert str(schedule) == "0F 1F 1L 1B 0F 0B 0F1 1F1 1L1 1B1 1S 0F1 0B1 0S"
+    assert str(schedule) == "0F 1F 1L 1B 0R 0B 0F1 1F1 1L1 1B1 1S 0R1 0B1 0S"
 
 
 # --- what holds of any table ------------------------------------------------------------------
@@ -80,6 +80,9 @@ class SymbolicRun:
             op, s, _, m, *_ = action
             if op is Op.F:
                 assert s == 0 or Action(Op.F, s - 1, None, m) in self._done
+            if op is Op.R:
+                assert Action(Op.F, s, None, m) in self._done
+                assert s not in self._stepped, "a recompute with weights that have moved"
             if op is Op.L:
                 self._run_loss(s, m)
             if op is Op.B:
@@ -154,9 +157,10 @@ def test_counts_and_order_of_any_schedule(
     assert lp.Schedule.parse(str(schedule)) == schedule
 
     counts, segments = Counter(schedule), range(len(wiring.segments))
-    repeated = {action for action, count in counts.items() if count > 1}
-    assert repeated == {Action(Op.F, s, None, m) for s in recomputed for m in range(microbatches)}
-    forwards = [action for action in dict.fromkeys(schedule) if action.op is Op.F]
+    assert set(counts.values()) == {1}
+    again = {action for action in schedule if action.op is Op.R}
+    assert again == {Action(Op.R, s, None, m) for s in recomputed for m in range(microbatches)}
+    forwards = [action for action in schedule if action.op is Op.F]
     assert forwards == [Action(Op.F, s, None, m) for m in range(microbatches) for s in segments]
     ends = [objective.segment for objective in wiring.objectives]
     losses = {(s, m): Action(Op.L, s, None, m) for s in ends for m in range(microbatches)}

@@ -10,7 +10,8 @@ from torch import nn
 
 from localprop.data.dataset import Normalization
 from localprop.errors import BadInput
-from localprop.schedule.wiring import Wiring, wire
+from localprop.schedule.wire import wire
+from localprop.schedule.wiring import Wiring
 from localprop.training.build import build, load_data, prepare
 from localprop.training.config import Config
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from localprop.data import Dataset, Images
-from localprop.engine.step_context import Losses
+from localprop.engine.loss import Losses
 from localprop.errors import RunFailed
 from localprop.learner import Learner
 from localprop.network.modes import evaluation_mode

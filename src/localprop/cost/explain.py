@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from localprop.cost.alive import ActionReading, ValueReading
 from localprop.cost.memory import MemoryReading
 from localprop.schedule.schedule import Schedule
 from localprop.schedule.wiring import Wiring
 
 _MIB = 2**20
 _HEADINGS = ("module", "segments", "layers", "output", "parameters", "head", "context", "peak MiB")
+_LARGEST = 5  # values that are named
 _TEXT_COLUMNS = 4  # the first columns hold text, the others numbers
 
 
@@ -41,6 +43,33 @@ def explain(wiring: Wiring, schedule: Schedule, reading: MemoryReading) -> str:
             "(parameters, optimizer state, batch).",
         ]
     )
+
+
+def explain_values(reading: ValueReading, *, every: bool) -> str:
+    """Name the action that makes the peak, and the values that are alive then.
+
+    Args:
+        reading: of a step.
+        every: whether to list the values that are alive after each action, too.
+    """
+    peak = reading.peak
+    alive = reading.before(peak) | peak.values
+    largest = sorted(alive.items(), key=lambda entry: -entry[1])[:_LARGEST]
+    named = ", ".join(f"{value} {nbytes / _MIB:.1f}" for value, nbytes in largest if nbytes)
+    lines = [
+        f"The peak is at {peak.action}. Values alive before or after it, largest first, in MiB: "
+        f"{named or 'none'} (h output, f features, c context, graph, g gradient, ...)."
+    ]
+    if every:
+        lines += ["", f"{'action':<12} {'peak MiB':>8}  alive after it (MiB; no number: shared)"]
+        lines += [_format_action(each) for each in reading.actions]
+    return "\n".join(lines)
+
+
+def _format_action(reading: ActionReading) -> str:
+    alive = (f"{v} {n / _MIB:.1f}" if n else str(v) for v, n in reading.values.items())
+    peak = f"{reading.peak_bytes / _MIB:.1f}"
+    return f"{reading.action!s:<12} {peak:>8}  {', '.join(alive)}".rstrip()
 
 
 def _format_modules(wiring: Wiring, reading: MemoryReading) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import RECEIVES, REDUCES, Action, Op, Schedule
 from localprop.schedule.stage import Stage, release_parameters
 from localprop.schedule.wiring import Wiring
@@ -138,7 +138,7 @@ class NullCommunicator:
         self.wiring = wiring
         self.autocast = autocast
         self.device = device
-        self.allowed = max_in_flight
+        self.max_in_flight = max_in_flight
         self.pending: dict[tuple[Op, int | None], deque[tuple[int, int]]] = defaultdict(deque)
         self.posted: dict[tuple[Op, int | None], deque[Tensor]] = defaultdict(deque)
         self.sent: dict[tuple[Op, int | None], deque[Tensor]] = defaultdict(
@@ -165,7 +165,7 @@ class NullCommunicator:
     def _post_receives(self, channel: tuple[Op, int | None]) -> None:
         op, _ = channel
         pending, posted = self.pending[channel], self.posted[channel]
-        while pending and len(posted) < self.allowed:
+        while pending and len(posted) < self.max_in_flight:
             segment, samples = pending.popleft()
             shape, dtype = self.wiring.message_shape(segment, samples, output=op is Op.RECV_F)
             if self.autocast and dtype.is_floating_point:
@@ -181,12 +181,12 @@ class NullCommunicator:
         self._post_receives(channel)
         return tensor
 
-    def reduce(self, action: Action, gradients: list[Tensor]) -> None:
+    def start_reduce(self, action: Action, gradients: list[Tensor]) -> None:
         if gradients:
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             self.sums[REDUCES[action.op], action.segment, action.flow] = flat
 
-    def reduced(self, action: Action) -> None:
+    def finish_reduce(self, action: Action) -> None:
         self.sums.pop((action.op, action.segment, action.flow), None)
 
 
@@ -202,8 +202,8 @@ def _copy_engine(
         (modules, engine.optimizers.by_action, shared), copies.memo
     )
     wiring = replace(engine.wiring, heads=heads, encoders=encoders)
-    if rank_slice is None and engine.link is not None:
-        rank_slice = RankSlice(engine.stage, engine.schedule, engine.link.allowed)
+    if rank_slice is None and engine.communicator is not None:
+        rank_slice = RankSlice(engine.stage, engine.schedule, engine.communicator.max_in_flight)
     stage, communicator = None, None
     if rank_slice is not None:
         stage = rank_slice.stage
@@ -224,10 +224,10 @@ def _copy_engine(
         device=engine.device,
         autocast=engine.autocast,
         stage=stage,
-        link=communicator,
+        communicator=communicator,
     )
     if fake.recompute is not None:
-        fake.recompute.unproven.clear()  # fake tensors have no values to compare
+        fake.recompute.compare_nothing()  # fake tensors have no values
     return fake, shared_copies
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,9 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from localprop.cost.fake_engine import FakeEngine, RankSlice
 from localprop.engine.engine import Engine
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import Action
-from localprop.schedule.wiring import Wiring
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -84,6 +83,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.peak = max(self.peak, self.current)
             weakref.finalize(storage, self._forget, key, storage.nbytes())
 
+    def keys(self) -> set[int]:
+        """The keys of the storages that are alive, those held from the beginning included."""
+        return set(self._known)
+
     def _forget(self, key: int, nbytes: int) -> None:
         self._known.discard(key)
         self.current -= nbytes
@@ -141,11 +144,47 @@ def predict_memory(
         batch: only its shapes and dtypes are used.
         rank_slice: what a rank runs of the step, if not all that the engine runs.
     """
+    peaks, resting = watch_fake_step(engine, optimizers, batch, rank_slice, ModulePeaks)
+    return MemoryReading(max(peaks.by_module.values()), resting, peaks.by_module)
+
+
+class Watcher(Protocol):
+    """Looks at a step on fake tensors, action by action."""
+
+    def observe(self, action: Action) -> None:
+        """Called before each action."""
+
+    def end_action(self) -> None:
+        """Called after the last one, too."""
+
+
+_W = TypeVar("_W", bound=Watcher)
+
+
+def watch_fake_step(
+    engine: Engine,
+    optimizers: Iterable[Optimizer],
+    batch: Batch,
+    rank_slice: RankSlice | None,
+    make_watcher: Callable[[Engine, LiveBytes], _W],
+) -> tuple[_W, int]:
+    """Run a step of an engine on fake tensors, as it is in the steady loop.
+
+    Args:
+        engine: its model, heads and optimizers are copied as fakes and stay as they are.
+        optimizers: those that the caller steps after the engine's step.
+        batch: only its shapes and dtypes are used.
+        rank_slice: what a rank runs of the step, if not all that the engine runs.
+        make_watcher: makes the watcher, from the fake engine and the count of live bytes.
+
+    Returns:
+        The watcher, and the bytes that are alive between steps.
+    """
     fake = FakeEngine(engine, optimizers, batch, rank_slice)
     with fake.mode:
         fake.step()  # makes the optimizer state
         live = LiveBytes(fake.list_held())
-        peaks = _ModulePeaks(engine.wiring, live)
+        watcher = make_watcher(fake.engine, live)
         resting = live.current
         with live:
             if any(action.deferred for action in fake.engine.schedule):
@@ -153,27 +192,29 @@ def predict_memory(
                 fake.step()
                 resting = live.current
                 live.reset_peak()
-            fake.step(peaks.observe)
-            peaks.end_action()
-    return MemoryReading(max(peaks.by_module.values()), resting, peaks.by_module)
+            fake.step(watcher.observe)
+            watcher.end_action()
+    return watcher, resting
 
 
-class _ModulePeaks:
+class ModulePeaks:
     """The peak of each local module while its actions run.
 
     The engine calls an observer before each action, so a peak belongs to the action before.
     """
 
-    def __init__(self, wiring: Wiring, live: LiveBytes) -> None:
+    def __init__(self, engine: Engine, live: LiveBytes) -> None:
         self.by_module: dict[int, int] = {}
-        self._wiring = wiring
+        self._wiring = engine.wiring
         self._live = live
         self._running = 0  # the module of the action that runs
 
     def observe(self, action: Action) -> None:
+        """Begin an action."""
         self.end_action()
         self._running = self._wiring.segments[action.segment].module
 
     def end_action(self) -> None:
+        """End the action that runs."""
         peak = self._live.reset_peak()
         self.by_module[self._running] = max(self.by_module.get(self._running, 0), peak)

@@ -25,8 +25,7 @@ import torch
 
 from localprop.engine.engine import Engine
 from localprop.errors import check
-from localprop.rule.losses import Batch
-from localprop.schedule.forward_index import ForwardIndex
+from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import REDUCES, SENDS, Action, ActionCost, Op
 from localprop.schedule.wiring import Wiring
 
@@ -56,7 +55,6 @@ class Seconds:
     Attributes:
         by_kind: the seconds; those of F, L and B are for one micro-batch.
         samples: of that micro-batch.
-        recomputed: segments whose forward runs a second time.
 
     Example:
         >>> by_kind = {ActionKind(Op.F, 0, None): 0.5, ActionKind(Op.S, 0, None): 0.1}
@@ -70,10 +68,14 @@ class Seconds:
 
     by_kind: Mapping[ActionKind, float]
     samples: int
-    recomputed: frozenset[int] = frozenset()
 
     def __call__(self, action: Action) -> float:
         return self.by_kind.get(ActionKind.of(action), 0.0)
+
+    @property
+    def recomputed(self) -> frozenset[int]:
+        """The segments whose forward runs a second time."""
+        return frozenset(kind.segment for kind in self.by_kind if kind.op is Op.R)
 
     def scaled(self, samples: int) -> Seconds:
         """The seconds of a micro-batch of another size.
@@ -87,7 +89,7 @@ class Seconds:
             kind: seconds if kind.op in _PER_BATCH else seconds * factor
             for kind, seconds in self.by_kind.items()
         }
-        return Seconds(by_kind, samples, self.recomputed)
+        return Seconds(by_kind, samples)
 
     def per_segment(self, wiring: Wiring, microbatches: int = 1) -> list[float]:
         """The seconds of each segment in a whole step.
@@ -96,8 +98,7 @@ class Seconds:
         """
         totals = [0.0] * len(wiring.segments)
         for kind, seconds in self.by_kind.items():
-            forwards = 2 if kind.op is Op.F and kind.segment in self.recomputed else 1
-            runs = 1 if kind.op in _PER_BATCH else forwards * microbatches
+            runs = 1 if kind.op in _PER_BATCH else microbatches
             totals[kind.segment] += seconds * runs
         return totals
 
@@ -172,11 +173,7 @@ class Stopwatch:
     def seconds(self) -> Seconds:
         """The medians of all rounds so far."""
         medians = {kind: statistics.median(spent) for kind, spent in self._spent.items()}
-        return Seconds(
-            medians,
-            len(self._batch.inputs) // self._microbatches,
-            ForwardIndex(self._engine.schedule).recomputed,
-        )
+        return Seconds(medians, len(self._batch.inputs) // self._microbatches)
 
 
 def _read_clock(device: torch.device) -> float:

@@ -156,7 +156,7 @@ class ImageReader:
         """Yield a batch for each tensor of sample indices (N,).
 
         Yields:
-            Normalised images (N, C, H, W), float32, and labels (N,), int64.
+            Normalized images (N, C, H, W), float32, and labels (N,), int64.
         """
         # Draws of the whole epoch, by sample index: they do not depend on the order or batch size.
         count = len(self.split)

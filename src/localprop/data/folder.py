@@ -167,7 +167,7 @@ class FileReader:
         """Yield a batch for each tensor of sample indices (N,).
 
         Yields:
-            Normalised images (N, C, H, W), float32, and labels (N,), int64.
+            Normalized images (N, C, H, W), float32, and labels (N,), int64.
 
         Raises:
             RunFailed: if a file cannot be read as an image.

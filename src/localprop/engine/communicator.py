@@ -1,4 +1,7 @@
-"""What carries tensors between ranks, as an engine sees it."""
+"""What carries tensors between ranks, as an engine sees it, and the actions that use it.
+
+A message moves a value from the store of one rank to that of another, where it has the same name.
+So messages need no code of their own per kind; layout and size are the communicator's."""
 
 from __future__ import annotations
 
@@ -7,14 +10,22 @@ from typing import Protocol
 
 from torch import Tensor
 
-from localprop.rule.losses import Batch
+from localprop.engine.backward import GradientPart
+from localprop.engine.forward import canonical_layout
+from localprop.engine.optimizers import Optimizers, find_sums_apart
+from localprop.engine.plan import StepPlan
+from localprop.engine.store import StepContext
+from localprop.rule.local_loss import Batch
+from localprop.schedule.operands import Kind
 from localprop.schedule.schedule import Action, Schedule
 
 
 class Communicator(Protocol):
-    """What carries tensors between ranks. Messages of one kind between two ranks arrive in the order of their sending."""
+    """Carries tensors between ranks. Messages of one kind between two ranks arrive in the order of
+    their sending.
+    """
 
-    allowed: int  # messages of one kind to one rank that may be under way at once
+    max_in_flight: int  # messages of one kind to one rank that may be under way at once
 
     def begin(
         self,
@@ -28,13 +39,92 @@ class Communicator(Protocol):
         """Begin a step: agree with the rank before on its number and batch."""
 
     def send(self, action: Action, tensor: Tensor, samples: int) -> None:
-        """Send a tensor that so many samples have made, which nobody may write to any more; waits if too many are under way."""
+        """Send a tensor made from so many samples, which nobody may write to any more; wait if too
+        many are under way.
+        """
 
     def receive(self, action: Action) -> Tensor:
-        """The tensor that the peer sent; waits for it."""
+        """Wait for the tensor that the peer sends."""
 
-    def reduce(self, action: Action, gradients: list[Tensor]) -> None:
+    def start_reduce(self, action: Action, gradients: list[Tensor]) -> None:
         """Begin to sum gradients over the replicas, in place."""
 
-    def reduced(self, action: Action) -> None:
-        """Wait for the sum that the action has begun."""
+    def finish_reduce(self, action: Action) -> None:
+        """Wait for the sum that belongs to a step."""
+
+
+class SendValue:
+    """SEND_F, SEND_B, SEND_C: send a value.
+
+    Args:
+        plan: of the step.
+        action: the message.
+        communicator: what carries it.
+    """
+
+    def __init__(self, plan: StepPlan, action: Action, communicator: Communicator) -> None:
+        self._action, self._communicator = action, communicator
+        (self._value,) = plan.liveness.operands[action].reads
+        self._takes = plan.liveness.takes(action, self._value)
+
+    def __call__(self, step: StepContext) -> None:
+        """Send it."""
+        samples = len(step.batches[self._action.microbatch].inputs)
+        self._communicator.send(self._action, self._take(step), samples)
+
+    def _take(self, step: StepContext) -> Tensor:
+        tensor: Tensor = step.store.pop(self._value) if self._takes else step.store[self._value]
+        # Outputs are dense when they are written. A module's input, to which contexts are added,
+        # may not be.
+        return canonical_layout(tensor) if self._value.kind is Kind.CONTEXT else tensor
+
+
+class ReceiveValue:
+    """RECV_F, RECV_B, RECV_C: receive a value.
+
+    Args:
+        plan: of the step.
+        action: the message.
+        communicator: what carries it.
+    """
+
+    def __init__(self, plan: StepPlan, action: Action, communicator: Communicator) -> None:
+        self._action, self._communicator = action, communicator
+        (self._value,) = plan.liveness.operands[action].writes
+        # A gradient that comes from another rank is a part like those made here, and takes its
+        # place in the order of the sum.
+        self._part = GradientPart(plan, self._value) if self._value.kind is Kind.GRADIENT else None
+
+    def __call__(self, step: StepContext) -> None:
+        """Receive it."""
+        tensor = self._communicator.receive(self._action)
+        if self._part is not None:
+            self._part.write(step.store, tensor)
+        else:
+            step.store[self._value] = tensor
+
+
+class StartReduce:
+    """REDUCE_S, REDUCE_H: begin to sum gradients over the replicas.
+
+    Args:
+        plan: of the step.
+        action: the sum.
+        optimizers: know the parameters.
+        communicator: what carries the gradients.
+    """
+
+    def __init__(
+        self, plan: StepPlan, action: Action, optimizers: Optimizers, communicator: Communicator
+    ) -> None:
+        self._action, self._optimizers, self._communicator = action, optimizers, communicator
+        self._apart = find_sums_apart(plan, action)
+
+    def __call__(self, step: StepContext) -> None:
+        """Begin."""
+        # Sums of flows cross the replicas one by one, in place. The step adds them afterwards, in
+        # the order in which one process does.
+        apart = [g for value in self._apart for g in step.store.get(value, ()) if g is not None]
+        self._communicator.start_reduce(
+            self._action, self._optimizers.gradients(self._action) + apart
+        )

@@ -1,50 +1,44 @@
-"""The engine: a schedule read as tensors. It knows the ops and no method, and alone calls autograd.
+"""The engine: a schedule read as tensors. It knows the actions and no method.
 
-The network runs its own forward. For the time of a step a hook sits on each module at whose return a segment ends; when it
-fires, F of that segment is done, the engine runs the schedule's actions up to the next F, and hands the network a detached
-output (plus context) to go on with::
+The network runs its own forward. For the time of a step a hook sits on each module at whose return
+a segment ends. When it fires, F of that segment is done; the engine runs the schedule's actions up
+to the next F, and hands the network a detached output (plus context) to go on with::
 
-    network   ──► segment 0 ──►┐            ┌──► segment 1 ──►┐              ┌──► ...
-    hook                       └ L H B0 S ──┘                 └ L H B0 S  ───┘
+    network   ──► segment 0 ──►┐           ┌──► segment 1 ──►┐             ┌──► ...
+    hook                       └ L H B S ──┘                 └ L H B S  ───┘
 
-On a rank that owns some of the segments, the forward skips the layers before them and stops at the end of the last.
+Every action is an instruction made before the first step (program.py); in a step the engine only
+calls them in order. What they hand to each other lies in one store per batch (store.py).
+
+On a rank that owns some of the segments, the forward skips the layers before them and stops at the
+end of the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from localprop.engine.backward import RunBackward
 from localprop.engine.communicator import Communicator
-from localprop.engine.contexts import ContextStore
-from localprop.engine.flow_gradients import FlowGradients
-from localprop.engine.gradient_sums import FlowKey, GradientPart, GradientSums, pop_gradient, scaled
-from localprop.engine.loss_inputs import LossInputStore
-from localprop.engine.messages import arrive, outgoing
+from localprop.engine.failure import describe_failure
+from localprop.engine.forward import KeepInnerOutput, canonical_layout
+from localprop.engine.loss import Losses
 from localprop.engine.optimizers import Optimizers
-from localprop.engine.precision import Precision
-from localprop.engine.recompute import Recompute
-from localprop.engine.step_context import (
-    Backward,
-    InjectGradient,
-    Losses,
-    Observer,
-    SegmentGraph,
-    StepContext,
-    canonical_layout,
-    provenance,
-    split,
-)
+from localprop.engine.program import Instructions, Program, make_plan
+from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.errors import BadInput, StepFailed
 from localprop.network.partial_forward import StopForward, skip_layers
-from localprop.rule.losses import Batch
-from localprop.schedule.forward_index import ForwardIndex
-from localprop.schedule.randomness import SeededGenerators
-from localprop.schedule.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
+from localprop.rule.local_loss import Batch
+from localprop.schedule.operands import Value
+from localprop.schedule.randomness import derive_seeds
+from localprop.schedule.schedule import Action, Schedule
 from localprop.schedule.stage import Stage
 from localprop.schedule.wiring import Wiring
 
@@ -61,7 +55,7 @@ class Engine:
         autocast: dtype of the forwards and losses, or None.
         seed: of all random draws.
         stage: the part of each step that runs here; by default all of it.
-        link: what carries tensors to and from the other ranks, if there are any.
+        communicator: carries tensors to and from the other ranks, if there are any.
     """
 
     def __init__(
@@ -75,56 +69,31 @@ class Engine:
         autocast: torch.dtype | None = None,
         seed: int = 0,
         stage: Stage | None = None,
-        link: Communicator | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         self.model = model
         self.wiring = wiring
         self.schedule = schedule
+        self.optimizers = optimizers
         self.device = device
         self.autocast = autocast
         self.seed = seed
         self.stage = stage or Stage(range(len(wiring.segments)))
-        self.link = link
-        self.optimizers = optimizers
-        self._generators = SeededGenerators(device)
-        self._precision = Precision(
-            device,
-            autocast,
-            second_order=any(objective.second_order for objective in wiring.objectives),
-        )
-        self._index = ForwardIndex(schedule)
-        self._read_wiring()
-        self._pending: StepContext | None = (
-            None  # the batch before, if some of its actions are still to come
-        )
-        self.recompute = (
-            Recompute(model, wiring, self._index.recomputed) if self._index.recomputed else None
-        )
-
-    def _read_wiring(self) -> None:
-        wiring, named, own = self.wiring, dict(self.model.named_parameters()), self.stage.segments
+        self.communicator = communicator
+        self.plan = make_plan(model, wiring, schedule, self.stage, device=device, autocast=autocast)
+        self._program = Program(self.plan, model, optimizers, communicator)
+        self.recompute = self._program.recompute
+        self._draws = self.plan.list_draws()
         last = len(wiring.segments) - 1
-        self._ends = {s: self.model.get_submodule(wiring.end_name(s)) for s in own if s < last}
-        self._contexts = ContextStore(
-            wiring, own, self._index.sent_module_inputs, stay=bool(self._index.recomputed)
-        )
-        self._parameters: dict[int, list[Tensor]] = {}
-        for s in own:
-            self._parameters[s] = [
-                parameter for parameter in wiring.trained(named, s) if parameter.requires_grad
-            ]
-        self._gradients = FlowGradients(
-            self._parameters, wiring.flows, self._index.microbatches * self.stage.replicas
-        )
-        self._overwrites = [
-            s > 0 and wiring.layers.modified_in_place[segment.layers[0] - 1]
-            for s, segment in enumerate(wiring.segments)
-        ]
-        self._onward = [any(flow.onward is not None for flow in flows) for flows in wiring.flows]
-        self._objectives = {o.key: o for o in wiring.objectives if o.segment in own}
-        self.loss_inputs = LossInputStore(self.model, wiring, own)
+        # The network's last segment ends with the model's return: code may follow its last module.
+        ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
+        self._ends = {segment: model.get_submodule(name) for segment, name in ends.items()}
+        self._cursor = Cursor()
+        self._running_step: StepContext | None = None
+        # The batch before, while some of its actions are still to come.
+        self._pending: StepContext | None = None
 
-    # --- one step ---------------------------------------------------------------------------------------------------
+    # --- one step -------------------------------------------------------------------------------
 
     def step(
         self,
@@ -140,322 +109,258 @@ class Engine:
         Args:
             batch: inputs (N, ...) and targets on the model's device.
             number: the number of the step, which random draws depend on.
-            stepping: whether to run the actions H and S; without them gradients are left in `.grad`.
+            stepping: whether to run the actions H and S; without them gradients are left in
+                `.grad`.
             backward: called on each local loss.
             observe: called with every action before it runs.
 
         Raises:
-            StepFailed: an action failed; says which one, where, and which segments had been stepped already.
+            StepFailed: an action failed; says which one, where, and which segments had been stepped
+                already.
         """
-        count = self._index.microbatches
-        run = StepContext(
-            number,
-            backward,
-            stepping,
-            observe,
-            batch,
-            GradientSums(self.wiring),
-            first=count * self.stage.replica,
-        )
-        run.batches = split(batch, count * self.stage.replicas)[run.first : run.first + count]
-        self._whole(run, training=True)
-        self._pending = run if self._index.deferred else None
-        self.optimizers.keep_hyperparameters(self._index.deferred)
-        return Losses.of(run.losses, self.wiring.table.module_of_loss)
+        plan, stage = self.plan, self.stage
+        parts = split_batch(batch, plan.microbatches * stage.replicas)
+        batches = parts[plan.first : plan.first + plan.microbatches]
+        # Of the whole batch, those of other replicas included: gradients are summed over them.
+        weights = [len(part.inputs) / len(batch.inputs) for part in batches]
+        autocast = self.autocast is not None or torch.is_autocast_enabled(self.device.type)
+        seeds = derive_seeds(self.seed, number, self._draws)
+        step = StepContext(number, seeds, batches, weights, backward, stepping, autocast)
+        self._run_step(step, batch, observe, training=True)
+        if self._program.deferred:
+            self._pending = step
+            self.optimizers.keep_hyperparameters(action for action, _ in self._program.deferred)
+        return Losses.of(step.losses, self.wiring.table.module_of_loss)
 
     def predict(self, batch: Batch, *, number: int = 0) -> Tensor | None:
-        """Run an engine whose schedule has only forwards and messages; the output, where the last segment is."""
-        run = StepContext(
-            number, Tensor.backward, False, None, batch, GradientSums(self.wiring), batches=[batch]
-        )
-        self._whole(run, training=False)
-        return run.outgoing
+        """Run an engine whose schedule has only forwards and messages.
 
-    def _whole(self, run: StepContext, *, training: bool) -> None:
-        with self._running(run), self._hooked(run):
-            if self.link is not None:
-                run.action = next(
-                    action for action in self.schedule if not action.deferred
-                )  # what the greeting is for
-                self.link.begin(
-                    run.number, run.batch, run.batches, self.schedule, training=training
-                )
-            whole = len(run.batch.inputs)
-            self._run(run, self._index.before)
-            for microbatch, part in enumerate(run.batches):
-                self._microbatch(run, microbatch, part, len(part.inputs) / whole)
+        Returns:
+            The network's output, where the last segment is; None elsewhere.
+        """
+        seeds = derive_seeds(self.seed, number, self._draws)
+        step = StepContext(number, seeds, [batch], [1.0], Tensor.backward, False, False)
+        return self._run_step(step, batch, None, training=False)
 
     def flush(self) -> None:
-        """Run what is still to come of the last batch: actions that wait for errors of other ranks."""
+        """Run what is still to come of the last batch: actions that wait for gradients of other
+        ranks.
+        """
         if self._pending is not None:
-            run = self._pending
-            run.begun = 0
-            with self._running(run), self._hooked(run):
-                self._run(run, self._index.deferred)
+            self._cursor = Cursor()
+            with self._running(self._pending):
+                self._run(self._pending, self._program.deferred)
             self._pending = None
 
+    def list_values(self) -> list[tuple[Value, Any]]:
+        """The values that are alive now, of the batch before and of this one."""
+        steps = [step for step in (self._pending, self._running_step) if step is not None]
+        return [entry for step in steps for entry in step.store.items()]
+
+    def list_losses(self) -> list[Tensor]:
+        """The losses of the step that runs, as far as they have been computed."""
+        return [] if self._running_step is None else [*self._running_step.losses.values()]
+
+    def list_roots(self) -> list[Tensor]:
+        """The scalars that backwards begin with, which stay from step to step."""
+        return [
+            run.one
+            for _, run in self._program.list_all()
+            if isinstance(run, RunBackward) and run.one is not None
+        ]
+
+    def initialise_copies(self) -> None:
+        """Make the copies of network parameters that auxiliary networks hold."""
+        for copies in self._program.copies:
+            copies.initialise()
+
+    def _run_step(
+        self, step: StepContext, batch: Batch, observe: Observer | None, *, training: bool
+    ) -> Tensor | None:
+        self._cursor, self._running_step = Cursor(observe), step
+        output = None
+        with self._running(step):
+            if self.communicator is not None:
+                # A failure of the greeting is reported at the first action of this batch.
+                self._cursor.action = next(a for a in self.schedule if not a.deferred)
+                self.communicator.begin(
+                    step.number, batch, step.batches, self.schedule, training=training
+                )
+            self._run(step, self._program.before)
+            for microbatch in range(len(step.batches)):
+                output = self._run_microbatch(step, microbatch, training=training)
+        ends_here = self.stage.segments[-1] == len(self.wiring.segments) - 1
+        return output if ends_here else None
+
     @contextmanager
-    def _running(self, run: StepContext) -> Iterator[None]:
-        with torch.enable_grad(), self._generators.kept():
+    def _running(self, step: StepContext) -> Iterator[None]:
+        # Segments switch the grad mode without a context manager; this one restores the caller's.
+        with torch.enable_grad(), self.plan.generators.preserved(), self._hooked(step):
             try:
                 yield
             except BaseException as error:  # Ctrl-C too: the next step would add to what was left
-                self._drop_gradients()
-                self._pending = None
-                if self.recompute is not None:
-                    self.recompute.forget()
+                self._drop_everything(step)
                 if isinstance(error, BadInput) or not isinstance(error, Exception):
                     raise
-                raise StepFailed(
-                    provenance(run, self.wiring, self.schedule, error), run.action
-                ) from error
+                text = describe_failure(step, self._cursor, self.wiring, self.schedule, error)
+                raise StepFailed(text, self._cursor.action) from error
+            finally:
+                self._running_step = None
 
-    def _microbatch(self, run: StepContext, microbatch: int, part: Batch, weight: float) -> None:
+    def _drop_everything(self, step: StepContext) -> None:
+        heads, encoders = self.wiring.heads.parameters(), self.wiring.encoders.parameters()
+        for parameter in (*self.model.parameters(), *heads, *encoders):
+            parameter.grad = None
+        step.store.clear()
+        self._pending = None
+        if self.recompute is not None:
+            self.recompute.forget_outputs()
+
+    # --- the network's forward ------------------------------------------------------------------
+
+    def _run_microbatch(
+        self, step: StepContext, microbatch: int, *, training: bool
+    ) -> Tensor | None:
+        """Run the forward of a micro-batch and, at each cut, the actions that follow.
+
+        Returns:
+            The output of the last segment here, detached; None in training, which holds no tensor
+            that the store does not know.
+        """
         first, last = self.stage.segments[0], self.stage.segments[-1]
-        run.microbatch, run.batch, run.weight, run.expected = microbatch, part, weight, first
-        with self._precision.forward():
-            output = self._forward(run, first, part.inputs)
-            if run.expected != last:
-                raise RuntimeError(
-                    f"the forward ended before module {self.wiring.end_name(run.expected)!r} had run"
-                )
-            self._leave(run, last, output)
-        self._contexts.forget(microbatch, run.module_inputs)
+        self._cursor.microbatch, self._cursor.expected = microbatch, first
+        precision = self.plan.precision
+        with precision.forward() if precision.is_active else nullcontext():
+            if training:
+                # Without a name in this frame: it would keep the output alive while the actions
+                # run.
+                self._leave_segment(step, last, self._run_forward(step, first))
+                return None
+            output = self._run_forward(step, first)
+            self._leave_segment(step, last, output)
+            return canonical_layout(output.detach())
 
-    def _forward(self, run: StepContext, first: int, inputs: Tensor) -> Tensor:
-        """The output of the last segment that is run here; on the way, hooks end the others."""
+    def _run_forward(self, step: StepContext, first: int) -> Tensor:
+        """The output of the last segment that runs here; on the way, hooks end the others."""
+        inputs = step.batches[self._cursor.microbatch].inputs
+        output = self._run_model(step, first, inputs)
+        if self._cursor.expected != self.stage.segments[-1]:
+            awaited = self.wiring.end_name(self._cursor.expected)
+            raise RuntimeError(f"the forward ended before module {awaited!r} had run")
+        return output
+
+    def _run_model(self, step: StepContext, first: int, inputs: Tensor) -> Tensor:
         try:
             if first == 0:
-                output: Tensor = self.model(self._enter(run, 0, inputs))
+                output: Tensor = self.model(self._enter_segment(step, 0, inputs))
                 return output
-            if self._contexts.reads_input():
-                run.module_inputs[0, run.microbatch] = inputs
             layer = self.wiring.segments[first].layers[0]
-            enter = partial(self._enter_received, run, first)
+            enter = partial(self._enter_received, step, first)
             with skip_layers(self.model, self.wiring.layers, layer, inputs, enter):
                 output = self.model(inputs)
                 return output
-        except StopForward as reached:
-            return reached.output
+        except StopForward as stop:
+            return stop.output
 
-    def _enter_received(self, run: StepContext, s: int) -> Tensor:
-        return self._enter(run, s, run.arrived.pop(run.microbatch))
+    def _enter_received(self, step: StepContext, segment: int) -> Tensor:
+        entry = self._program.enter[self._cursor.microbatch, segment]
+        return self._enter_segment(step, segment, entry.take_received(step.store))
 
-    def _run(self, run: StepContext, actions: Iterable[Action]) -> None:
-        for action in actions:
-            of = self._pending if action.deferred else run
-            self._begin(run, action)
-            if of is not None:  # in the first step there is no batch before
-                _RUN[action.op](self, of, action)
+    def _enter_segment(self, step: StepContext, segment: int, segment_input: Tensor) -> Tensor:
+        entry = self._program.enter[self._cursor.microbatch, segment]
+        self._begin(entry.action)
+        return entry(step, segment_input)
+
+    def _begin(self, action: Action) -> None:
+        cursor = self._cursor
+        cursor.action = action
+        cursor.begun += 1
+        if cursor.observe is not None:
+            cursor.observe(action)
+
+    def _leave_segment(self, step: StepContext, segment: int, output: Tensor) -> None:
+        """End F of a segment, and run what the schedule lists before the next F."""
+        place = self._cursor.microbatch, segment
+        self._program.leave[place](step, output)
+        del output  # from here on the store alone decides who lives
+        self._run(step, self._program.after[place])
+
+    def _run(self, step: StepContext, actions: Instructions) -> None:
+        for action, run in actions:
+            self._begin(action)
+            if not action.deferred:
+                run(step)
+            elif self._pending is not None:  # in the first step there is no batch before
+                run(self._pending)
+
+    # --- hooks ----------------------------------------------------------------------------------
 
     @contextmanager
-    def _hooked(self, run: StepContext) -> Iterator[None]:
-        handles = [
-            *self.loss_inputs.hooked(run),
-            *(end.register_forward_hook(self._hook(run, s)) for s, end in self._ends.items()),
-        ]
+    def _hooked(self, step: StepContext) -> Iterator[None]:
+        # Only for the time of a step: a hook that stayed would cut calls of the user's own, and a
+        # deep copy of the model, such as an average of the weights, would take it along.
+        handles: list[RemovableHandle] = []
         try:
+            for handle in self._add_hooks(step):
+                handles.append(handle)
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, run: StepContext, s: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            if self.recompute is not None and self.recompute.running is not None:
-                return self.recompute.arrive(s, output)
-            if run.expected != s:
-                ran, awaited = self.wiring.end_name(s), self.wiring.end_name(run.expected)
-                raise RuntimeError(f"the module {ran!r} ran before {awaited!r}")
-            if s == self.stage.segments[-1]:
-                raise StopForward(output)
-            run.expected = s + 1
-            self._leave(run, s, output)
-            following = canonical_layout(output.detach())
-            del output
-            return self._enter(run, s + 1, following)
+    def _add_hooks(self, step: StepContext) -> Iterator[RemovableHandle]:
+        # Hooks of one module run in the order of registration. Where a segment ends at a tap, the
+        # tap must see the output before the next segment's input takes its place.
+        for module, tap in self._program.taps:
+            yield module.register_forward_hook(partial(self._keep_inner_output, step, tap))
+        for segment, end in self._ends.items():
+            yield end.register_forward_hook(partial(self._cut, step, segment))
 
-        return hook
+    def _cut(
+        self, step: StepContext, segment: int, module: nn.Module, args: object, output: Tensor
+    ) -> Tensor:
+        """The hook at the end of a segment: what it returns takes the place of the module's
+        output.
+        """
+        cursor = self._cursor
+        if self.recompute is not None and self.recompute.running is not None:
+            return self.recompute.arrive(segment, output)
+        if cursor.expected != segment:
+            ran, awaited = self.wiring.end_name(segment), self.wiring.end_name(cursor.expected)
+            raise RuntimeError(f"the module {ran!r} ran before {awaited!r}")
+        if segment == self.stage.segments[-1]:
+            raise StopForward(output)
+        cursor.expected = segment + 1
+        self._leave_segment(step, segment, output)
+        return self._enter_segment(step, segment + 1, canonical_layout(output.detach()))
 
-    @staticmethod
-    def _begin(run: StepContext, action: Action) -> None:
-        run.action = action
-        run.begun += 1
-        if run.observe:
-            run.observe(action)
+    def _keep_inner_output(
+        self,
+        step: StepContext,
+        tap: KeepInnerOutput,
+        module: nn.Module,
+        args: object,
+        output: Tensor,
+    ) -> Tensor:
+        running = self.recompute.running if self.recompute is not None else None
+        if running is None:
+            return tap(step.store, self._cursor.microbatch, output, again=False)
+        if running.segment == tap.segment:  # other segments are skipped
+            return tap(running.step.store, running.microbatch, output, again=True)
+        return output
 
-    # --- F ----------------------------------------------------------------------------------------------------------
 
-    def _enter(self, run: StepContext, s: int, segment_input: Tensor) -> Tensor:
-        """Begin F of segment s: its leaf, its random state, and the contexts that it receives."""
-        self._begin(run, Action(Op.F, s, None, run.microbatch))
-        recomputed = s in self._index.recomputed
-        torch.set_grad_enabled(
-            (bool(self.wiring.flows[s]) or self.loss_inputs.second_order(s)) and not recomputed
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in so many parts, whose sizes differ by at most one.
+
+    Raises:
+        BadInput: fewer samples than parts.
+    """
+    if parts == 1:
+        return [batch]
+    if len(batch.inputs) < parts:
+        raise BadInput(
+            f"A batch of {len(batch.inputs)} cannot be split into {parts} micro-batches: use fewer."
         )
-        self._generators.seed(self.seed, run.number, "F", s, run.first + run.microbatch)
-        if recomputed:
-            run.kept[s, run.microbatch] = segment_input
-        run.leaf = segment_input.requires_grad_() if self._onward[s] and not recomputed else None
-        segment_input = self.loss_inputs.segment_input(
-            run, s, self._open_segment(run, s, run.microbatch, segment_input), self._overwrites[s]
-        )
-        self._contexts.keep(
-            s,
-            run.microbatch,
-            segment_input,
-            run.module_inputs,
-            modified_in_place=self._overwrites[s],
-        )
-        return segment_input
-
-    def _open_segment(self, run: StepContext, s: int, m: int, segment_input: Tensor) -> Tensor:
-        """What segment s runs on: its input with its contexts added, or a copy where its layers write into their input."""
-        added = self._contexts.added(s, m, segment_input, run.module_inputs)
-        if added is not None:
-            return added
-        return segment_input.clone() if self._overwrites[s] else segment_input
-
-    def _leave(self, run: StepContext, s: int, output: Tensor) -> None:
-        """End F of segment s, and run what the schedule lists before the next F."""
-        if not isinstance(output, Tensor):
-            kind, name = type(output).__name__, self.wiring.end_name(s)
-            raise TypeError(f"{name!r} returned a {kind}, a layer must return one tensor")
-        if s not in self._index.recomputed:
-            self._keep_graph(run, s, output)
-        run.features = self.loss_inputs.features(s, output)
-        if s == self.stage.segments[-1] and (s in self._ends or not self.wiring.flows[s]):
-            run.outgoing = canonical_layout(output.detach())
-        if self.recompute is not None:
-            self.recompute.remember(s, output)
-        del output
-        torch.set_grad_enabled(True)
-        self._run(run, self._index.after[run.microbatch, s])
-        run.features = None
-
-    def _keep_graph(self, run: StepContext, s: int, output: Tensor) -> None:
-        flows = self.wiring.flows[s]
-        if flows:
-            box: list[Tensor] = []
-            handle: Tensor = InjectGradient.apply(output, box)
-            run.graphs[s, run.microbatch] = SegmentGraph(handle, box, run.leaf, len(flows))
-        run.leaf = None
-
-    def _forward_again(self, run: StepContext, action: Action) -> None:
-        s, m = action.segment, action.microbatch
-        assert self.recompute is not None
-        segment_input = run.kept.pop((s, m)).detach()
-        run.leaf = segment_input.requires_grad_() if self._onward[s] else None
-
-        def enter() -> Tensor:
-            self._generators.seed(self.seed, run.number, "F", s, run.first + m)
-            return self._open_segment(run, s, m, segment_input)
-
-        with self._precision.forward(), self.loss_inputs.recomputed(run, s, m):
-            output = self.recompute(s, run.batches[m].inputs, enter)
-        microbatch, run.microbatch = run.microbatch, m
-        self._keep_graph(run, s, output)
-        run.microbatch = microbatch
-
-    # --- L, B -------------------------------------------------------------------------------------------------------
-
-    def _loss(self, run: StepContext, action: Action) -> None:
-        objective = self._objectives[action.segment, action.flow]
-        features, inputs = self.loss_inputs.inputs(run, objective)
-        head = self.wiring.head(objective)
-        self._generators.seed(
-            self.seed, run.number, *objective.seed_key, run.first + action.microbatch
-        )
-        with self._precision.forward():
-            loss: Tensor = head["loss"](features, head["aux"], inputs)
-            loss = loss if run.weight == 1 else loss * run.weight
-        if loss.requires_grad:
-            with self._precision.backward():
-                run.backward(loss)
-        loss = loss.detach()
-        total = run.losses.get(objective.loss)
-        run.losses[objective.loss] = loss if total is None else total + loss
-        self.loss_inputs.leave_errors(run, objective, inputs)
-        if objective.flow is not None:
-            at = FlowKey(action.segment, objective.flow, action.microbatch)
-            run.errors.add(
-                at,
-                GradientPart(
-                    -1 - (objective.number or 0), scaled(pop_gradient(features), objective.scale)
-                ),
-            )
-
-    def _backward(self, run: StepContext, action: Action) -> None:
-        s, m, f = action.segment, action.microbatch, action.flow or 0
-        flow, graph = self.wiring.flows[s][f], run.graphs[s, m]
-        graph.backwards_left -= 1
-        if graph.backwards_left == 0:
-            del run.graphs[s, m]
-        inputs = list(self._parameters[s]) if flow.train else []
-        if flow.onward is not None and graph.leaf is not None:
-            inputs.append(graph.leaf)
-        graph.box.append(run.errors.take(FlowKey(s, f, m)))
-        ends, errors = self.loss_inputs.ends(run, FlowKey(s, f, m), last=graph.backwards_left == 0)
-        with self._precision.backward(), self._gradients.of(s, f, run.aside):
-            kept = graph.backwards_left > 0
-            torch.autograd.backward(
-                [graph.handle, *ends], [None, *errors], retain_graph=kept, inputs=inputs
-            )
-        del ends, errors
-        if flow.onward is not None and graph.leaf is not None:
-            leaf, graph.leaf = graph.leaf, graph.leaf if graph.backwards_left else None
-            error = scaled(pop_gradient(leaf), flow.scale)
-            if s == self.stage.segments[0]:
-                run.upward[FlowKey(s, f, m)] = error
-            else:
-                run.errors.add(FlowKey(s - 1, flow.onward, m), GradientPart(f, error))
-
-    # --- between ranks ----------------------------------------------------------------------------------------------
-
-    def _send(self, run: StepContext, action: Action) -> None:
-        assert self.link is not None
-        tensor = outgoing(run, action, self.wiring)
-        self.link.send(action, tensor, len(run.batches[action.microbatch].inputs))
-
-    def _receive(self, run: StepContext, action: Action) -> None:
-        assert self.link is not None
-        arrive(run, action, self.wiring, self.link.receive(action))
-
-    # --- H, S -------------------------------------------------------------------------------------------------------
-
-    def _reduce(self, run: StepContext, action: Action) -> None:
-        assert self.link is not None
-        aside = FlowGradients.aside(action.segment, run.aside) if action.op is Op.REDUCE_S else []
-        self.link.reduce(action, self.optimizers.gradients(action) + aside)
-
-    def _step(self, run: StepContext, action: Action) -> None:
-        if self.link is not None:
-            self.link.reduced(action)
-        if action.op is Op.S:
-            self._gradients.add(action.segment, run.aside)
-        if run.stepping:
-            with self._precision.backward():
-                self.optimizers.step(action)
-            if action.op is Op.S:
-                run.stepped.append(action.segment)
-
-    def _copy(self, run: StepContext, action: Action) -> None:
-        self.loss_inputs.copy(self._objectives[action.segment, action.flow], run.number)
-
-    def _drop_gradients(self) -> None:
-        heads, encoders = self.wiring.heads.parameters(), self.wiring.encoders.parameters()
-        for parameter in (*self.model.parameters(), *heads, *encoders):
-            parameter.grad = None
-
-
-_RUN: dict[Op, Callable[[Engine, StepContext, Action], None]] = {
-    Op.F: Engine._forward_again,
-    Op.L: Engine._loss,
-    Op.B: Engine._backward,
-    Op.H: Engine._step,
-    Op.S: Engine._step,
-    Op.P: Engine._copy,
-    **dict.fromkeys(SENDS, Engine._send),
-    **dict.fromkeys(RECEIVES, Engine._receive),
-    **dict.fromkeys(REDUCES, Engine._reduce),
-}
+    inputs, targets = batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts)
+    return [Batch(x, y) for x, y in zip(inputs, targets, strict=True)]

@@ -1,84 +1,95 @@
-"""The optimizers of a step: one for each segment and objective, with the learning rates of the batch that they step for."""
+"""S and H: the optimizers of a step, one for each segment and each loss.
+
+Each steps as soon as its last gradient is there. A deferred step uses the hyperparameters of the
+batch that it steps for, since a learning rate scheduler may have moved on by then."""
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from localprop.errors import BadInput, check
+from localprop.engine.plan import StepPlan
+from localprop.engine.store import StepContext
+from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import REDUCES, Action, Op
 
 
 class Optimizers:
-    """Steps the optimizer of an action; one that is missing is stepped by somebody else.
+    """Steps the optimizer of an action. An optimizer that is missing is stepped by somebody else.
 
     Args:
-        made: for each action S or H its optimizer.
+        by_action: for each action S or H its optimizer.
     """
 
-    def __init__(self, made: Mapping[Action, Optimizer]) -> None:
-        self.by_action = made
-        self._rates: dict[Optimizer, list[dict[str, Any]]] = {}
+    def __init__(self, by_action: Mapping[Action, Optimizer]) -> None:
+        self.by_action = by_action
+        self._kept: dict[Optimizer, list[dict[str, Any]]] = {}
 
     def all(self) -> list[Optimizer]:
-        """All of them."""
-        return [*self.by_action.values()]
+        """All of them, in the order of the forward."""
+        steps = sorted(self.by_action, key=lambda step: (step.segment, step.op, step.flow or 0))
+        return [self.by_action[step] for step in steps]
 
-    def of(self, action: Action) -> Optimizer | None:
-        """The optimizer that an action, or the step that it prepares, is for."""
-        return self.by_action.get(
-            Action(REDUCES.get(action.op, action.op), action.segment, action.flow)
-        )
+    def get(self, action: Action) -> Optimizer | None:
+        """The optimizer of a step, or of the sum over replicas that prepares the step."""
+        op = REDUCES.get(action.op, action.op)
+        return self.by_action.get(Action(op, action.segment, action.flow))
 
     def gradients(self, action: Action) -> list[Tensor]:
         """The gradients that an action's step will use."""
-        optimizer = self.of(action)
+        optimizer = self.get(action)
         groups = optimizer.param_groups if optimizer else []
         return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
-    def step(self, action: Action) -> None:
-        """Step, and drop the gradients. A late action steps with what was kept of its batch."""
-        optimizer = self.of(action)
+    def step(self, step: Action, *, deferred: bool) -> None:
+        """Step, and drop the gradients.
+
+        Args:
+            step: S or H, as in `by_action`.
+            deferred: whether to use the hyperparameters that were kept for its batch.
+        """
+        optimizer = self.by_action.get(step)
         if optimizer is None:
             return
-        with self._as_kept(optimizer, deferred=action.deferred):
+        if deferred:
+            with self._restored(optimizer):
+                optimizer.step()
+        else:
             optimizer.step()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
     def keep_hyperparameters(self, deferred: Iterable[Action]) -> None:
-        """Keep the hyperparameters of now for late steps."""
-        steps = [
-            optimizer
-            for action in deferred
-            if action.op in (Op.S, Op.H) and (optimizer := self.of(action))
-        ]
-        self._rates = {
+        """Keep today's hyperparameters for deferred steps."""
+        steps = [self.get(action) for action in deferred if action.op in (Op.S, Op.H)]
+        self._kept = {
             optimizer: [_hyperparameters(group) for group in optimizer.param_groups]
             for optimizer in steps
+            if optimizer is not None
         }
 
     @contextmanager
-    def _as_kept(self, optimizer: Optimizer, *, deferred: bool) -> Iterator[None]:
-        if not deferred:
-            yield
-            return
-        changed = []  # since the batch; what the optimizer itself counts there goes on
-        for group, then in zip(optimizer.param_groups, self._rates.pop(optimizer), strict=True):
+    def _restored(self, optimizer: Optimizer) -> Iterator[None]:
+        """Use the hyperparameters that were kept; what the optimizer itself changes among them
+        meanwhile stays changed.
+        """
+        moved_on = []
+        for group, kept in zip(optimizer.param_groups, self._kept.pop(optimizer), strict=True):
             now = _hyperparameters(group)
-            changed.append({key: now[key] for key in then if not values_equal(then[key], now[key])})
-            group.update(then)
+            moved_on.append(
+                # Only what the loop has changed comes back afterwards. What is equal now may be the
+                # optimizer's own, such as a counter, which its step is about to change.
+                {key: now[key] for key in kept if not values_equal(kept[key], now[key])}
+            )
+            group.update(kept)
         yield
-        for group, now in zip(optimizer.param_groups, changed, strict=True):
+        for group, now in zip(optimizer.param_groups, moved_on, strict=True):
             group.update(now)
 
 
@@ -91,73 +102,69 @@ def values_equal(one: Any, other: Any) -> bool:
 
 def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        # PyTorch's schedulers write into a learning rate that is a tensor, so a reference would
+        # move on with it.
         key: value.clone() if isinstance(value, Tensor) else value
         for key, value in group.items()
         if key != "params"
     }
 
 
-# What optimizers have adopted; no field of theirs, since they would save it as a hyperparameter.
-_ADOPTED: WeakKeyDictionary[Optimizer, set[int]] = WeakKeyDictionary()
+class RunStep:
+    """S or H: the optimizer step of a segment, or of a loss's own parameters.
+
+    Args:
+        plan: of the step.
+        action: the step.
+        optimizers: step it.
+        finish_reduce: waits for the sum of the gradients over the replicas, if there are several.
+    """
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        action: Action,
+        optimizers: Optimizers,
+        finish_reduce: Callable[[Action], object] | None,
+    ) -> None:
+        self._action, self._optimizers, self._finish_reduce = action, optimizers, finish_reduce
+        self._key = Action(action.op, action.segment, action.flow)
+        self._parameters = plan.parameters[action.segment] if action.op is Op.S else []
+        self._apart = find_sums_apart(plan, action)
+        self._device_type = plan.device_type
+
+    def __call__(self, step: StepContext) -> None:
+        """Add up the gradients, and step."""
+        if self._finish_reduce is not None:
+            self._finish_reduce(self._action)
+        # Also without a step: the host of `learner.backward` finds its gradients in `.grad` alone.
+        if self._apart:
+            self._add_sums(step)
+        if not step.updating:
+            return
+        # A step runs in a hook, so inside the forward's autocast, which would cast the matrix
+        # products of optimizers such as Muon.
+        if step.autocast:
+            with torch.autocast(self._device_type, enabled=False):
+                self._optimizers.step(self._key, deferred=self._action.deferred)
+        else:
+            self._optimizers.step(self._key, deferred=self._action.deferred)
+        if self._action.op is Op.S:
+            step.updated.append(self._action.segment)
+
+    def _add_sums(self, step: StepContext) -> None:
+        """Add the gradients that were kept apart by flow, in the order of flows."""
+        for value in self._apart:
+            for parameter, gradient in zip(
+                self._parameters, step.store.pop(value, ()), strict=False
+            ):
+                if parameter.grad is None:
+                    parameter.grad = gradient
+                elif gradient is not None:
+                    parameter.grad.add_(gradient)
 
 
-_LOG = logging.getLogger("localprop")
-
-
-def extend_optimizer(
-    optimizer: Optimizer, model: nn.Module, trained: Iterable[nn.Parameter]
-) -> None:
-    """Give an existing optimizer what was born later: heads and encoders, as one more group, which replaces an older one."""
-    own = {id(p) for p in model.parameters()}
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [
-        name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known
-    ]
-    check(
-        [
-            f"The optimizer lacks parameters of the model ({', '.join(missing[:5])}): build it from model.parameters()."
-        ]
-        if missing
-        else []
-    )
-    older = _ADOPTED.pop(optimizer, set())
-    for group in [
-        group for group in optimizer.param_groups if older & set(map(id, group["params"]))
-    ]:
-        optimizer.param_groups.remove(group)
-        for parameter in group["params"]:
-            optimizer.state.pop(parameter, None)
-    born_later = [p for p in trained if id(p) not in own]
-    if born_later:
-        optimizer.add_param_group({"params": born_later})
-        _ADOPTED[optimizer] = set(map(id, born_later))
-        count = sum(parameter.numel() for parameter in born_later)
-        _LOG.info("the optimizer has gained a group of %d parameters, of heads and encoders", count)
-
-
-def check_optimizer(made: Any, parameters: list[nn.Parameter]) -> Optimizer:
-    """What the factory made, if it is an optimizer of all the parameters that it was given."""
-    hint = "write optimizer=lambda params: torch.optim.SGD(params, lr=0.1)."
-    if not isinstance(made, Optimizer):
-        raise BadInput(
-            [
-                f"The optimizer factory returned a {type(made).__name__}, but must return an optimizer: {hint}"
-            ]
-        )
-    closure = inspect.signature(made.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise BadInput(
-            [
-                f"{type(made).__name__} runs the model again in its step, which cannot be cut: use another optimizer."
-            ]
-        )
-    owned = {id(p) for group in made.param_groups for p in group["params"]}
-    wanted = {id(p) for p in parameters}
-    if owned != wanted:
-        raise BadInput(
-            [
-                f"The optimizer factory was given {len(wanted)} parameters, but its optimizer owns {len(owned & wanted)} of "
-                f"them and {len(owned - wanted)} others: it must own just those it is given; {hint}"
-            ]
-        )
-    return made
+def find_sums_apart(plan: StepPlan, action: Action) -> tuple[Value, ...]:
+    """The gradients of a segment that are kept apart by flow, in the order of flows."""
+    reads = plan.liveness.operands[action].reads if action.op in (Op.S, Op.REDUCE_S) else ()
+    return tuple(v for v in reads if v.kind is Kind.WEIGHT_GRADIENT and v.flow is not None)

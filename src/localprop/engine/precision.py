@@ -10,23 +10,30 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Precision:
-    """The precision of a step.
+    """The precision of a step's forwards and losses.
 
     Args:
-        device: where it runs.
+        device: where the step runs.
         dtype: of autocast, or None.
-        twice: whether some loss is differentiated twice.
+        second_order: whether some loss is differentiated twice.
+
+    Attributes:
+        device_type: the type of the device.
+        is_active: whether forwards run in any other way than the host's.
     """
 
     def __init__(
         self, device: torch.device, dtype: torch.dtype | None, *, second_order: bool = False
     ) -> None:
-        self._kind = device.type
+        self.device_type = device.type
+        self.is_active = dtype is not None or second_order
         self._dtype = dtype
         self._second_order = second_order
 
     def forward(self) -> AbstractContextManager[object]:
-        """Forwards run under autocast and, if they are differentiated twice, without fused attention, which cannot be."""
+        """Run forwards under autocast and, where they are differentiated twice, without fused
+        attention, which cannot be.
+        """
         return self._without_fused_attention() if self._second_order else self._autocast()
 
     @contextmanager
@@ -35,15 +42,7 @@ class Precision:
             yield
 
     def _autocast(self) -> AbstractContextManager[object]:
-        """Without a cache: one would keep casts of all weights alive, and share their graph between micro-batches."""
+        # A cache would keep casts of all weights alive, and micro-batches would share their graph.
         if self._dtype is None:
             return nullcontext()
-        return torch.autocast(self._kind, self._dtype, cache_enabled=False)
-
-    def backward(self) -> AbstractContextManager[object]:
-        """Backwards run outside, be it our autocast or a host's; they follow the dtypes of their forwards."""
-        return (
-            torch.autocast(self._kind, enabled=False)
-            if torch.is_autocast_enabled(self._kind)
-            else nullcontext()
-        )
+        return torch.autocast(self.device_type, self._dtype, cache_enabled=False)

@@ -1,108 +1,153 @@
-"""Run one segment of a network again, before its backward."""
+"""Run one segment of a network again, before its backward.
+
+::
+
+    F     x ──► segment 0 ──► h0 ──► segment 1 ──► h1 ──► ...     no graphs, outputs are kept
+    R     x ──► zeros ──────► h0 ──► segment 1 ──► StopForward    a graph, from h0 on
+                               │
+                            enter(): seed, leaf, contexts
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from localprop.engine.store import StepContext
 from localprop.errors import BadInput
 from localprop.network.partial_forward import StopForward, allclose_within_rounding, skip_layers
 from localprop.schedule.wiring import Wiring
 
 
+class Running(NamedTuple):
+    """The segment that runs again, and of which batch: on several ranks it may be the batch
+    before.
+    """
+
+    segment: int
+    step: StepContext
+    microbatch: int
+
+
 class Recompute:
     """Runs segments again, as gradient checkpointing does (Chen et al. 2016, arXiv 1604.06174).
 
-    The first time that a segment runs again its output is compared with the first run's: a model that hands data past a
-    cut without a gradient (`h.detach()` used later) would differ.
+    The model's own forward runs, with the layers before the segment skipped, until the segment's
+    end.
+
+    The first output of a segment that runs again is compared with that of its first run. They
+    differ if the model hands data past a cut without a gradient (`h.detach()` used later), which no
+    probe can see.
 
     Args:
-        model: the primary network, whose hooks call :meth:`arrive` while :attr:`running`.
+        model: the primary network, whose hooks call `arrive` while `running`.
         wiring: its segments.
+        segments: those that run again.
     """
 
-    def __init__(self, model: nn.Module, wiring: Wiring, again: Iterable[int]) -> None:
-        self.model = model
-        self.wiring = wiring
-        self.running: int | None = None
-        self.unproven: dict[int, Tensor | None] = dict.fromkeys(again)
+    def __init__(self, model: nn.Module, wiring: Wiring, segments: Iterable[int]) -> None:
+        self.running: Running | None = None
+        self._model = model
+        self._wiring = wiring
+        # A segment is compared once: its key is then gone. One comparison finds a model that cuts
+        # do not suit; more would cost memory in every step.
+        self._first_outputs: dict[int, Tensor | None] = dict.fromkeys(segments)
 
-    def remember(self, s: int, output: Tensor) -> None:
-        """Keep the output of the very first run of a segment, in the first micro-batch, to compare with."""
-        if s in self.unproven and self.unproven[s] is None:
-            self.unproven[s] = output.detach()
+    def remember_output(self, segment: int, output: Tensor) -> None:
+        """Keep the output of the very first run of a segment, in the first micro-batch, to compare
+        with.
+        """
+        if segment in self._first_outputs and self._first_outputs[segment] is None:
+            self._first_outputs[segment] = output.detach()
 
-    def forget(self) -> None:
-        """Drop what was kept for a comparison, after a step that failed."""
-        self.unproven = dict.fromkeys(self.unproven)
+    def forget_outputs(self) -> None:
+        """Drop what was kept to compare with, after a step that failed."""
+        self._first_outputs = dict.fromkeys(self._first_outputs)
 
-    def arrive(self, s: int, output: Tensor) -> Tensor:
-        """What the hook at the end of segment s does while a segment runs again."""
-        if s == self.running:
+    def compare_nothing(self) -> None:
+        """Trust the model: fake tensors have no values to compare."""
+        self._first_outputs.clear()
+
+    def arrive(self, segment: int, output: Tensor) -> Tensor:
+        """What the hook at the end of a segment does while a segment runs again."""
+        assert self.running is not None
+        # Skipped layers run their hooks, since only their forwards are replaced. So cuts before the
+        # segment come here, too, and pass on what they get.
+        if segment == self.running.segment:
             raise StopForward(output)
         return output
 
-    def __call__(self, s: int, inputs: Tensor, enter: Callable[[], Tensor]) -> Tensor:
-        """The output of segment s, with its graph.
+    def run(
+        self,
+        segment: int,
+        inputs: Tensor,
+        enter: Callable[[], Tensor],
+        step: StepContext,
+        microbatch: int,
+    ) -> Tensor:
+        """The output of a segment, with its graph.
 
         Args:
-            s: the segment.
+            segment: the segment.
             inputs: the network's input (N, ...).
-            enter: called when the network's forward reaches the segment: sets the random state, makes the segment's input.
+            enter: called when the forward reaches the segment: sets the random state, makes the
+                segment's input.
+            step: the step that the segment runs again for.
+            microbatch: the micro-batch.
 
         Raises:
             BadInput: the output differs from that of the first run.
         """
-        running, self.running = self.running, s
+        # R mostly runs inside a hook, so that the model is called within its own call. `running`
+        # tells the hooks which of the two calls has reached them.
+        before, self.running = self.running, Running(segment, step, microbatch)
         try:
-            with self._kept_buffers(s):
-                self._run(s, inputs, enter)
-        except StopForward as reached:
-            output = reached.output
+            with self._preserved_buffers(segment):
+                self._run_model(segment, inputs, enter)
+        # The only way out: the last segment, which no hook ends, never runs again.
+        except StopForward as stop:
+            output = stop.output
         finally:
-            self.running = running
-        self._prove(s, output)
+            self.running = before
+        self._compare(segment, output)
         return output
 
-    def _run(self, s: int, inputs: Tensor, enter: Callable[[], Tensor]) -> None:
-        first = self.wiring.segments[s].layers[0]
+    def _run_model(self, segment: int, inputs: Tensor, enter: Callable[[], Tensor]) -> None:
+        first = self._wiring.segments[segment].layers[0]
+        # Nothing to skip, and no hook begins the first segment: its input is the argument.
         if first == 0:
-            self.model(enter())
+            self._model(enter())
             return
-        with skip_layers(self.model, self.wiring.layers, first, inputs, enter):
-            self.model(inputs)
+        with skip_layers(self._model, self._wiring.layers, first, inputs, enter):
+            self._model(inputs)
 
-    def _prove(self, s: int, output: Tensor) -> None:
-        first = self.unproven.pop(s, None)
+    def _compare(self, segment: int, output: Tensor) -> None:
+        first = self._first_outputs.pop(segment, None)
         if first is not None and not allclose_within_rounding(first, output):
             raise BadInput(
-                [
-                    f"The layers up to {self.wiring.end_name(s)!r} gave another output when they ran again: they read "
-                    "something that does not come through the cut before them. Use recompute=False, or cut elsewhere."
-                ]
+                f"The layers up to {self._wiring.end_name(segment)!r} gave another output when "
+                "they ran again: they read something that does not come through the cut before "
+                "them. Use recompute=False, or cut elsewhere."
             )
 
     @contextmanager
-    def _kept_buffers(self, s: int) -> Iterator[None]:
-        """A second run must not update running statistics: for its time, buffers are copies of themselves.
+    def _preserved_buffers(self, segment: int) -> Iterator[None]:
+        """Run on copies of all buffers: a second run must not update running statistics.
 
-        All of them, not only the segment's: what cannot be stubbed runs on the stubs' constants.
+        All of them, not only the segment's: a module that cannot be skipped runs on constants.
+        Copying values back afterwards would not do, since the backward has saved the buffers and
+        checks their versions.
         """
-        key = str(self.wiring.segments[s].module)
-        encoders = [self.wiring.encoders[key]] if key in self.wiring.encoders else []
-        owners = [
-            module
-            for part in (self.model, *encoders)
-            for module in part.modules()
-            if module._buffers
-        ]
-        kept = [(module, dict(module._buffers)) for module in owners]
+        key = str(self._wiring.segments[segment].module)
+        encoders = [self._wiring.encoders[key]] if key in self._wiring.encoders else []
+        modules = [each for network in (self._model, *encoders) for each in network.modules()]
+        kept = [(module, dict(module._buffers)) for module in modules if module._buffers]
         for module, buffers in kept:
-            module._buffers.update(
-                {name: None if b is None else b.clone() for name, b in buffers.items()}
-            )
+            copies = {name: None if b is None else b.clone() for name, b in buffers.items()}
+            module._buffers.update(copies)
         try:
             yield
         finally:

@@ -20,24 +20,4 @@ from .solo import solo as solo
 from .trgl import trgl as trgl
 from .windows import windows as windows
 
-__all__ = [
-    "auglocal",
-    "backlink",
-    "contsup",
-    "dgl",
-    "end_to_end",
-    "gn_dgl",
-    "greedy",
-    "hpff",
-    "infopro",
-    "interlocking",
-    "lopt",
-    "man",
-    "man_plus",
-    "pathak",
-    "predsim",
-    "sgr",
-    "solo",
-    "trgl",
-    "windows",
-]
+__all__ = ["auglocal", "backlink", "contsup", "dgl", "end_to_end", "gn_dgl", "greedy", "hpff", "infopro", "interlocking", "lopt", "man", "man_plus", "pathak", "predsim", "sgr", "solo", "trgl", "windows"]

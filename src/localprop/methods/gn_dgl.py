@@ -12,7 +12,7 @@ from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head, Pool
-from localprop.rule.losses import LocalLoss, LossInputs
+from localprop.rule.local_loss import LocalLoss, LossInputs
 from localprop.rule.rule import Rule
 
 __all__ = ["GroupCrossEntropy", "GroupHeads", "WideningHead", "gn_dgl"]

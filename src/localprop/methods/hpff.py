@@ -13,7 +13,8 @@ from localprop.network.partition import Partition
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.credit import make_table
-from localprop.rule.losses import CrossEntropy, LocalLoss, LossInputs
+from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.rule.losses import CrossEntropy
 from localprop.rule.rule import Rule
 from localprop.rule.table import CreditTable, Entry
 from localprop.rule.terms import Term, Terms

@@ -19,13 +19,8 @@ from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head, Pool, find_width_problems
 from localprop.rule.credit import LocalCredit
-from localprop.rule.losses import (
-    CrossEntropy,
-    LocalLoss,
-    LossBuilder,
-    LossInputs,
-    find_label_problems,
-)
+from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.rule.losses import CrossEntropy, LossBuilder, find_label_problems
 from localprop.rule.rule import Rule
 from localprop.rule.terms import Term, Terms
 

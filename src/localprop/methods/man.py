@@ -15,7 +15,8 @@ from localprop.errors import BadInput, check
 from localprop.methods.dgl import MlpSrHead
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head
-from localprop.rule.losses import CrossEntropy, LocalLoss, LossBuilder, LossInputs
+from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.rule.losses import CrossEntropy, LossBuilder
 from localprop.rule.parameter_copy import ParameterCopy
 from localprop.rule.rule import Rule
 

@@ -13,7 +13,8 @@ from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint, channel_dimension
 from localprop.rule.auxiliary import AuxBuilder, Head
-from localprop.rule.losses import CrossEntropy, LocalLoss, LossInputs
+from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.rule.losses import CrossEntropy
 from localprop.rule.rule import Rule
 from localprop.rule.terms import Term, Terms
 

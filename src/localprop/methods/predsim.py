@@ -15,13 +15,8 @@ from localprop.errors import BadInput, check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import NoHead, pool_or_norm
 from localprop.rule.credit import LocalCredit
-from localprop.rule.losses import (
-    CrossEntropy,
-    LocalLoss,
-    LossBuilder,
-    LossInputs,
-    find_label_problems,
-)
+from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.rule.losses import CrossEntropy, LossBuilder, find_label_problems
 from localprop.rule.rule import Rule
 from localprop.rule.terms import Term, Terms
 

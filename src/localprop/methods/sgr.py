@@ -11,7 +11,8 @@ from torch.nn import functional
 from localprop.errors import check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head
-from localprop.rule.losses import LocalLoss, LossInputs, PenalizedLoss
+from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.rule.losses import PenalizedLoss
 from localprop.rule.rule import Rule
 
 __all__ = ["GradientReconciliation", "sgr"]

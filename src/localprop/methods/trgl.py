@@ -14,7 +14,8 @@ from localprop.errors import check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Pool, find_width_problems
-from localprop.rule.losses import CrossEntropy, LocalLoss, LossInputs, PenalizedLoss
+from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.rule.losses import CrossEntropy, PenalizedLoss
 from localprop.rule.rule import Rule
 
 __all__ = ["KineticPenalty", "OneConvHead", "trgl"]

@@ -35,7 +35,7 @@ def find_balanced_cuts(
         check([f"{groups} groups of {count} items: choose 1 to {count}."])
     if len(added) not in (0, groups):
         check([f"{len(added)} added costs for {groups} groups: give one for each."])
-    # A dynamic programme. After group g, best[n] holds, for the first n items in g groups, the cost
+    # Dynamic programming. After group g, best[n] holds, for the first n items in g groups, the cost
     # of the costliest group and where the groups end.
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for extra in added or [0.0] * groups:

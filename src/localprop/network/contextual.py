@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
+
+from localprop.network.partition import Partition
+
+
+class ContextSource(Protocol):
+    """A context of a module, as `localprop.rule.context.Source` is one."""
+
+    @property
+    def module(self) -> int:
+        """The module whose input is encoded."""
+        ...
 
 
 class ContextPoint(NamedTuple):
@@ -91,3 +102,30 @@ class ContextNetwork(nn.Module):
             return output
 
         return hook
+
+
+def add_contexts(
+    model: nn.Module,
+    encoders: nn.ModuleDict,
+    partition: Partition,
+    sources: Sequence[Sequence[ContextSource]],
+) -> nn.Module:
+    """The deployed network: the model itself, or with encoders a `ContextNetwork`.
+
+    Args:
+        model: the primary network.
+        encoders: by the number of the receiving module.
+        partition: the model's local modules.
+        sources: of each module, the modules whose inputs it receives.
+    """
+    if not len(encoders):
+        return model
+    layers = partition.layers
+    points = []
+    for number, module in enumerate(partition.modules):
+        if number:
+            end = module.start - 1
+            received = tuple(source.module for source in sources[number])
+            point = ContextPoint(number, layers.names[end], received, layers.modified_in_place[end])
+            points.append(point)
+    return ContextNetwork(model, encoders, points)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import difflib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 from localprop.errors import BadInput, check
 from localprop.network.balance import find_balanced_cuts
 from localprop.network.layer_ends import owns_matrix
 from localprop.network.layers import Layers
+
+__all__ = ["Partition"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Partition:
     def __post_init__(self) -> None:
         check(self._find_problems())
 
-    @property
+    @cached_property
     def modules(self) -> tuple[range, ...]:
         """The layers of each module, as ranges of indices."""
         ends = (*self.cuts, len(self.layers))
@@ -47,7 +51,7 @@ class Partition:
 
     def module_of(self, layer: int) -> int:
         """The module that a layer belongs to."""
-        return sum(cut <= layer for cut in self.cuts)
+        return bisect_right(self.cuts, layer)
 
     @classmethod
     def uniform(cls, layers: Layers, modules: int) -> Partition:

@@ -187,6 +187,8 @@ def _record_calls(
     def begin_call(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
         def hook(module: nn.Module, args: tuple[object, ...]) -> None:
             parent = stack[-1] if stack else None
+            # Ids are enough: only the model's own input is looked for (layer_ends.py), and it stays
+            # alive.
             input_ids = tuple(id(arg) for arg in args if isinstance(arg, Tensor))
             sequence = _read_sequence_number()
             stack.append(Call(name, module, parent, sequence, input_ids=input_ids))
@@ -194,6 +196,7 @@ def _record_calls(
         return hook
 
     def end_call(module: nn.Module, args: object, output: object) -> Tensor | None:
+        # Hooks pair up: a module returns before the one that has called it does.
         call = stack.pop()
         call.set_output(output)
         trace.calls.append(call)
@@ -202,6 +205,7 @@ def _record_calls(
     handles = []
     for name, module in model.named_modules():
         if module is not model:
+            # Not the model itself: its return is the end of the trace, and no layer.
             handles.append(module.register_forward_pre_hook(begin_call(name)))
             handles.append(module.register_forward_hook(end_call))
     try:

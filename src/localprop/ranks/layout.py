@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from localprop.errors import BadInput
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 
 # A header names a dtype by its index in this tuple.
 _DTYPES = (

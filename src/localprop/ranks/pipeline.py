@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -290,7 +291,35 @@ class Pipeline:
             dist.broadcast(output, source)
         return output
 
+    def gather_tensors(
+        self, modules: Mapping[str, nn.Module]
+    ) -> dict[tuple[str, str], Tensor] | None:
+        """Collect the trained tensors of all stages on rank 0, on the CPU; None on other ranks.
+
+        Args:
+            modules: by "model", "heads" or "encoders".
+        """
+        return self.merge(
+            {
+                (key, name): value.cpu()
+                for key, module in modules.items()
+                for name, value in self.select_owned_entries(key, module).items()
+                if isinstance(value, Tensor)
+            }
+        )
+
     # --- failures --------------------------------------------------------------------------------
+
+    @contextmanager
+    def reporting_failures(self) -> Iterator[None]:
+        """Report a failure inside to all ranks, and raise the first one of all as a StepFailed."""
+        try:
+            yield
+        except BadInput as error:
+            error.record = self.record_failure(error)
+            raise
+        except RuntimeError as error:
+            raise self.make_failure(error) from error
 
     def make_failure(self, error: Exception) -> StepFailed:
         """Build the exception to raise on this rank: it reports the first failure of all ranks."""

@@ -34,7 +34,7 @@ from localprop.ranks.layout import (
     make_handshake,
 )
 from localprop.ranks.mesh import Mesh
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
 
 
@@ -108,7 +108,7 @@ class Transport:
     ) -> None:
         self.mesh = mesh
         self.device = device
-        self.allowed = max_in_flight
+        self.max_in_flight = max_in_flight
         self._timeout = timedelta(seconds=timeout_s)
         self._groups = self._make_channel_groups(rank_schedules)
         self._handshake_groups = {
@@ -247,7 +247,7 @@ class Transport:
         """Post receives ahead, up to the first message whose layout is unknown."""
         pending, posted = self._pending[channel], self._posted[channel]
         source, group = self.mesh.rank(channel.source), self._groups[channel]
-        while pending and len(posted) < self.allowed and pending[0].kind in self._layouts:
+        while pending and len(posted) < self.max_in_flight and pending[0].kind in self._layouts:
             kind, samples = pending.popleft()
             tensor = self._layouts[kind].allocate(samples, self.device)
             posted.append((tensor, self._irecv(source, flatten_memory(tensor), group)))
@@ -258,7 +258,7 @@ class Transport:
 
     # --- sums over replicas ----------------------------------------------------------------------
 
-    def reduce(self, action: Action, gradients: list[Tensor]) -> None:
+    def start_reduce(self, action: Action, gradients: list[Tensor]) -> None:
         """Start to sum gradients over the replicas, as one tensor."""
         if not gradients:
             return
@@ -266,7 +266,7 @@ class Transport:
         work = dist.all_reduce(flat, group=self.mesh.replica_group, async_op=True)
         self._sums[REDUCES[action.op], action.segment, action.flow] = (work, flat, gradients)
 
-    def reduced(self, action: Action) -> None:
+    def finish_reduce(self, action: Action) -> None:
         """Wait for a sum, and write it into the gradients.
 
         Raises:
@@ -290,7 +290,7 @@ class Transport:
         """Keep a sent tensor until it is delivered; wait for the oldest if there are too many."""
         in_flight = self._sent[queue]
         in_flight.append((target, tensor, work))
-        while len(in_flight) > self.allowed:
+        while len(in_flight) > self.max_in_flight:
             peer, _, oldest = in_flight.popleft()
             self._wait(peer, oldest)
 

@@ -14,13 +14,14 @@ from localprop.data.dataset import Normalization
 from localprop.errors import as_run_failure, check
 from localprop.learner import Learner
 from localprop.methods.parse import parse_rule
-from localprop.network import Partition, layers_of
+from localprop.network.find_layers import layers_of
+from localprop.network.partition import Partition
 from localprop.report.costs import PLAIN_LOOP, measure_peak_bytes, time_steps
 from localprop.report.image_setting import ImageSetting
 from localprop.report.method_spec import MethodSpec, filter_trainable, parse_and_check_methods
 from localprop.report.tables import MIB, format_table
 from localprop.report.value_checks import find_range_problems
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.training.environment import describe_environment
 
 Progress = Callable[[str], object]

@@ -26,7 +26,7 @@ from localprop.report.comparison import Comparison, Outcome, format_comparison, 
 from localprop.report.costs import BaselineCosts, MethodCosts, measure_costs
 from localprop.report.method_spec import MethodSpec, filter_trainable, parse_and_check_methods
 from localprop.report.value_checks import find_range_problems
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.training.build import build, load_data
 from localprop.training.config import Config
 from localprop.training.environment import describe_environment

@@ -12,7 +12,7 @@ from localprop.cost.baselines import PlainLoop, Timing, time_interleaved
 from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.memory import measure_peak
 from localprop.learner import Learner
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 
 PLAIN_LOOP = "plain PyTorch loop"
 

@@ -10,7 +10,7 @@ from torch import nn
 from localprop.errors import collect_problems
 from localprop.models import create_model, takes_tokens
 from localprop.report.value_checks import is_count
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.training.device import find_device
 
 _SEED = 0

@@ -12,7 +12,9 @@ from localprop.data.dataset import Normalization
 from localprop.errors import BadInput, check, collect_problems
 from localprop.learner import Learner
 from localprop.methods.parse import parse_rule
-from localprop.network import Layers, Partition, layers_of
+from localprop.network.find_layers import layers_of
+from localprop.network.layers import Layers
+from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Ranks
 from localprop.report.image_setting import ImageSetting
 from localprop.report.method_spec import MethodSpec
@@ -23,7 +25,7 @@ from localprop.report.value_checks import (
     is_count,
     parse_quantity,
 )
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.schedule.placement import Placement, estimate_module_costs, find_unavailable_inputs
 
 END_TO_END = MethodSpec.parse("end_to_end()")

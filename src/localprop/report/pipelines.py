@@ -12,11 +12,12 @@ from localprop.cost.simulate import Timeline, simulate
 from localprop.cost.timing import Seconds, Stopwatch, measure_seconds, message_bytes
 from localprop.errors import check
 from localprop.learner import Learner
-from localprop.network import Layers, Partition
 from localprop.network.balance import find_balanced_cuts
+from localprop.network.layers import Layers
+from localprop.network.partition import Partition
 from localprop.report.method_spec import MethodSpec
 from localprop.report.pipeline_setting import END_TO_END, PipelineSetting
-from localprop.rule.losses import Batch
+from localprop.rule.local_loss import Batch
 from localprop.schedule.lowering import find_max_in_flight, lower
 from localprop.schedule.placement import Placement, find_unavailable_inputs
 from localprop.schedule.schedule import Schedule

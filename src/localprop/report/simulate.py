@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from localprop.errors import BadInput, check, collect_problems
-from localprop.network import Layers
+from localprop.network.layers import Layers
 from localprop.report.gantt import FORMATS, draw_gantt, require_matplotlib
 from localprop.report.method_spec import MethodSpec, filter_trainable, parse_and_check_methods
 from localprop.report.pipeline_setting import END_TO_END, PipelineSetting

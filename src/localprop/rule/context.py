@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +12,9 @@ from torch import Tensor, nn
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import is_map
+from localprop.rule.source import Source
 
 __all__ = ["ContextSupply", "ConvEncoder"]
-
-
-class Source(NamedTuple):
-    """The source of one context: the input of a module.
-
-    Attributes:
-        module: the module whose input is the source. The input of module 0 is the network's.
-        raw: whether the source is the image itself (the paper's E), which gets a deeper encoder.
-    """
-
-    module: int
-    raw: bool
 
 
 EncoderBuilder = Callable[[Source, torch.Size, torch.Size], nn.Module]

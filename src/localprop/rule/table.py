@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from localprop.errors import check
@@ -89,12 +90,12 @@ class CreditTable:
         digits = len(str(len(self.rows) - 1))
         return f"loss{k:<{digits}} {'|'.join(modules)}"
 
-    @property
+    @cached_property
     def ends(self) -> tuple[int, ...]:
         """The index of each module's last layer."""
-        return tuple(sum(self.sizes[: k + 1]) - 1 for k in range(len(self.sizes)))
+        return tuple(size - 1 for size in accumulate(self.sizes))
 
-    @property
+    @cached_property
     def losses(self) -> tuple[int, ...]:
         """The losses that train something, in order."""
         return tuple(k for k, row in enumerate(self.rows) if any(row))

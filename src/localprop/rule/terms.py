@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
 from localprop.rule.attach import AttachPoint
-from localprop.rule.losses import CrossEntropy, LocalLoss, LossBuilder, LossInputs
+from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.rule.losses import CrossEntropy, LossBuilder
 
 __all__ = ["Term", "Terms"]
 

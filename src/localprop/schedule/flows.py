@@ -84,6 +84,8 @@ def find_flows(
             continue
         path, scale = _find_path(k, end, columns, trainable)
         for hops in range(len(path)):
+            # The rest of a path from a segment on is what decides there: equal rests share a
+            # backward.
             groups[end - hops].setdefault(path[hops:], set()).add(k)
         entries[k] = FlowEntry(_find_number(path, groups[end]) if path else None, scale)
     flows = tuple(_make_flows(group, before) for before, group in pairwise([{}, *groups]))

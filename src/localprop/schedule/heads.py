@@ -12,9 +12,10 @@ from localprop.data.dataset import Normalization
 from localprop.errors import check
 from localprop.network.partition import Partition
 from localprop.rule.attach import AttachPoint
-from localprop.rule.context import Source
-from localprop.rule.losses import LocalLoss, LossBuilder
+from localprop.rule.local_loss import LocalLoss
+from localprop.rule.losses import LossBuilder
 from localprop.rule.rule import Rule
+from localprop.rule.source import Source
 from localprop.rule.table import CreditTable
 from localprop.schedule.randomness import derive_seed
 
@@ -40,6 +41,7 @@ def build_heads(
     for k in table.losses:
         point = _make_point(partition, table, k, normalization)
         is_last = k == len(table.rows) - 1
+        # By its own number: a change of other heads does not change these weights.
         with _torch_seeded_by(seed, "head", k):
             aux = _ModelOutput() if is_last else rule.aux(point)
             loss = rule.penalty(point, (task if is_last else rule.loss)(point))
@@ -56,13 +58,6 @@ def _find_builder_problems(aux: object, loss: object) -> Iterator[str]:
             f"The loss builder returned a {type(loss).__name__}, but must return a "
             "localprop.LocalLoss."
         )
-
-
-def get_loss(heads: nn.ModuleDict, k: int) -> LocalLoss:
-    """The loss with number k."""
-    loss = heads[str(k)]["loss"]  # type: ignore[index]
-    assert isinstance(loss, LocalLoss)
-    return loss
 
 
 def _make_point(

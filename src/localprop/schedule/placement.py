@@ -40,11 +40,14 @@ class Placement:
         """
         count = len(wiring.table.sizes)
         bounds = (0, *cuts, count)
+        # The outer bounds make this one test of order and of range.
         if any(a >= b for a, b in pairwise(bounds)):
             raise BadInput(
                 f"Stages begin at the modules {tuple(cuts)}, which must increase and lie in "
                 f"1..{count - 1}."
             )
+        # Cuts are modules, although segments are what runs. Losses look at inner outputs and inputs
+        # of their module, which are never sent.
         starts = [wiring.segments_of(module)[0] for module in bounds[:-1]]
         return cls(tuple(range(a, b) for a, b in pairwise([*starts, len(wiring.segments)])))
 
@@ -81,6 +84,7 @@ def estimate_module_costs(wiring: Wiring) -> list[float]:
     heads = [
         wiring.table.module_of_loss[objective.loss]
         for objective in wiring.objectives
+        # A head without parameters, as that of the task, costs next to nothing.
         if objective.trained
     ]
     return [size + heads.count(module) for module, size in enumerate(wiring.table.sizes)]
@@ -110,6 +114,7 @@ def find_unavailable_inputs(wiring: Wiring, placement: Placement) -> Iterator[st
 def _find_remote_sources(wiring: Wiring, placement: Placement, objective: Objective) -> list[str]:
     """The parameters that an objective copies and that its rank does not have."""
     stage = placement.stages[placement.stage_of(objective.segment)]
+    # Frozen ones count, too: a copy reads the values, and other ranks have released theirs.
     here = wiring.parameters_used_by(stage)
-    sources = [copy.borrow.source for copy in objective.copies]
+    sources = [copy.copy.source for copy in objective.copies]
     return [source for source in sources if source not in here]

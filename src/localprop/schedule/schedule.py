@@ -1,8 +1,11 @@
-"""The schedule: one training step as a list of actions, in one total order, worked out before the first step."""
+"""The schedule: one training step as a list of actions, in one total order, worked out before the
+first step.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
@@ -19,26 +22,26 @@ ActionCost = Callable[["Action"], float]
 class Op(StrEnum):
     """The instruction set of the engine."""
 
-    F = "F"  # forward of a segment; a second one of the same segment and micro-batch runs it again, with a graph
-    L = "L"  # local loss at a segment's end: forward and backward, gradients accumulate
-    H = "H"  # step of the objective's own parameters
+    F = "F"  # forward of a segment
+    R = "R"  # recompute: the forward of a segment again, before its backward, with a graph
+    L = "L"  # local loss at the end of a segment: forward and backward; gradients accumulate
+    H = "H"  # optimizer step of the loss's own parameters (auxiliary network, loss)
     B = "B"  # backward of one flow through a segment
-    S = "S"  # step of a segment's parameters
-    P = "P"  # copy, or average, of the parameters that an objective borrows
+    S = "S"  # optimizer step of a segment's parameters
+    P = "P"  # copy, or average, of network parameters into an auxiliary network
 
-    # Between ranks; torch.distributed.pipelining's names. A message is named after what made it, on both sides.
+    # Between ranks, with torch.distributed.pipelining's names. Both sides name a message after
+    # what made it.
     SEND_F = "SEND_F"  # a segment's output, down the pipe
     RECV_F = "RECV_F"
-    SEND_B = (
-        "SEND_B"  # the error that the backward of a flow leaves at a segment's input, up the pipe
-    )
+    SEND_B = "SEND_B"  # the gradient at a segment's input, from one flow's backward, up the pipe
     RECV_B = "RECV_B"
-    SEND_C = "SEND_C"  # the input of a module that some later module receives as context
+    SEND_C = "SEND_C"  # a module's input, which a later module receives as context
     RECV_C = "RECV_C"
-    REDUCE_H = (
-        "REDUCE_H"  # sum of an objective's gradients over the replicas, begun here and ended by H
-    )
-    REDUCE_S = "REDUCE_S"  # likewise of a segment's, ended by S
+
+    # Sums of gradients over the replicas: begun here, ended by the step.
+    REDUCE_H = "REDUCE_H"
+    REDUCE_S = "REDUCE_S"
 
 
 SENDS = {Op.SEND_F: Op.RECV_F, Op.SEND_B: Op.RECV_B, Op.SEND_C: Op.RECV_C}
@@ -47,21 +50,25 @@ REDUCES = {Op.REDUCE_H: Op.H, Op.REDUCE_S: Op.S}
 
 
 class Action(NamedTuple):
-    """One instruction. It prints as in torch.distributed.pipelining, `{segment}{op}{micro-batch}`; micro-batch 0 is not written.
+    """One instruction. It prints as in torch.distributed.pipelining, `{segment}{op}{micro-batch}`;
+    micro-batch 0 is not written.
 
-    ============  ==================================================================================================
-    `3F2`         the forward of segment 3 in micro-batch 2
-    `3B`          the backward of segment 3 in micro-batch 0, of its only flow
-    `3B2.1`       the backward of flow 1 through segment 3, one of several, in micro-batch 2
-    `3L`, `3L.1`  of two losses at the end of segment 3 the first and the second; their steps are `3H` and `3H.1`
-    `2SEND_F>1`   send the output of segment 2 to rank 1, which runs `2RECV_F<0`
-    `1S'`         deferred: step segment 1 for the batch before, whose gradient came late
-    ============  ==================================================================================================
+    =============  ================================================================
+    3F2            the forward of segment 3 in micro-batch 2
+    3R2            the same again, with a graph, for its backward
+    3B             the backward of segment 3 in micro-batch 0, of its only flow
+    3B2.1          the backward of flow 1 through it, one of several, in micro-batch 2
+    3L, 3L.1       of two losses at the end of segment 3 the first and the second
+    3H, 3H.1       the steps of their parameters
+    2SEND_F>1      send the output of segment 2 to rank 1, which runs 2RECV_F<0
+    1S'            deferred: step segment 1 for the batch before
+    =============  ================================================================
 
     Attributes:
         op: what to do.
         segment: where.
-        flow: of a backward, the flow, where the segment has several; of a loss and its step, which one of several.
+        flow: of a backward, the flow, where the segment has several; of a loss and its step, which
+            one of several.
         microbatch: the micro-batch.
         peer: the other rank of a message.
         deferred: whether the action belongs to the batch before.
@@ -91,7 +98,8 @@ class Action(NamedTuple):
         match = re.fullmatch(rf"(\d+)({'|'.join(Op)})(\d+)?(?:\.(\d+))?(?:([<>])(\d+))?(')?", text)
         if match is None or match[5] != _arrow_of(Op(match[2])):
             raise BadInput(
-                f"{text!r} is no action: one reads like 3F, 3B2 (micro-batch 2), 3B2.1 (its flow 1), 3SEND_F>1 or 3S'."
+                f"{text!r} is no action: one reads like 3F, 3B2 (micro-batch 2), 3B2.1 (flow 1), "
+                "3SEND_F>1 or 3S'."
             )
         segment, microbatch, flow, peer = (
             None if match[i] is None else int(match[i]) for i in (1, 3, 4, 6)
@@ -108,8 +116,9 @@ def _arrow_of(op: Op) -> str | None:
 class Schedule(tuple[Action, ...]):
     """Actions in the order in which they run. str() prints them, :meth:`parse` reads that back.
 
-    Of what is ready, steps run first, then backwards, then losses, then the oldest forward, so that activations and
-    gradients die as early as they can. The forwards of one micro-batch are the network's own and follow each other.
+    Of what is ready, steps run first, then backwards, then losses, then the oldest forward, so that
+    activations and gradients die as early as they can. The forwards of one micro-batch are the
+    network's own and follow each other.
 
     Example (two modules, each trained by its own loss alone)::
 
@@ -145,6 +154,8 @@ class Schedule(tuple[Action, ...]):
         )
 
 
+# Steps and backwards free memory and forwards take it, so forwards come last. Sums over replicas
+# begin at once, since they run while others compute.
 URGENCY = {Op.REDUCE_H: 0, Op.REDUCE_S: 0, Op.P: 0, Op.H: 0, Op.S: 0, Op.B: 1, Op.L: 2, Op.F: 3}
 
 
@@ -157,6 +168,8 @@ def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
     left = {action: len(before) for action, before in waits.items()}
     ready = [action for action, count in left.items() if count == 0]
     while ready:
+        # Ties go to the one that was ready first. No order here comes from a set, so all ranks
+        # work out the same list.
         action = min(ready, key=urgency)
         ready.remove(action)
         yield action
@@ -177,18 +190,24 @@ def urgency(action: Action) -> tuple[int, int, int, int]:
 
 
 def insert_recomputes(actions: Iterable[Action], recomputed: frozenset[int]) -> Iterator[Action]:
-    """The actions with each recomputed segment's second forward, right before its first backward."""
+    """The actions with each recomputed segment's second forward, right before its first
+    backward.
+    """
     done: set[tuple[int, int]] = set()
     for action in actions:
         place = (action.segment, action.microbatch)
+        # Not earlier, since the new graph takes memory; and once, since later flows share it.
         if action.op is Op.B and action.segment in recomputed and place not in done:
             done.add(place)
-            yield Action(Op.F, action.segment, None, action.microbatch)
+            yield Action(Op.R, action.segment, None, action.microbatch)
         yield action
 
 
 def unroll(rank_schedule: Schedule, steps: int) -> Iterator[tuple[int, Action]]:
-    """The actions of some steps, each with its batch: in the first step nothing is late, at the end what is late is run."""
+    """The actions of some steps, each with its batch.
+
+    The first step has no deferred actions; those of the last batch run at the end.
+    """
     for step in range(steps):
         yield from (
             (step - action.deferred, action)
@@ -206,7 +225,8 @@ def find_dependencies(
     Args:
         wiring: segments, flows and objectives.
         microbatches: how many.
-        stages: the segments that run on one rank each; there, forwards of one micro-batch follow each other.
+        stages: the segments that run on one rank each; there, forwards of one micro-batch follow
+            each other.
     """
     waits: dict[Action, set[Action]] = {}
     for m in range(microbatches):
@@ -221,6 +241,8 @@ def find_dependencies(
                 )
     for stage in stages:
         for m in range(1, microbatches):
+            # A forward is one call of the network. Two of them cannot take turns, since hooks can
+            # neither suspend nor leave a call and come back.
             waits[Action(Op.F, stage[0], None, m)].add(Action(Op.F, stage[-1], None, m - 1))
     _add_steps(waits, wiring, microbatches)
     return waits
@@ -241,17 +263,17 @@ def _add_steps(waits: dict[Action, set[Action]], wiring: Wiring, microbatches: i
     for objective in wiring.objectives:
         if objective.trained:
             waits[Action(Op.H, *objective.key)] = _losses(objective, microbatches)
+    made_by: dict[int, set[Action]] = defaultdict(set)  # by segment: what makes its gradients
+    for action in waits:
+        if action.op is Op.B:
+            made_by[action.segment].add(action)
+    for objective in wiring.objectives:
+        if objective.second_order:
+            made_by[objective.segment] |= _losses(objective, microbatches)
     for s, flows in enumerate(wiring.flows):
-        second_order = {
-            a
-            for o in wiring.objectives
-            if o.segment == s and o.second_order
-            for a in _losses(o, microbatches)
-        }
-        if second_order or any(flow.train for flow in flows):
-            waits[Action(Op.S, s)] = {
-                a for a in waits if a.op is Op.B and a.segment == s
-            } | second_order
+        # A segment that gradients only pass, or never reach, has no step.
+        if wiring.has_second_order_loss(s) or any(flow.train for flow in flows):
+            waits[Action(Op.S, s)] = made_by[s]
     for objective in wiring.objectives:
         _add_copies(waits, objective, microbatches)
 
@@ -261,14 +283,15 @@ def _losses(objective: Objective, microbatches: int) -> set[Action]:
 
 
 def _add_copies(waits: dict[Action, set[Action]], objective: Objective, microbatches: int) -> None:
-    """What is borrowed is copied after its borrower's last use of the step; before or after its owner's step."""
+    """A copy is refreshed after its last use in the step, and before or after its source's step."""
     if not objective.copies:
         return
     copies = Action(Op.P, *objective.key)
     waits[copies] = _losses(objective, microbatches)
-    for loan in objective.copies:
-        steps = Action(Op.S, -1 if loan.source_segment is None else loan.source_segment)
-        if steps in waits and loan.borrow.lag:
+    for resolved in objective.copies:
+        # No step has segment -1: a source that nothing trains has none to wait for.
+        steps = Action(Op.S, -1 if resolved.source_segment is None else resolved.source_segment)
+        if steps in waits and resolved.copy.lag:
             waits[steps].add(copies)
         elif steps in waits:
             waits[copies].add(steps)

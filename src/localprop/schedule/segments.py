@@ -1,34 +1,23 @@
-"""Segments: a network's layers, cut wherever the credit of a layer differs from the one before."""
+"""Segments: a network's layers, cut wherever the credit of a layer differs from the one before.
+
+::
+
+    layers      0     1     2  |  3     4     5
+    loss0       T     T     T  |  .     .     .
+    loss1       .     .     T  |  T     T     T
+    segments    └─ 0 ─┘     1     └──── 2 ────┘     a tail at the end of module 0 is a segment
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 from torch import nn
 
 from localprop.network.partition import Partition
 from localprop.rule.table import CreditTable
-
-
-class Segment(NamedTuple):
-    """Consecutive layers of one module that the same losses train with the same weights.
-
-    The network's forward is cut between segments, and each backward runs through one segment.
-
-    Attributes:
-        layers: the indices of the layers.
-        parameters: the names of the model's parameters that the segment's step updates, without the
-            frozen ones.
-        module: the local module that the segment belongs to.
-        starts_module: whether it is the first segment of that module, where context enters.
-    """
-
-    layers: range
-    parameters: tuple[str, ...]
-    module: int
-    starts_module: bool
+from localprop.schedule.wiring import Segment
 
 
 def find_spans(partition: Partition, table: CreditTable) -> list[range]:
@@ -37,6 +26,8 @@ def find_spans(partition: Partition, table: CreditTable) -> list[range]:
     starts = [0]
     for before, layer in pairwise(layers):
         same_module = partition.module_of(layer) == partition.module_of(before)
+        # Equal columns do not join modules: losses, contexts, recomputes and ranks all begin and
+        # end where a module does.
         if not same_module or table.column(layer) != table.column(before):
             starts.append(layer)
     return [range(start, end) for start, end in pairwise([*starts, len(layers)])]
@@ -63,6 +54,7 @@ def find_sharing_problems(segments: tuple[Segment, ...]) -> Iterator[str]:
     segment_of: dict[str, int] = {}
     for s, segment in enumerate(segments):
         for name in segment.parameters:
+            # Frozen parameters are not listed and may be shared: nothing steps them.
             if segment_of.setdefault(name, s) != s:
                 yield (
                     f"Parameter {name!r} is shared by layers of module {segment.module} that "

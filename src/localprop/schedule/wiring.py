@@ -10,34 +10,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from localprop.data.dataset import Normalization
-from localprop.errors import BadInput, check
 from localprop.network.layers import Layers
-from localprop.network.partition import Partition
-from localprop.rule.context import Source
-from localprop.rule.losses import LocalLoss, LossBuilder
+from localprop.rule.local_loss import LocalLoss
 from localprop.rule.parameter_copy import ParameterCopy
-from localprop.rule.rule import Rule
+from localprop.rule.source import Source
 from localprop.rule.table import CreditTable
-from localprop.schedule.flows import Flow, FlowEntry, find_flows
-from localprop.schedule.heads import build_encoders, build_heads, get_loss
-from localprop.schedule.segments import (
-    Segment,
-    build_segment,
-    find_last_segment,
-    find_sharing_problems,
-    find_spans,
-    find_trainable,
-)
+from localprop.schedule.flows import Flow
 
-__all__ = ["wire"]
+
+class Segment(NamedTuple):
+    """Consecutive layers of one module that the same losses train with the same weights.
+
+    The network's forward is cut between segments, and each backward runs through one segment.
+
+    Attributes:
+        layers: the indices of the layers.
+        parameters: the names of the model's parameters that the segment's step updates, without the
+            frozen ones.
+        module: the local module that the segment belongs to.
+        starts_module: whether it is the first segment of that module, where context enters.
+    """
+
+    layers: range
+    parameters: tuple[str, ...]
+    module: int
+    starts_module: bool
 
 
 class Objective(NamedTuple):
@@ -72,7 +77,7 @@ class Objective(NamedTuple):
         return self.segment, self.number
 
     @property
-    def seed_key(self) -> tuple[object, ...]:
+    def seed_key(self) -> tuple[str | int, ...]:
         """The part of the random seed that identifies the objective within a step."""
         return ("L", self.segment) if self.number is None else ("L", self.segment, self.number)
 
@@ -98,12 +103,12 @@ class ResolvedCopy(NamedTuple):
     """A copy, or a running average, of a parameter of the network inside an objective.
 
     Attributes:
-        borrow: the source, the interval and the decay.
+        copy: the source, the interval and the decay.
         target: the name of the copy in the objective's head.
         source_segment: the segment that trains the source, or None if no segment does.
     """
 
-    borrow: ParameterCopy
+    copy: ParameterCopy
     target: str
     source_segment: int | None
 
@@ -136,8 +141,17 @@ class Wiring:
         """The segments of a module."""
         return [s for s, segment in enumerate(self.segments) if segment.module == module]
 
+    @cached_property
+    def _objective_at(self) -> dict[tuple[int, int | None], Objective]:
+        return {objective.key: objective for objective in self.objectives}
+
+    def objective_at(self, segment: int, number: int | None) -> Objective:
+        """The objective of the actions L, H and P with this segment and flow field."""
+        return self._objective_at[segment, number]
+
     def flow_number(self, segment: int, flow: int) -> int | None:
         """The flow field of an action: the flow's number, or None if the segment has one flow."""
+        # None keeps the common case readable: a segment of one flow prints 3B and not 3B.0.
         return flow if len(self.flows[segment]) > 1 else None
 
     def encoders_at(self, segment: int) -> nn.ModuleList | None:
@@ -156,6 +170,24 @@ class Wiring:
         )
 
     @property
+    def recomputable(self) -> frozenset[int]:
+        """All segments that learn but the last, whose backward follows its forward at once."""
+        return frozenset(s for s, flows in enumerate(self.flows[:-1]) if flows)
+
+    def to(self, device: torch.device) -> None:
+        """Move heads and encoders to a device, in the dtypes of their inputs."""
+        dtypes = self.layers.dtypes
+        for number, head in self.heads.items():
+            # A mixed model may change its dtype at a cut, and a head computes in that of its
+            # features.
+            last = self.segments_of(self.table.module_of_loss[int(number)])[-1]
+            head.to(device=device, dtype=dtypes[self.segments[last].layers[-1]])
+        for module, encoders in self.encoders.items():
+            # What an encoder returns is added to the module's input, so it has the dtype of that.
+            first = self.segments_of(int(module))[0]
+            encoders.to(device=device, dtype=dtypes[self.segments[first].layers[0] - 1])
+
+    @property
     def task(self) -> LocalLoss:
         """The last module's loss."""
         return get_loss(self.heads, len(self.table.rows) - 1)
@@ -166,7 +198,9 @@ class Wiring:
         assert isinstance(head, nn.ModuleDict)
         return head
 
-    def trained(self, named: Mapping[str, nn.Parameter], segment: int) -> list[nn.Parameter]:
+    def parameters_trained_by(
+        self, named: Mapping[str, nn.Parameter], segment: int
+    ) -> list[nn.Parameter]:
         """The parameters that a segment's step updates.
 
         Args:
@@ -211,151 +245,11 @@ class Wiring:
         return self.layers.names[self.segments[segment].layers[-1]]
 
 
-def wire(
-    rule: Rule,
-    partition: Partition,
-    *,
-    task: LossBuilder,
-    frozen: frozenset[str] = frozenset(),
-    seed: int = 0,
-    normalization: Normalization | None = None,
-) -> Wiring:
-    """Work out segments and flows, and build heads, losses and encoders.
-
-    Args:
-        rule: the training rule.
-        partition: the network and its cuts.
-        task: builds the last module's loss, which reads the model's own output.
-        frozen: names of parameters that are not trained.
-        seed: the seed of the initial weights of heads and encoders. Each depends on the seed and
-            its own position only, and the caller's random state is untouched.
-        normalization: mean and standard deviation that turned pixels into inputs, for losses that
-            need the pixels.
-
-    Raises:
-        BadInput: the credit table, a head or an encoder does not fit the network, or two segments
-            of one module share a parameter.
-    """
-    table = rule.credit(partition)
-    sources = tuple(rule.context.sources(module) for module in range(len(partition.modules)))
-    encoders = build_encoders(rule, partition, sources, seed)
-    spans = find_spans(partition, table)
-    segments = tuple(build_segment(partition, span, frozen) for span in spans)
-    check(find_sharing_problems(segments))
-    heads = build_heads(rule, partition, table, task, seed, normalization)
-    second_order = [k for k in table.losses if get_loss(heads, k).second_order]
-    check(_find_second_order_problems(table, segments, second_order))
-    ends = {k: find_last_segment(segments, table.module_of_loss[k]) for k in table.losses}
-    trainable = find_trainable(segments, encoders)
-    flows, entries = find_flows(table, spans, ends, trainable, second_order)
-    network = _WiredNetwork(partition.layers, segments, flows)
-    objectives = tuple(
-        _build_objective(network, k, ends, entries[k], heads, is_second_order=k in second_order)
-        for k in table.losses
-    )
-    return Wiring(table, partition.layers, segments, flows, objectives, sources, heads, encoders)
-
-
 # --- objectives -------------------------------------------------------------------------------
 
 
-class _WiredNetwork(NamedTuple):
-    """A network's layers, segments and flows."""
-
-    layers: Layers
-    segments: tuple[Segment, ...]
-    flows: tuple[tuple[Flow, ...], ...]
-
-
-def _build_objective(
-    network: _WiredNetwork,
-    k: int,
-    ends: Mapping[int, int],
-    entry: FlowEntry,
-    heads: nn.ModuleDict,
-    *,
-    is_second_order: bool,
-) -> Objective:
-    """The objective of loss k.
-
-    Args:
-        network: layers, segments and flows.
-        k: the number of the loss.
-        ends: for each loss, the segment at whose end it sits.
-        entry: where the gradient of loss k enters.
-        heads: auxiliary networks and losses.
-        is_second_order: whether the loss trains its segment by itself.
-    """
-    earlier_at_this_end = sum(ends[other] == ends[k] for other in ends if other < k)
-    head = heads[str(k)]
-    return Objective(
-        segment=ends[k],
-        loss=k,
-        number=earlier_at_this_end or None,
-        flow=entry.flow,
-        scale=entry.scale,
-        trained=any(True for _ in head.parameters()),
-        second_order=is_second_order,
-        taps=tuple(_resolve_taps(get_loss(heads, k).taps, network, ends[k], entry)),
-        copies=tuple(_resolve_copies(head, network.segments)),
-    )
-
-
-def _resolve_taps(
-    names: Iterable[str], network: _WiredNetwork, end: int, entry: FlowEntry
-) -> Iterator[Tap]:
-    """Find the segment of each inner output, and the flow that the loss's gradient joins there."""
-    entries = _follow_flows(network.flows, end, entry)
-    for name in names:
-        layer = network.layers.layer_of(name)
-        s = next(s for s, segment in enumerate(network.segments) if layer in segment.layers)
-        if network.segments[s].module != network.segments[end].module:
-            raise BadInput(
-                f"A loss may look at outputs inside its own module only, but {name!r} is in "
-                "another one."
-            )
-        # Off the path the loss trains nothing: it reads the output as a constant.
-        yield Tap(name, s, *entries.get(s, FlowEntry()))
-
-
-def _follow_flows(
-    flows: Sequence[Sequence[Flow]], end: int, entry: FlowEntry
-) -> dict[int, FlowEntry]:
-    """For each segment on a loss's path, its flow and the factor that has accumulated there.
-
-    A gradient that the loss leaves at a tap must have the same factor as the gradient that comes
-    from the loss's features, so it takes the product of the factors on the path.
-    """
-    entries: dict[int, FlowEntry] = {}
-    s = end
-    while entry.flow is not None:
-        entries[s] = entry
-        flow = flows[s][entry.flow]
-        entry = FlowEntry(flow.onward, entry.scale * flow.scale)
-        s -= 1
-    return entries
-
-
-def _resolve_copies(head: nn.Module, segments: tuple[Segment, ...]) -> Iterator[ResolvedCopy]:
-    """Find the parameter copies in a head, and the segment that trains the source of each."""
-    segment_of = {name: s for s, segment in enumerate(segments) for name in segment.parameters}
-    for prefix, module in head.named_modules():
-        for copy in getattr(module, "parameter_copies", ()):
-            yield ResolvedCopy(copy, f"{prefix}.{copy.target}", segment_of.get(copy.source))
-
-
-def _find_second_order_problems(
-    table: CreditTable, segments: tuple[Segment, ...], second_order: Iterable[int]
-) -> Iterator[str]:
-    """A second-order loss must train the whole of its module alone, and nothing else."""
-    for k in second_order:
-        module = table.module_of_loss[k]
-        in_module = [segment for segment in segments if segment.module == module]
-        layers = in_module[0].layers
-        losses_here = sum(entry is not None for entry in table.column(layers[0]))
-        is_alone = losses_here <= 1 and table.module_of_loss.count(module) == 1
-        if len(in_module) > 1 or not is_alone or table.reach(k) != len(layers):
-            yield (
-                f"Loss {k} differentiates through its module, so it must train just that: give it "
-                f"credit=LocalCredit(), not\n{table}"
-            )
+def get_loss(heads: nn.ModuleDict, k: int) -> LocalLoss:
+    """The loss with number k."""
+    loss = heads[str(k)]["loss"]  # type: ignore[index]
+    assert isinstance(loss, LocalLoss)
+    return loss

@@ -14,7 +14,8 @@ from localprop.errors import BadInput, check, collect_problems
 from localprop.learner import Learner
 from localprop.methods.parse import parse_rule
 from localprop.models import create_model, takes_tokens
-from localprop.network import Partition, layers_of
+from localprop.network.find_layers import layers_of
+from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Ranks
 from localprop.rule.losses import CrossEntropy
 from localprop.training.config import Config

@@ -76,7 +76,7 @@ class PhaseSchedule:
         learner, phase = self.at(epoch)
         if epoch > 1 and self.at(epoch - 1)[0] is not learner:
             # Another method has trained the layers that this one's auxiliary networks copy.
-            learner.engine.loss_inputs.copy_first()
+            learner.engine.initialise_copies()
         # Random draws depend on the number of the step, which goes on through all phases.
         learner.steps = max(each.steps for each in self.learners.values())
         learner.network.train()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from localprop.data import Batches, Dataset
-from localprop.engine.step_context import Losses
+from localprop.engine.loss import Losses
 from localprop.errors import RunFailed
 from localprop.learner import Learner
 from localprop.training.build import build_phase_schedule

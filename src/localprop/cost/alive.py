@@ -1,0 +1,304 @@
+"""Which values of a step are alive after each action, and how many bytes they hold.
+
+Bytes belong to storages, and values hold them: the output of a segment, what losses see of it and
+the leaf of the next segment are often views of one storage. So a storage counts once, for the first
+of its holders in the order of the schedule; the others are listed without bytes of their own. All
+that is alive between two actions of a step is
+
+    store + graphs + `.grad` of parameters + losses + frames
+
+where frames are what Python's own frames hold while a hook runs: the input and the output of the
+module that ends a segment, until the network's forward goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.optim import Optimizer
+
+from localprop.cost.fake_engine import list_held_tensors
+from localprop.cost.memory import LiveBytes, MemoryReading, watch_fake_step
+from localprop.engine.engine import Engine
+from localprop.engine.loss import Losses
+from localprop.engine.store import SegmentGraph
+from localprop.errors import StepFailed
+from localprop.rule.local_loss import Batch
+from localprop.schedule.operands import Kind, Value
+from localprop.schedule.schedule import Action, Op
+
+
+class ActionReading(NamedTuple):
+    """What is alive at one action of a step.
+
+    Attributes:
+        action: the action.
+        peak_bytes: the most bytes alive at once while it ran: weights, optimizer state and batch,
+            too.
+        values: the bytes that each value holds after it; 0 where another value holds the storage.
+    """
+
+    action: Action
+    peak_bytes: int
+    values: dict[Value, int]
+
+
+class ValueReading(NamedTuple):
+    """What is alive in a step, action by action.
+
+    Attributes:
+        memory: the peak of the step and of each local module.
+        actions: in the order in which they run.
+    """
+
+    memory: MemoryReading
+    actions: list[ActionReading]
+
+    @property
+    def peak(self) -> ActionReading:
+        """The action at which most is alive."""
+        return max(self.actions, key=lambda reading: reading.peak_bytes)
+
+    def before(self, reading: ActionReading) -> dict[Value, int]:
+        """The values that are alive when an action begins."""
+        place = self.actions.index(reading)
+        return self.actions[place - 1].values if place else {}
+
+
+def read_values(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -> ValueReading:
+    """Predict which values are alive after each action, by running the engine on fake tensors.
+
+    Args:
+        engine: its model, heads and optimizers are copied as fakes and stay as they are.
+        optimizers: those that the caller steps after the engine's step.
+        batch: only its shapes and dtypes are used.
+    """
+    watcher, resting = watch_fake_step(engine, optimizers, batch, None, _ValueWatcher)
+    modules: dict[int, int] = {}
+    for reading in watcher.readings:
+        module = engine.wiring.segments[reading.action.segment].module
+        modules[module] = max(modules.get(module, 0), reading.peak_bytes)
+    peak = max([reading.peak_bytes for reading in watcher.readings])
+    return ValueReading(MemoryReading(peak, resting, modules), watcher.readings)
+
+
+class _ValueWatcher:
+    def __init__(self, engine: Engine, live: LiveBytes) -> None:
+        self.readings: list[ActionReading] = []
+        self._engine, self._live = engine, live
+        self._held = live.keys()
+        self._running: Action | None = None
+
+    def observe(self, action: Action) -> None:
+        self.end_action()
+        self._running = action
+
+    def end_action(self) -> None:
+        peak = self._live.reset_peak()
+        if self._running is not None:
+            values = measure_values(self._engine, self._held)
+            self.readings.append(ActionReading(self._running, peak, values))
+
+
+def measure_values(engine: Engine, held: set[int]) -> dict[Value, int]:
+    """The bytes that each value in the engine's stores holds, each storage counted once.
+
+    Args:
+        engine: in the middle of a step.
+        held: the storages that live between steps, which are nobody's.
+    """
+    counted, found = set(held), dict[Value, int]()
+    for value, kept in engine.list_values():
+        found[value] = 0
+        for storage in find_storages(kept):
+            if storage._cdata not in counted:
+                counted.add(storage._cdata)
+                found[value] += storage.nbytes()
+    return found
+
+
+def find_storages(kept: Any) -> Iterator[torch.UntypedStorage]:
+    """The storages that an entry of a store holds: tensors, graphs, or lists of them."""
+    if isinstance(kept, Tensor):
+        yield kept.untyped_storage()
+        if kept.grad_fn is not None:
+            yield from _find_saved(kept.grad_fn)
+    elif isinstance(kept, SegmentGraph):
+        yield from find_storages(kept.root)
+        yield from find_storages(kept.box)
+    elif isinstance(kept, list):
+        for each in kept:
+            yield from find_storages(each)
+
+
+def _find_saved(start: Node) -> Iterator[torch.UntypedStorage]:
+    """The storages of all tensors that the nodes behind a node have saved."""
+    nodes, seen = [start], {start}
+    while nodes:
+        node = nodes.pop()
+        for tensor in _list_saved(node):
+            yield tensor.untyped_storage()
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+
+
+def _list_saved(node: Node) -> Iterator[Tensor]:
+    """The tensors that a node has saved; none once its backward has freed them."""
+    for name in dir(node):
+        if name.startswith("_saved_"):
+            try:
+                saved = getattr(node, name)
+            except RuntimeError:  # freed
+                continue
+            for tensor in saved if isinstance(saved, (tuple, list)) else [saved]:
+                if isinstance(tensor, Tensor):
+                    yield tensor
+
+
+# --- debugging ----------------------------------------------------------------------------------
+
+
+def check_values(engine: Engine, batch: Batch, *, number: int = 0) -> Losses:
+    """Run a training step and check after each action that only what the plan lists is alive.
+
+    It is slow, and meant for debugging: of a model whose own forward keeps tensors, or of the
+    engine. Models hold tensors in frames of their own, as `nn.Sequential` does with its current
+    input; only those of the modules that end segments are known here.
+
+    Args:
+        engine: of one process, after a first step, so that optimizer state exists.
+        batch: inputs and targets on the model's device.
+        number: the number of the step.
+
+    Raises:
+        AssertionError: the store differs from the plan, or a tensor is alive that nothing on the
+            plan holds; says after which action.
+    """
+    held = list_held_tensors(
+        (engine.model, engine.wiring.heads, engine.wiring.encoders), engine.optimizers.all(), batch
+    )
+    with LiveBytes(held) as live:
+        checker = _Checker(engine, live)
+        with checker.watching_frames():
+            try:
+                losses = engine.step(batch, number=number, observe=checker.observe)
+            except StepFailed:
+                if checker.problem is None:
+                    raise
+                raise AssertionError(checker.problem) from None
+            checker.end_action(losses)
+    return losses
+
+
+class _Checker:
+    """Compares what is alive with the plan, after each action.
+
+    Attributes:
+        problem: the first difference; the engine reports what an observer raises as its own.
+    """
+
+    def __init__(self, engine: Engine, live: LiveBytes) -> None:
+        self._engine, self._live, self._held = engine, live, live.keys()
+        self._planned = dict(engine.plan.liveness.alive())
+        self.problem: str | None = None
+        self._running: Action | None = None
+        self._begun: set[Action] = set()
+        self._frames: set[int] = set()
+
+    def watching_frames(self) -> _Frames:
+        """A context in which frames are known."""
+        return _Frames(self._engine, self._frames)
+
+    def observe(self, action: Action) -> None:
+        self.end_action()
+        self._running = action
+        self._begun.add(action)
+        if action.op is Op.F:
+            self._frames.clear()
+
+    def end_action(self, losses: Iterable[Tensor] = ()) -> None:
+        if self._running is None:
+            return
+        stored = self._engine.list_values()
+        self._compare_store({value for value, _ in stored})
+        known = self._held | self._frames
+        for _, kept in stored:
+            known |= {storage._cdata for storage in find_storages(kept)}
+        for tensor in (*self._list_sums(), *losses):
+            known.add(tensor.untyped_storage()._cdata)
+        stray = self._live.keys() - known
+        if stray:
+            self._fail(f"{len(stray)} tensor(s) that nothing on the plan holds")
+
+    def _compare_store(self, stored: set[Value]) -> None:
+        planned = set(self._planned.get(self._running, ())) if self._running else set()
+        strange = {v for v in stored if v.kind is not Kind.WEIGHT_GRADIENT} - planned
+        if strange:
+            self._fail(f"{_join(strange)} should be dead")
+        missing = {value for value in planned - stored if not self._may_be_absent(value, stored)}
+        if missing:
+            self._fail(f"{_join(missing)} should be alive")
+
+    def _fail(self, difference: str) -> NoReturn:
+        self.problem = f"after {self._running}: {difference}"
+        raise AssertionError(self.problem)
+
+    def _may_be_absent(self, value: Value, stored: set[Value]) -> bool:
+        """Parts that are added up already, gradients that no loss left, and outputs that a hook
+        still has to hand over.
+        """
+        if value.kind is Kind.GRADIENT:
+            return any(v[:3] == value[:3] and v.microbatch == value.microbatch for v in stored)
+        if value.kind is Kind.OUTPUT:
+            assert isinstance(value.at, int)
+            return Action(Op.F, value.at + 1, None, value.microbatch) not in self._begun
+        return value.kind in (Kind.TAP_GRADIENT, Kind.TAP_EDGE, Kind.CARRIED)
+
+    def _list_sums(self) -> Iterator[Tensor]:
+        """`.grad` of parameters, and the losses so far."""
+        engine = self._engine
+        for module in (engine.model, engine.wiring.heads, engine.wiring.encoders):
+            for parameter in module.parameters():
+                if parameter.grad is not None:
+                    yield parameter.grad
+        yield from engine.list_losses()
+        yield from engine.list_roots()
+
+
+class _Frames:
+    """Notes what the frames of the modules hold whose hooks end segments: all but the last.
+
+    A segment that runs again stops at its end, which leaves no frames.
+    """
+
+    def __init__(self, engine: Engine, keys: set[int]) -> None:
+        self._recompute = engine.recompute
+        names = [engine.wiring.end_name(s) for s in engine.stage.segments[:-1]]
+        self._modules = [engine.model.get_submodule(name) for name in dict.fromkeys(names)]
+        self._keys = keys
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for module in self._modules:
+            self._handles.append(module.register_forward_hook(self._note, prepend=True))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._recompute is not None and self._recompute.running is not None:
+            return
+        for tensor in (*args, output):
+            if isinstance(tensor, Tensor):
+                self._keys.add(tensor.untyped_storage()._cdata)
+
+
+def _join(values: set[Value]) -> str:
+    return ", ".join(sorted(map(str, values)))

@@ -1,0 +1,211 @@
+"""B: the backward of one flow through a segment, and the sums of gradients that flows are made of.
+
+::
+
+      segment s-1          cut           segment s             cut
+    ... ──────────► output ┊ h ─► leaf ─► layers ─► output ─► root      forward
+                           ┊                                   │
+        part of g(s-1) ◄───┊─── leaf.grad ◄── layers ◄── box ◄─┘        backward
+
+The root is a scalar at the end of the segment's graph. Its backward takes the gradient out of a
+box, where the sum of all writers was put just before, so that the graph itself keeps no output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from localprop.engine.plan import StepPlan
+from localprop.engine.store import StepContext, Store
+from localprop.schedule.operands import Kind, Value, name_gradient
+from localprop.schedule.schedule import Action, Op
+
+
+class InjectGradient(torch.autograd.Function):
+    """The root of a segment's graph, whose backward takes the gradient at the segment's output out
+    of a box.
+
+    `autograd.backward(output, gradient)` would keep the gradient alive until the whole backward has
+    ended, since Python's frames refer to it. Taken out of a box it dies at its first use. Nor does
+    the root keep the output's storage alive."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, box: list[Tensor]) -> Tensor:
+        ctx.box = box
+        return output.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        return ctx.box.pop(), None
+
+
+def pop_gradient(leaf: Tensor, scale: float) -> Tensor:
+    """The gradient of a leaf, which forgets it, times a number."""
+    # Several flows may end at one leaf, and autograd would add the next one's gradient to this.
+    gradient, leaf.grad = leaf.grad, None
+    assert gradient is not None
+    return gradient if scale == 1 else gradient.mul_(scale)
+
+
+class GradientPart:
+    """Writes one of the parts that a gradient is the sum of.
+
+    Parts are added in the order of their makers, losses first, whatever the order in which they
+        come: then a sum of three or more is the same to the bit on any number of ranks. So a part
+        that comes early waits, and one that completes the front of the order is added at once, in
+        place; no more is held than must be::
+
+        makers in order    2L   3B.0   3B.1
+        they come          2L   3B.1          3B.0
+        held               2L   2L, 3B.1      2L + 3B.0 + 3B.1
+
+    Args:
+        plan: of the step.
+        part: the value that is written.
+    """
+
+    def __init__(self, plan: StepPlan, part: Value) -> None:
+        liveness = plan.liveness
+        reader = liveness.last_reader[part]
+        parts = [v for v in liveness.operands[reader].reads if v.kind is Kind.GRADIENT]
+        order = sorted(parts, key=liveness.written.__getitem__)
+        place, come = parts.index(part), set(order[: order.index(part)])
+        # The sum grows under the name of its first part, where the reader looks for it.
+        self._part, self._sum = part, parts[0]
+        self._waits = not come.issuperset(parts[:place])
+        self._starts = place == 0
+        behind = parts[place + 1 :]
+        ready = next((i for i, value in enumerate(behind) if value not in come), len(behind))
+        self._behind = () if self._waits else tuple(behind[:ready])
+
+    def write(self, store: Store, gradient: Tensor) -> None:
+        """Put the part into the store; nobody else may write to it any more."""
+        if self._waits or self._starts:
+            store[self._part] = gradient
+        else:
+            store[self._sum].add_(gradient)
+        for value in self._behind:
+            store[self._sum].add_(store.pop(value))
+
+
+class RunBackward:
+    """The backward of one flow through a segment.
+
+    Args:
+        plan: of the step.
+        action: the backward.
+    """
+
+    def __init__(self, plan: StepPlan, action: Action) -> None:
+        segment, microbatch, number = action.segment, action.microbatch, action.flow or 0
+        reads, writes = plan.liveness.operands[action]
+        flow = plan.wiring.flows[segment][number]
+        self._graph = Value(Kind.GRAPH, segment, microbatch=microbatch)
+        self._is_last = plan.liveness.takes(action, self._graph)
+        # The first part's name: by now all others have been added to it.
+        self._gradient = next(value for value in reads if value.kind is Kind.GRADIENT)
+        # `inputs=` names all that autograd may compute. A flow that only passes through leaves the
+        # parameters out, which saves the gradients of the weights.
+        self._parameters = list(plan.parameters[segment]) if flow.train else []
+        leaf = Value(Kind.LEAF, segment, microbatch=microbatch)
+        self._leaf = (leaf, plan.liveness.takes(action, leaf)) if leaf in reads else None
+        self._scale = flow.scale
+        onward = None if flow.onward is None else name_gradient(plan.wiring, _plain(action))
+        self._onward = GradientPart(plan, onward) if onward in writes and onward else None
+        self._taps = find_taps(plan, action)
+        apart = Value(Kind.WEIGHT_GRADIENT, segment, number)
+        self._apart = apart if apart in writes else None
+        self.one: Tensor | None = (
+            None  # the gradient at the root: made once, since its value means nothing
+        )
+        self._device_type = plan.device_type
+
+    def __call__(self, step: StepContext) -> None:
+        """Run it: gradients of parameters add up in `.grad`, and that of the input goes to the
+        segment before.
+        """
+        store = step.store
+        graph = store.pop(self._graph) if self._is_last else store[self._graph]
+        graph.box.append(store.pop(self._gradient))
+        inputs, leaf = self._parameters, None
+        if self._leaf is not None:
+            value, takes = self._leaf
+            leaf = store.pop(value) if takes else store[value]
+            inputs = [*inputs, leaf]
+        # A host may switch its own autocast on or off between steps, and autograd wants the dtype
+        # of the root.
+        if self.one is None or self.one.dtype is not graph.root.dtype:
+            self.one = torch.ones_like(graph.root)
+        roots: list[Tensor | GradientEdge] = [graph.root]
+        gradients = [self.one]
+        for edge, gradient in self._take_taps(store) if self._taps else ():
+            roots.append(edge)
+            gradients.append(gradient)
+        # Autograd adds to `.grad` and nowhere else, so this flow's sum stands there during its
+        # backward.
+        if self._apart is not None:
+            self._swap_gradients(store)
+        if step.autocast:  # backwards follow the dtypes of their forwards
+            with torch.autocast(self._device_type, enabled=False):
+                self._run(roots, gradients, inputs)
+        else:
+            self._run(roots, gradients, inputs)
+        if self._apart is not None:
+            self._swap_gradients(store)
+        if leaf is not None and self._onward is not None:
+            self._onward.write(store, pop_gradient(leaf, self._scale))
+
+    def _run(self, roots: list[Any], gradients: list[Tensor], inputs: list[Tensor]) -> None:
+        # One call for all roots, so that autograd runs each node once, with its summed gradient.
+        # The graph's last reader frees what the nodes have saved, while it runs; for a flow that
+        # comes later they have to stay.
+        torch.autograd.backward(roots, gradients, retain_graph=not self._is_last, inputs=inputs)
+        gradients.clear()
+
+    def _take_taps(self, store: Store) -> list[tuple[GradientEdge, Tensor]]:
+        """The gradients that losses have left at inner outputs, and where; a loss need not leave
+        one.
+        """
+        found = []
+        for edge, takes, gradient in self._taps:
+            at = store.pop(edge, None) if takes else store.get(edge)
+            left = store.pop(gradient, None)
+            if at is not None and left is not None:
+                found.append((at, left))
+        return found
+
+    def _swap_gradients(self, store: Store) -> None:
+        """Exchange `.grad` of the parameters for the sums that are kept apart."""
+        assert self._apart is not None
+        apart = store.pop(self._apart, None) or [None] * len(self._parameters)
+        store[self._apart] = [parameter.grad for parameter in self._parameters]
+        for parameter, gradient in zip(self._parameters, apart, strict=True):
+            parameter.grad = gradient
+
+
+def find_taps(plan: StepPlan, action: Action) -> list[tuple[Value, bool, Value]]:
+    """The inner outputs whose gradients a backward begins with: edge, whether this takes it,
+    gradient.
+
+    They come in the order in which the losses ran.
+    """
+    liveness = plan.liveness
+    left = [v for v in liveness.operands[action].reads if v.kind is Kind.TAP_GRADIENT]
+    order = sorted(left, key=liveness.written.__getitem__)
+    found = []
+    for gradient in order:
+        edge = Value(Kind.TAP_EDGE, gradient.at, microbatch=action.microbatch)
+        rest = order[order.index(gradient) + 1 :]
+        # Several losses may look at one output. They share its edge, and only the last of them may
+        # take that.
+        used_again = any(v.at == gradient.at for v in rest)
+        found.append((edge, liveness.takes(action, edge) and not used_again, gradient))
+    return found
+
+
+def _plain(action: Action) -> Action:
+    return Action(Op.B, action.segment, action.flow, action.microbatch)

@@ -1,0 +1,374 @@
+"""F and R: what happens where the network's forward enters a segment, and where it leaves it.
+
+::
+
+      segment s - 1              the hook at its end                      segment s
+    ──────────────────► output ─┬─ leave s-1 ─ actions ─ enter s ─┬─► input ───────────────►
+                                │  inject a root, keep features,  │
+                                │  h = detached and dense         │
+                                └─────────────────────────────────┘
+
+What each of the two has to do for a segment is worked out before the first step, as a short tuple
+of changes to the input: a plain greedy segment has none at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from localprop.engine.backward import InjectGradient
+from localprop.engine.plan import StepPlan
+from localprop.engine.recompute import Recompute
+from localprop.engine.store import SegmentGraph, StepContext, Store
+from localprop.schedule.operands import Kind, Value, name_context
+from localprop.schedule.schedule import Action
+
+InputChange = Callable[[StepContext, Tensor], Tensor]
+
+
+def canonical_layout(tensor: Tensor) -> Tensor:
+    """The tensor in one of the layouts that a cut may have, contiguous or channels last: kernels
+    may round by layout.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if tensor.ndim in formats and tensor.is_contiguous(memory_format=formats[tensor.ndim]):
+        return tensor
+    return tensor.contiguous()
+
+
+# --- changes to a segment's input ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeepOutput:
+    """Keep the input for others than this forward: it is the output of the segment before."""
+
+    value: Value
+
+    def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
+        step.store[self.value] = segment_input
+        return segment_input
+
+
+@dataclass(frozen=True)
+class MakeLeaf:
+    """Ask for the gradient at the input, before contexts are added to it."""
+
+    value: Value
+
+    def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
+        step.store[self.value] = segment_input.requires_grad_()
+        return segment_input
+
+
+@dataclass(frozen=True)
+class AddContexts:
+    """Add encodings of earlier inputs of modules."""
+
+    contexts: tuple[
+        tuple[Value, bool, nn.Module], ...
+    ]  # the source, whether this takes it, its encoder
+    microbatch: int
+
+    def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
+        for value, takes, encoder in self.contexts:
+            if value.kind is Kind.INPUT:
+                source = step.batches[self.microbatch].inputs
+            else:
+                source = step.store.pop(value) if takes else step.store[value]
+            # Not in place: autograd refuses to write into a leaf, and others may keep this tensor.
+            segment_input = segment_input + encoder(source)
+        return segment_input
+
+
+@dataclass(frozen=True)
+class CopyInput:
+    """Run on a copy: the segment's layers write into their input, and neither a leaf nor what
+    others keep may change.
+    """
+
+    def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
+        return segment_input.clone()
+
+
+@dataclass(frozen=True)
+class KeepModuleInput:
+    """Keep the input of a module, contexts added, as a constant: for losses, or for contexts of
+    later modules.
+    """
+
+    value: Value
+    copied: bool
+
+    def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
+        # Once contexts are added, the input carries the encoders' graph. Readers must neither train
+        # encoders nor keep that graph alive.
+        constant = segment_input.detach()
+        step.store[self.value] = constant.clone() if self.copied else constant
+        return segment_input
+
+
+@dataclass(frozen=True)
+class ShareModuleInput:
+    """Keep the input of a module as a tensor of its graph, for a second-order loss; the segment may
+    not write into it.
+    """
+
+    value: Value
+    copied: bool
+
+    def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
+        if not segment_input.requires_grad:
+            segment_input.requires_grad_()
+        step.store[self.value] = segment_input
+        # The loss differentiates by the tensor in the store, so the clone that the layers write
+        # into must come after it in the graph.
+        return segment_input.clone() if self.copied else segment_input
+
+
+def prepare_input(plan: StepPlan, action: Action) -> Iterator[InputChange]:
+    """What F and R do alike to the input of a segment: contexts, or a copy."""
+    wiring, segment = plan.wiring, action.segment
+    encoders = wiring.encoders_at(segment)
+    if encoders is not None:
+        sources = wiring.sources[wiring.segments[segment].module]
+        values = [name_context(source.module, action.microbatch) for source in sources]
+        contexts = (
+            (v, plan.liveness.takes(action, v), e) for v, e in zip(values, encoders, strict=True)
+        )
+        yield AddContexts(tuple(contexts), action.microbatch)
+    # A sum with contexts is a new tensor already, which the layers may write into.
+    elif plan.modifies_input(segment):
+        yield CopyInput()
+
+
+def keep_input(plan: StepPlan, action: Action) -> Iterator[InputChange]:
+    """What F does to the input of a module for others, once it is complete."""
+    wiring, segment, microbatch = plan.wiring, action.segment, action.microbatch
+    module, copied = wiring.segments[segment].module, plan.modifies_input(segment)
+    writes = plan.liveness.operands[action].writes
+    for_losses = Value(Kind.MODULE_INPUT, module, microbatch=microbatch)
+    second_order = segment in plan.second_order
+    if for_losses in writes:
+        # A constant would do for other losses of this module, but a second-order loss stands alone.
+        yield (ShareModuleInput if second_order and module else KeepModuleInput)(for_losses, copied)
+    for_contexts = Value(Kind.CONTEXT, module, microbatch=microbatch)
+    if for_contexts in writes:
+        yield KeepModuleInput(for_contexts, copied)
+
+
+# --- entering and leaving -----------------------------------------------------------------------
+
+
+class EnterSegment:
+    """The beginning of F.
+
+    Args:
+        plan: of the step.
+        action: the forward.
+    """
+
+    def __init__(self, plan: StepPlan, action: Action) -> None:
+        segment, microbatch, liveness = action.segment, action.microbatch, plan.liveness
+        self.action = action
+        self._generators = plan.generators
+        self._draw = plan.draw_key(action)
+        self._has_graph = has_graph(plan, action)
+        self.received = self._find_received(plan, action)
+        changes: list[InputChange] = []
+        before = Value(Kind.OUTPUT, segment - 1, microbatch=microbatch)
+        # An output that the next forward alone reads never gets into the store: the hook hands it
+        # over. The first segment of a rank reads what RECV_F has stored.
+        if segment in plan.stage.segments[1:] and not liveness.takes(action, before):
+            changes.append(KeepOutput(before))
+        leaf = Value(Kind.LEAF, segment, microbatch=microbatch)
+        if leaf in liveness.operands[action].writes:
+            changes.append(MakeLeaf(leaf))
+        # The order counts. The leaf comes before the contexts, since it stands for the output of
+        # the segment before; a module's input is complete only after them.
+        self._changes = (*changes, *prepare_input(plan, action), *keep_input(plan, action))
+
+    @staticmethod
+    def _find_received(plan: StepPlan, action: Action) -> tuple[Value, bool] | None:
+        """The input that another rank has sent, and whether this forward takes it."""
+        if action.segment == 0 or action.segment != plan.stage.segments[0]:
+            return None
+        value = Value(Kind.OUTPUT, action.segment - 1, microbatch=action.microbatch)
+        return value, plan.liveness.takes(action, value)
+
+    def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
+        """What the segment runs on."""
+        # F begins in one hook and ends in the next one, so no `with torch.no_grad()` can span it.
+        # `LeaveSegment` switches back; after a failure the engine's own `enable_grad` does.
+        if not self._has_graph:
+            torch.set_grad_enabled(False)
+        self._generators.seed(step.seeds[self._draw])
+        for change in self._changes:
+            segment_input = change(step, segment_input)
+        return segment_input
+
+    def take_received(self, store: Store) -> Tensor:
+        """The segment's input, where another rank has sent it."""
+        assert self.received is not None
+        value, takes = self.received
+        received: Tensor = store.pop(value) if takes else store[value]
+        return received
+
+
+class LeaveSegment:
+    """The end of F.
+
+    Args:
+        plan: of the step.
+        action: the forward.
+        recompute: runs segments again, if any are.
+    """
+
+    def __init__(self, plan: StepPlan, action: Action, recompute: Recompute | None) -> None:
+        segment = action.segment
+        writes = plan.liveness.operands[action].writes
+        self._segment, self._name = segment, plan.wiring.end_name(segment)
+        self._has_graph = has_graph(plan, action)
+        self._graph = _only(writes, Kind.GRAPH)
+        self._features = _only(writes, Kind.FEATURES)
+        self._second_order = segment in plan.second_order
+        self._sent = _only(writes, Kind.OUTPUT) if segment == plan.stage.segments[-1] else None
+        self._recompute = recompute if segment in plan.recomputed else None
+
+    def __call__(self, step: StepContext, output: Tensor) -> None:
+        """Keep what others read of the output."""
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"{self._name!r} returned a {type(output).__name__}, a layer must return one tensor"
+            )
+        store = step.store
+        if self._graph is not None:
+            store[self._graph] = inject_root(output)
+        if self._features is not None:
+            # On a detached tensor the loss's backward ends at the features; the segment is B's. A
+            # second-order loss differentiates through the segment, so it needs the graph.
+            store[self._features] = output if self._second_order else output.detach()
+        if self._sent is not None:
+            # The receiver must compute on the layout that the hook would have handed over here: the
+            # bits of a kernel's result may depend on it.
+            store[self._sent] = canonical_layout(output.detach())
+        if self._recompute is not None:
+            self._recompute.remember_output(self._segment, output)
+        if not self._has_graph:
+            torch.set_grad_enabled(True)
+
+
+class RecomputeSegment:
+    """R: the forward of a segment again, this time with a graph.
+
+    Args:
+        plan: of the step.
+        action: the recompute.
+        recompute: runs the segment.
+    """
+
+    def __init__(self, plan: StepPlan, action: Action, recompute: Recompute) -> None:
+        segment, microbatch = action.segment, action.microbatch
+        writes = plan.liveness.operands[action].writes
+        self._segment, self._microbatch, self._recompute = segment, microbatch, recompute
+        self._generators = plan.generators
+        self._draw = plan.draw_key(action)
+        self._precision = plan.precision
+        before = Value(Kind.OUTPUT, segment - 1, microbatch=microbatch)
+        self._before = (before, plan.liveness.takes(action, before)) if segment else None
+        self._leaf, self._graph = _only(writes, Kind.LEAF), _only(writes, Kind.GRAPH)
+        # F has already kept the input for others, so R leaves out `keep_input`.
+        self._changes = tuple(prepare_input(plan, action))
+
+    def __call__(self, step: StepContext) -> None:
+        """Run the segment again."""
+        inputs = step.batches[self._microbatch].inputs
+        held = [
+            self._take_input(step.store, inputs)
+        ]  # emptied by `enter`: no frame keeps the input
+
+        def enter() -> Tensor:
+            # Seeded here and not before the forward: a module in front of the segment that cannot
+            # be skipped may draw, too.
+            self._generators.seed(step.seeds[self._draw])
+            segment_input = held.pop()
+            for change in self._changes:
+                segment_input = change(step, segment_input)
+            return segment_input
+
+        with self._precision.forward():
+            output = self._recompute.run(self._segment, inputs, enter, step, self._microbatch)
+        assert self._graph is not None
+        step.store[self._graph] = inject_root(output)
+
+    def _take_input(self, store: Store, inputs: Tensor) -> Tensor:
+        if self._before is None:
+            segment_input = inputs
+        else:
+            value, takes = self._before
+            segment_input = store.pop(value) if takes else store[value]
+        segment_input = segment_input.detach()
+        if self._leaf is not None:
+            store[self._leaf] = segment_input.requires_grad_()
+        return segment_input
+
+
+class KeepInnerOutput:
+    """The hook of an inner output that losses look at.
+
+    Args:
+        plan: of the step.
+        name: of the module that returns it.
+        segment: the segment that the module runs in.
+    """
+
+    def __init__(self, plan: StepPlan, name: str, segment: int) -> None:
+        self.name, self.segment = name, segment
+        # A copy is handed on where the network writes into the output later.
+        self._copied = name in plan.wiring.layers.modified_outputs
+        self._second_order = segment in plan.second_order
+        self._tensors = self._find_values(plan, Kind.TAP)
+        # An edge is a place in the graph. Unlike the output it keeps no storage alive.
+        self._edges = self._find_values(plan, Kind.TAP_EDGE)
+
+    def _find_values(self, plan: StepPlan, kind: Kind) -> dict[int, Value]:
+        """The values of one kind that somebody reads, by micro-batch."""
+        values = {m: Value(kind, self.name, microbatch=m) for m in range(plan.microbatches)}
+        return {m: value for m, value in values.items() if value in plan.liveness.written}
+
+    def __call__(self, store: Store, microbatch: int, output: Tensor, *, again: bool) -> Tensor:
+        """Keep the output for losses, and its edge for backwards; a segment that runs again makes
+        new edges.
+        """
+        if not again and microbatch in self._tensors:
+            store[self._tensors[microbatch]] = output if self._second_order else output.detach()
+        # Behind frozen layers, and under no_grad, an output has no place in a graph.
+        if output.grad_fn is not None and microbatch in self._edges:
+            store[self._edges[microbatch]] = GradientEdge(output.grad_fn, output.output_nr)
+        # The clone comes after the edge in the graph, so the gradient that arrives through it and
+        # the one that a loss leaves at the edge are summed.
+        return output.clone() if self._copied else output
+
+
+def inject_root(output: Tensor) -> SegmentGraph:
+    """The graph behind an output, held by a root whose backward is given the gradient in a box."""
+    box: list[Tensor] = []
+    root: Tensor = InjectGradient.apply(output, box)
+    return SegmentGraph(root, box)
+
+
+def has_graph(plan: StepPlan, action: Action) -> bool:
+    """Whether a forward builds a graph: for backwards that follow without a recompute, or for a
+    second-order loss.
+    """
+    writes = plan.liveness.operands[action].writes
+    return _only(writes, Kind.GRAPH) is not None or action.segment in plan.second_order
+
+
+def _only(values: tuple[Value, ...], kind: Kind) -> Value | None:
+    return next((value for value in values if value.kind is kind), None)

@@ -1,0 +1,246 @@
+"""L: a local loss, its forward and its backward at once; and the losses that a step returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from localprop.engine.backward import GradientPart, pop_gradient
+from localprop.engine.plan import StepPlan
+from localprop.engine.store import StepContext, Store
+from localprop.errors import BadInput
+from localprop.rule.local_loss import LossInputs
+from localprop.schedule.operands import Kind, Value, name_gradient, name_tap_gradient
+from localprop.schedule.schedule import Action, Op
+
+
+class Losses(tuple[Tensor, ...]):
+    """The local losses of one step, 0-dimensional tensors on the model's device, in the order of
+    the forward.
+
+    Attributes:
+        numbers: the row of each in the credit table.
+        modules: the module at whose end each of them sits.
+    """
+
+    numbers: tuple[int, ...]
+    modules: tuple[int, ...]
+    _last: int
+
+    @classmethod
+    def of(cls, losses: Mapping[int, Tensor], module_of_loss: tuple[int, ...]) -> Losses:
+        """Losses by their numbers, in order.
+
+        Args:
+            losses: by number.
+            module_of_loss: the module of each loss that there may be.
+        """
+        ordered = cls(losses[number] for number in sorted(losses))
+        ordered.numbers = tuple(sorted(losses))
+        ordered.modules = tuple(module_of_loss[number] for number in ordered.numbers)
+        ordered._last = module_of_loss[-1]
+        return ordered
+
+    @property
+    def task(self) -> Tensor:
+        """The loss of the network's own output, that of the last module.
+
+        Raises:
+            BadInput: on a rank that does not run the last module.
+        """
+        if self._last not in self.modules:
+            raise BadInput(
+                f"The task's loss is that of module {self._last}, which another rank runs: "
+                "ask the last rank."
+            )
+        return self[-1]
+
+
+class _Tap(NamedTuple):
+    """An inner output that a loss looks at.
+
+    Attributes:
+        name: of the module that returns it.
+        value: the tensor.
+        takes: whether this loss is its last reader.
+        gradient: where the gradient goes that the loss leaves there, if anything learns from it.
+        scale: what that is multiplied by.
+    """
+
+    name: str
+    value: Value
+    takes: bool
+    gradient: Value | None
+    scale: float
+
+
+class RunLoss:
+    """A local loss at the end of a segment.
+
+    Args:
+        plan: of the step.
+        action: the loss.
+    """
+
+    def __init__(self, plan: StepPlan, action: Action) -> None:
+        wiring, liveness, microbatch = plan.wiring, plan.liveness, action.microbatch
+        objective = wiring.objective_at(action.segment, action.flow)
+        self._head, self._number = wiring.head(objective), objective.loss
+        self._microbatch = microbatch
+        self._features = Value(Kind.FEATURES, action.segment, microbatch=microbatch)
+        self._takes_features = liveness.takes(action, self._features)
+        self._learns, self._second_order = (
+            objective.flow is not None,
+            objective.second_order,
+        )
+        self._scale = objective.scale
+        self._gradient = None
+        if self._learns:
+            self._gradient = GradientPart(
+                plan, name_gradient(wiring, Action(Op.L, *objective.key, microbatch))
+            )
+        self._more = _find_more_inputs(plan, action) or None
+        self._generators = plan.generators
+        self._draw = plan.draw_key(action)
+        self._precision = plan.precision if plan.precision.is_active else None
+        self._device_type = plan.device_type
+
+    def __call__(self, step: StepContext) -> None:
+        """Run it: gradients of the head add up in `.grad`, and that of the features goes to their
+        flow.
+        """
+        store = step.store
+        features = self._take_features(store)
+        inputs = self._collect_inputs(step)
+        # Dropout in an auxiliary network must not depend on what has drawn before: on a rank other
+        # actions have run, and after a resume none.
+        self._generators.seed(step.seeds[self._draw])
+        if self._precision is None:
+            loss = self._evaluate(step, features, inputs)
+        else:
+            with self._precision.forward():
+                loss = self._evaluate(step, features, inputs)
+        # An auxiliary network without parameters, behind a segment that learns nothing, leaves
+        # nothing to differentiate. The loss is then a number to report.
+        if loss.requires_grad:
+            # L runs in a hook, so inside the forward's autocast. A backward belongs outside of it:
+            # its operations take the dtypes that the forward has recorded.
+            if step.autocast:
+                with torch.autocast(self._device_type, enabled=False):
+                    step.backward(loss)
+            else:
+                step.backward(loss)
+        # The graph of the auxiliary network must not live on in the reported loss.
+        loss = loss.detach()
+        total = step.losses.get(self._number)
+        step.losses[self._number] = loss if total is None else total + loss
+        if self._more is not None:
+            self._more.leave(store, inputs)
+        if self._gradient is not None:
+            # The host's `backward` has only the loss as argument, and so the gradient at the
+            # features comes in `.grad`. Left there, it would live as long as the features.
+            self._gradient.write(store, pop_gradient(features, self._scale))
+
+    def _take_features(self, store: Store) -> Tensor:
+        features: Tensor = (
+            store.pop(self._features) if self._takes_features else store[self._features]
+        )
+        if self._second_order:
+            return features
+        # Another loss reads these features later. Each loss gets a view of its own, so that their
+        # gradients do not add up in one `.grad`.
+        if not self._takes_features:
+            features = features.detach()
+        return features.requires_grad_(self._learns)
+
+    def _collect_inputs(self, step: StepContext) -> LossInputs:
+        batch = step.batches[self._microbatch]
+        if self._more is None:
+            return LossInputs(batch.inputs, batch.targets)
+        return LossInputs(batch.inputs, batch.targets, *self._more.take(step.store))
+
+    def _evaluate(self, step: StepContext, features: Tensor, inputs: LossInputs) -> Tensor:
+        loss: Tensor = self._head["loss"](features, self._head["aux"], inputs)
+        weight = step.weights[self._microbatch]
+        # A loss is a mean over its micro-batch. Weighted by the shares, the sum is the mean over
+        # the batch, even if the parts differ in size.
+        return loss if weight == 1 else loss * weight
+
+
+class _MoreInputs(NamedTuple):
+    """What a loss looks at besides its features, and what it leaves there.
+
+    Attributes:
+        taps: the inner outputs.
+        module_input: the input of its module, and whether this loss is the last to read it.
+        second_order: whether it differentiates through its module; then tensors keep their graph.
+        carried: the gradient that the second-order loss before has left; None for the first.
+        carries: that which this one leaves for the next; None for the last.
+    """
+
+    taps: tuple[_Tap, ...]
+    module_input: tuple[Value, bool] | None
+    second_order: bool
+    carried: Value | None
+    carries: Value | None
+
+    def take(self, store: Store) -> tuple[Tensor | None, dict[str, Tensor], list[Tensor] | None]:
+        """The fields of LossInputs after the batch's."""
+        module_input = None
+        if self.module_input is not None:
+            value, takes = self.module_input
+            module_input = store.pop(value) if takes else store[value]
+        taps = {}
+        for tap in self.taps:
+            tensor = store.pop(tap.value) if tap.takes else store[tap.value]
+            if not self.second_order:
+                tensor = tensor.detach().requires_grad_(tap.gradient is not None)
+            taps[tap.name] = tensor
+        if not self.second_order:
+            return module_input, taps, None
+        carried = None if self.carried is None else store.pop(self.carried, None)
+        # A list and not a tensor: the loss takes the gradient out of it, so that no frame of ours
+        # keeps it alive, and puts its own in.
+        return module_input, taps, [] if carried is None else [carried]
+
+    def leave(self, store: Store, inputs: LossInputs) -> None:
+        """After the backward: keep gradients at inner outputs for their flows, and what goes to the
+        next loss.
+        """
+        for tap in self.taps:
+            gradient = inputs.taps[tap.name].grad
+            # A loss may ask for a tap and then not use it: autograd leaves `.grad` at None.
+            if tap.gradient is not None and gradient is not None:
+                store[tap.gradient] = gradient if tap.scale == 1 else gradient.mul_(tap.scale)
+        # This loss's backward runs through its module down to the input, and fills `.grad` of that
+        # leaf. No flow goes on from there.
+        if self.second_order and inputs.module_input is not None:
+            inputs.module_input.grad = None
+        if inputs.gradients and self.carries is not None:
+            store[self.carries] = inputs.gradients.pop()
+
+
+def _find_more_inputs(plan: StepPlan, action: Action) -> _MoreInputs | None:
+    wiring, liveness, microbatch = plan.wiring, plan.liveness, action.microbatch
+    objective = wiring.objective_at(action.segment, action.flow)
+    reads, writes = liveness.operands[action]
+    module_input = next((v for v in reads if v.kind is Kind.MODULE_INPUT), None)
+    taps = []
+    for tap in objective.taps:
+        value = Value(Kind.TAP, tap.name, microbatch=microbatch)
+        gradient = (
+            None if tap.flow is None else name_tap_gradient(wiring, tap.name, objective, microbatch)
+        )
+        taps.append(_Tap(tap.name, value, liveness.takes(action, value), gradient, tap.scale))
+    if not taps and module_input is None and not objective.second_order:
+        return None
+    return _MoreInputs(
+        tuple(taps),
+        None if module_input is None else (module_input, liveness.takes(action, module_input)),
+        objective.second_order,
+        next((v for v in reads if v.kind is Kind.CARRIED), None),
+        next((v for v in writes if v.kind is Kind.CARRIED), None),
+    )

@@ -1,0 +1,68 @@
+"""What is fixed before the first step, and what every action of a step is compiled from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from localprop.engine.precision import Precision
+from localprop.schedule.liveness import Liveness
+from localprop.schedule.randomness import Draw, SeededGenerators
+from localprop.schedule.schedule import Action, Op
+from localprop.schedule.stage import Stage
+from localprop.schedule.wiring import Wiring
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What is fixed before the first step.
+
+    Attributes:
+        wiring: segments, flows and objectives.
+        liveness: what each action reads and writes, and who takes each value.
+        stage: the part of the step that runs here.
+        parameters: of each segment here, those that are trained.
+        precision: autocast of the forwards.
+        generators: torch's, which are seeded before every action that may draw.
+        first: the number of this replica's first micro-batch among those of all replicas.
+        microbatches: of each replica.
+        recomputed: the segments that run again.
+        second_order: the segments that a loss at their end differentiates through.
+    """
+
+    wiring: Wiring
+    liveness: Liveness
+    stage: Stage
+    parameters: dict[int, list[Tensor]]
+    precision: Precision
+    generators: SeededGenerators
+    first: int
+    microbatches: int
+    recomputed: frozenset[int]
+    second_order: frozenset[int]
+
+    @property
+    def device_type(self) -> str:
+        """The type of device that the step runs on, as torch.autocast names it."""
+        return self.precision.device_type
+
+    def modifies_input(self, segment: int) -> bool:
+        """Whether the layers of a segment write into their input."""
+        layer = self.wiring.segments[segment].layers[0]
+        return layer > 0 and self.wiring.layers.modified_in_place[layer - 1]
+
+    def draw_key(self, action: Action) -> Draw:
+        """What the random draws of an F, R or L depend on, besides the seed and the step.
+
+        Micro-batches count through all replicas, and R draws what F drew.
+        """
+        microbatch = self.first + action.microbatch
+        if action.op is Op.L:
+            return (*self.wiring.objective_at(action.segment, action.flow).seed_key, microbatch)
+        return ("F", action.segment, microbatch)
+
+    def list_draws(self) -> tuple[Draw, ...]:
+        """The keys of all random draws of a step."""
+        drawing = [action for action in self.liveness.schedule if action.op in (Op.F, Op.L)]
+        return tuple(self.draw_key(action) for action in drawing)

@@ -1,0 +1,89 @@
+"""What lives during a step: its constants, where it stands, and one store for all of its values.
+
+A step's tensors have one rule of death: the last action that reads a value takes it out of the
+store. Which action that is, is known before the first step (schedule/liveness.py), so nothing is
+counted or asked while a step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from localprop.rule.local_loss import Batch
+from localprop.schedule.operands import Value
+from localprop.schedule.randomness import Draw
+from localprop.schedule.schedule import Action
+
+Backward = Callable[[Tensor], object]
+Observer = Callable[[Action], object]
+
+
+class SegmentGraph(NamedTuple):
+    """The autograd graph of a segment, held at its injected root (engine/backward.py).
+
+    Attributes:
+        root: a scalar, whose backward puts the gradient in `box` at the segment's output.
+        box: empty, or that gradient.
+    """
+
+    root: Tensor
+    box: list[Tensor]
+
+
+# By kind: tensors; a SegmentGraph; a list of a segment's gradients, some of which may be None.
+Store = dict[Value, Any]
+TapEdges = dict[str, GradientEdge]
+
+
+@dataclass
+class StepContext:
+    """What belongs to one batch. On several ranks that of the batch before lives on, until its
+    deferred actions have run.
+
+    Attributes:
+        number: the number of the step.
+        seeds: of the random draws of F, R and L.
+        batches: the micro-batches.
+        weights: the share of each of them in the batch.
+        backward: called on each local loss.
+        updating: whether parameters are stepped; else gradients stay in `.grad`.
+        autocast: whether autocast is on, be it ours or a host's, so that backwards must switch it
+            off.
+        store: the values that are alive.
+        losses: by the number of the loss, summed over the micro-batches so far.
+        updated: the segments stepped so far.
+    """
+
+    number: int
+    seeds: dict[Draw, int]
+    batches: list[Batch]
+    weights: list[float]
+    backward: Backward
+    updating: bool
+    autocast: bool
+    store: Store = field(default_factory=dict)
+    losses: dict[int, Tensor] = field(default_factory=dict)
+    updated: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Cursor:
+    """Where the engine stands in its schedule.
+
+    Attributes:
+        observe: called with every action before it runs.
+        microbatch: the micro-batch whose forward runs.
+        expected: the segment whose end the forward must reach next.
+        action: the action that runs.
+        begun: how many actions have begun, this one included.
+    """
+
+    observe: Observer | None = None
+    microbatch: int = 0
+    expected: int = 0
+    action: Action | None = None
+    begun: int = 0

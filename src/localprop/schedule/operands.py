@@ -1,0 +1,383 @@
+"""Operands: what each action of a schedule reads and writes.
+
+A schedule is a program, and these are its variables. A value is named after where it stands::
+
+      segment 1              cut               segment 2
+    ... F1 ────────► h1 ─────────────► F2 ──────────────► h2 ...      the network's forward
+        │ graph1     │ f1  for losses  │ leaf2, graph2
+        │ t:name     │ c1  for contexts│
+        ▼            ▼                 ▼
+        B1 ◄── g1<1L + g1<2B ◄──────── B2 ◄── g2<2L ...               gradients, one per writer
+
+===========  ============================================  ================  ==================
+value        what it is                                    written by        read by
+===========  ============================================  ================  ==================
+x, y         the network's input and the targets           the step          F, R, L
+h2           the output of segment 2, detached, dense      F, RECV_F         next F, R, SEND_F
+f2           what losses at the end of segment 2 see       F                 L
+c2           the input of module 2, for later contexts     F, RECV_C         F, R, SEND_C
+i2           the input of module 2, for losses             F                 L
+graph2       the graph of segment 2, at its injected root  F, or R           B
+leaf2        the input of segment 2, a leaf of that graph  F, or R           B
+t:name       an inner output that a loss looks at          F                 L
+e:name       its place in the graph                        F, or R           B
+d:name.1<3L  its gradient from loss 3, for flow 1          L                 B
+g2.1<3B      a part of h2's gradient, flow 1, from 3B      L, B, RECV_B      B, SEND_B
+k3           what a second-order loss hands on             L                 next module's L
+G2, G2.1     gradients of parameters: .grad; of flow 1     B, L              REDUCE_S, S
+H3           the .grad of the parameters of loss 3         L                 REDUCE_H, H
+loss3        the loss, summed over micro-batches           L                 the step
+===========  ============================================  ================  ==================
+
+A value of another micro-batch than the first has it behind a slash: `h2/1`. Several values may
+share a storage: h, f, leaf and often c, i and t are views of one output. Bytes belong to storages;
+values say who holds them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from localprop.schedule.schedule import Action, Op, find_contributors
+from localprop.schedule.wiring import Objective, Wiring
+
+
+class Kind(StrEnum):
+    """The kinds of values; each prints as its name begins."""
+
+    INPUT = "x"
+    TARGETS = "y"
+    OUTPUT = "h"
+    FEATURES = "f"
+    CONTEXT = "c"
+    MODULE_INPUT = "i"
+    GRAPH = "graph"
+    LEAF = "leaf"
+    TAP = "t"
+    TAP_EDGE = "e"
+    TAP_GRADIENT = "d"
+    GRADIENT = "g"
+    CARRIED = "k"
+    WEIGHT_GRADIENT = "G"
+    HEAD_GRADIENT = "H"
+    LOSS = "loss"
+
+
+# The step itself holds these from its beginning to its end; nobody takes them.
+ROOTS = (Kind.INPUT, Kind.TARGETS)
+# Sums that outlive their readers: `.grad` of parameters, and what the step returns.
+ACCUMULATORS = (Kind.WEIGHT_GRADIENT, Kind.HEAD_GRADIENT, Kind.LOSS)
+
+
+class Value(NamedTuple):
+    """A value of a step, by what it is and where it stands.
+
+    Attributes:
+        kind: what it is.
+        at: the segment, module or loss; of an inner output its name.
+        flow: of a gradient, the flow, where the segment has several.
+        maker: of a gradient, the action that made it, without its micro-batch.
+        microbatch: the micro-batch; 0 for sums over all of them.
+    """
+
+    kind: Kind
+    at: int | str = ""
+    flow: int | None = None
+    maker: str = ""
+    microbatch: int = 0
+
+    def __str__(self) -> str:
+        at = f":{self.at}" if isinstance(self.at, str) and self.at else str(self.at)
+        flow = "" if self.flow is None else f".{self.flow}"
+        maker = f"<{self.maker}" if self.maker else ""
+        return f"{self.kind}{at}{flow}{maker}" + (f"/{self.microbatch}" if self.microbatch else "")
+
+
+class Operands(NamedTuple):
+    """What an action reads, in a fixed order, and what it writes.
+
+    Example:
+        >>> str(Operands((Value(Kind.OUTPUT, 0),), (Value(Kind.GRAPH, 1), Value(Kind.FEATURES, 1))))
+        'h0 -> graph1 f1'
+    """
+
+    reads: tuple[Value, ...] = ()
+    writes: tuple[Value, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{' '.join(map(str, self.reads))} -> {' '.join(map(str, self.writes))}".strip()
+
+
+def find_operands(
+    wiring: Wiring, schedule: Iterable[Action], replicas: int = 1
+) -> dict[Action, Operands]:
+    """The operands of each action of a rank's schedule.
+
+    A value that no action reads is not written, but for the sums that outlive the step.
+
+    Args:
+        wiring: segments, flows and objectives.
+        schedule: of one process, or of one rank.
+        replicas: of the pipeline; gradients of more than two flows and micro-batches are set apart.
+    """
+    actions = list(schedule)
+    rules = _OperandRules(wiring, actions, replicas)
+    reads = {action: tuple(dict.fromkeys(rules.reads(action))) for action in actions}
+    # The rules below list all that an action could write. So where no backward reads a graph, no
+    # forward builds one.
+    wanted = {value for values in reads.values() for value in values}
+    return {
+        action: Operands(
+            reads[action],
+            tuple(
+                value
+                for value in dict.fromkeys(rules.writes(action))
+                if value in wanted or value.kind in ACCUMULATORS
+            ),
+        )
+        for action in actions
+    }
+
+
+def name_gradient(wiring: Wiring, contributor: Action) -> Value:
+    """The part of a gradient that a loss or a backward makes: at the end of its segment, or of the
+    one before.
+    """
+    segment, number, microbatch = contributor.segment, contributor.flow, contributor.microbatch
+    # A reader names its parts by plain actions (`find_contributors`), so a deferred maker must
+    # give them the same names.
+    maker = str(contributor._replace(microbatch=0, deferred=False))
+    if contributor.op is Op.L:
+        objective = wiring.objective_at(segment, number)
+        assert objective.flow is not None
+        flow = wiring.flow_number(segment, objective.flow)
+        return Value(Kind.GRADIENT, segment, flow, maker, microbatch)
+    # A backward makes the gradient at its segment's input, which is the end of the one before.
+    onward = wiring.flows[segment][number or 0].onward
+    assert onward is not None
+    flow = wiring.flow_number(segment - 1, onward)
+    return Value(Kind.GRADIENT, segment - 1, flow, maker, microbatch)
+
+
+class _OperandRules:
+    """Facts of a wiring and a rank's schedule, indexed once, and what follows from them for each
+    action.
+    """
+
+    def __init__(self, wiring: Wiring, actions: list[Action], replicas: int) -> None:
+        self.wiring = wiring
+        self.recomputed = {action.segment for action in actions if action.op is Op.R}
+        self.objectives: dict[int, list[Objective]] = defaultdict(list)
+        for objective in wiring.objectives:
+            self.objectives[objective.segment].append(objective)
+        self.taps: dict[int, list[str]] = defaultdict(list)
+        self.tap_gradients: dict[tuple[int, int], list[tuple[str, Objective]]] = defaultdict(list)
+        for objective in wiring.objectives:
+            for tap in objective.taps:
+                self.taps[tap.segment].append(tap.name)
+                if tap.flow is not None:
+                    self.tap_gradients[tap.segment, tap.flow].append((tap.name, objective))
+        microbatches = 1 + max((action.microbatch for action in actions), default=0)
+        # Replicas count, too: their sums are parts of one gradient.
+        self.apart = find_flows_set_apart(wiring, microbatches * replicas)
+        self._reads: dict[Op, Callable[[Action], Iterator[Value]]] = {
+            Op.F: self._forward_reads,
+            Op.R: self._recompute_reads,
+            Op.L: self._loss_reads,
+            Op.B: self._backward_reads,
+            Op.S: self._step_reads,
+            Op.REDUCE_S: self._step_reads,
+            Op.H: self._head_step_reads,
+            Op.REDUCE_H: self._head_step_reads,
+        }
+        self._writes: dict[Op, Callable[[Action], Iterator[Value]]] = {
+            Op.F: self._forward_writes,
+            Op.R: self._graph_writes,
+            Op.L: self._loss_writes,
+            Op.B: self._backward_writes,
+        }
+
+    def reads(self, action: Action) -> Iterable[Value]:
+        if action.op in (Op.SEND_F, Op.SEND_B, Op.SEND_C):
+            return [self._moved(action)]
+        return self._reads[action.op](action) if action.op in self._reads else ()
+
+    def writes(self, action: Action) -> Iterable[Value]:
+        if action.op in (Op.RECV_F, Op.RECV_B, Op.RECV_C):
+            return [self._moved(action)]
+        return self._writes[action.op](action) if action.op in self._writes else ()
+
+    # --- messages move values -------------------------------------------------------------------
+
+    def _moved(self, action: Action) -> Value:
+        """What a message moves, which has one name on both sides."""
+        segment, microbatch = action.segment, action.microbatch
+        if action.op in (Op.SEND_F, Op.RECV_F):
+            return Value(Kind.OUTPUT, segment, microbatch=microbatch)
+        if action.op in (Op.SEND_C, Op.RECV_C):
+            return Value(Kind.CONTEXT, self.wiring.segments[segment].module, microbatch=microbatch)
+        # SEND_B and RECV_B bear the segment and the flow of the backward that makes the gradient.
+        return name_gradient(self.wiring, Action(Op.B, segment, action.flow, microbatch))
+
+    # --- F and R --------------------------------------------------------------------------------
+
+    def _forward_reads(self, action: Action) -> Iterator[Value]:
+        segment, microbatch = action.segment, action.microbatch
+        if segment:
+            yield Value(Kind.OUTPUT, segment - 1, microbatch=microbatch)
+        else:
+            yield Value(Kind.INPUT, microbatch=microbatch)
+        # Contexts enter where a module begins, and not at each of its segments.
+        if self.wiring.segments[segment].starts_module:
+            for source in self.wiring.sources[self.wiring.segments[segment].module]:
+                yield name_context(source.module, microbatch)
+
+    def _recompute_reads(self, action: Action) -> Iterator[Value]:
+        yield from self._forward_reads(action)
+        if action.segment:  # the layers before are skipped: only the length of the input counts
+            yield Value(Kind.INPUT, microbatch=action.microbatch)
+
+    def _forward_writes(self, action: Action) -> Iterator[Value]:
+        segment, microbatch = action.segment, action.microbatch
+        module = self.wiring.segments[segment].module
+        yield Value(Kind.OUTPUT, segment, microbatch=microbatch)
+        yield Value(Kind.FEATURES, segment, microbatch=microbatch)
+        if self.wiring.segments[segment].starts_module:
+            yield Value(Kind.CONTEXT, module, microbatch=microbatch)
+            yield Value(Kind.MODULE_INPUT, module, microbatch=microbatch)
+        for name in self.taps[segment]:
+            yield Value(Kind.TAP, name, microbatch=microbatch)
+        # A segment that runs again builds no graph the first time: R writes it instead.
+        if segment not in self.recomputed:
+            yield from self._graph_writes(action)
+
+    def _graph_writes(self, action: Action) -> Iterator[Value]:
+        segment, microbatch = action.segment, action.microbatch
+        yield Value(Kind.GRAPH, segment, microbatch=microbatch)
+        yield Value(Kind.LEAF, segment, microbatch=microbatch)
+        for name in self.taps[segment]:
+            yield Value(Kind.TAP_EDGE, name, microbatch=microbatch)
+
+    # --- L --------------------------------------------------------------------------------------
+
+    def _loss_reads(self, action: Action) -> Iterator[Value]:
+        segment, microbatch = action.segment, action.microbatch
+        objective = self.wiring.objective_at(segment, action.flow)
+        module = self.wiring.segments[segment].module
+        yield Value(Kind.FEATURES, segment, microbatch=microbatch)
+        yield Value(Kind.INPUT, microbatch=microbatch)
+        yield Value(Kind.TARGETS, microbatch=microbatch)
+        for tap in objective.taps:
+            yield Value(Kind.TAP, tap.name, microbatch=microbatch)
+        if looks_at_module_input(self.wiring, objective):
+            yield Value(Kind.MODULE_INPUT, module, microbatch=microbatch)
+        # Second-order losses form a chain in the order of the forward; each reads what the last
+        # left.
+        before = self._second_order_loss_before(objective)
+        if before is not None:
+            yield Value(Kind.CARRIED, before.loss, microbatch=microbatch)
+
+    def _loss_writes(self, action: Action) -> Iterator[Value]:
+        segment, microbatch = action.segment, action.microbatch
+        objective = self.wiring.objective_at(segment, action.flow)
+        yield Value(Kind.LOSS, objective.loss)
+        if objective.trained:
+            yield Value(Kind.HEAD_GRADIENT, objective.loss)
+        if objective.flow is not None:
+            yield name_gradient(self.wiring, action)
+        for tap in objective.taps:
+            if tap.flow is not None:
+                yield name_tap_gradient(self.wiring, tap.name, objective, microbatch)
+        if objective.second_order:
+            yield Value(Kind.CARRIED, objective.loss, microbatch=microbatch)
+            # Such a loss trains its segment itself: its L adds to `.grad` what otherwise a B adds.
+            yield Value(Kind.WEIGHT_GRADIENT, segment)
+
+    def _second_order_loss_before(self, objective: Objective) -> Objective | None:
+        if not objective.second_order:
+            return None
+        chain = [each for each in self.wiring.objectives if each.second_order]
+        place = chain.index(objective)
+        return chain[place - 1] if place else None
+
+    # --- B, S, H --------------------------------------------------------------------------------
+
+    def _backward_reads(self, action: Action) -> Iterator[Value]:
+        segment, microbatch, number = action.segment, action.microbatch, action.flow or 0
+        yield Value(Kind.GRAPH, segment, microbatch=microbatch)
+        for contributor in find_contributors(self.wiring, segment, number, microbatch):
+            yield name_gradient(self.wiring, contributor)
+        for name, objective in self.tap_gradients[segment, number]:
+            yield Value(Kind.TAP_EDGE, name, microbatch=microbatch)
+            yield name_tap_gradient(self.wiring, name, objective, microbatch)
+        if self.wiring.flows[segment][number].onward is not None:
+            yield Value(Kind.LEAF, segment, microbatch=microbatch)
+
+    def _backward_writes(self, action: Action) -> Iterator[Value]:
+        segment, number = action.segment, action.flow or 0
+        flow = self.wiring.flows[segment][number]
+        if flow.train:
+            # None is `.grad` itself: the first flow always adds there, so a single flow costs no
+            # more.
+            apart = number if (segment, number) in self.apart else None
+            yield Value(Kind.WEIGHT_GRADIENT, segment, apart)
+        if flow.onward is not None:
+            yield name_gradient(self.wiring, action)
+
+    def _step_reads(self, action: Action) -> Iterator[Value]:
+        yield Value(Kind.WEIGHT_GRADIENT, action.segment)
+        for segment, number in sorted(self.apart):
+            if segment == action.segment:
+                yield Value(Kind.WEIGHT_GRADIENT, segment, number)
+
+    def _head_step_reads(self, action: Action) -> Iterator[Value]:
+        yield Value(Kind.HEAD_GRADIENT, self.wiring.objective_at(action.segment, action.flow).loss)
+
+
+def name_context(module: int, microbatch: int) -> Value:
+    """What a context of a module's input reads: the network's own input is that of module 0."""
+    if module == 0:
+        return Value(Kind.INPUT, microbatch=microbatch)
+    return Value(Kind.CONTEXT, module, microbatch=microbatch)
+
+
+def name_tap_gradient(wiring: Wiring, name: str, objective: Objective, microbatch: int) -> Value:
+    """The gradient that a loss leaves at an inner output."""
+    tap = next(tap for tap in objective.taps if tap.name == name)
+    assert tap.flow is not None
+    flow = wiring.flow_number(tap.segment, tap.flow)
+    return Value(Kind.TAP_GRADIENT, name, flow, str(Action(Op.L, *objective.key)), microbatch)
+
+
+def looks_at_module_input(wiring: Wiring, objective: Objective) -> bool:
+    """Whether a loss looks at the input of its module. (Nothing is trained before the first module,
+    so that a second-order loss there has no input to differentiate by.)"""
+    loss = wiring.head(objective)["loss"]
+    module = wiring.segments[objective.segment].module
+    return bool(loss.module_input) or (objective.second_order and module > 0)
+
+
+def find_flows_set_apart(wiring: Wiring, parts: int) -> set[tuple[int, int]]:
+    """The flows (segment, flow) whose gradients of parameters are summed apart and added before the
+    segment's step.
+
+    Autograd adds to `.grad` in the order in which backwards run, which on several ranks depends on
+    messages. So each flow of a segment but the first has a sum of its own, and these are added in
+    the order of flows; then the result is the same, to the bit, on any number of ranks::
+
+        flow 0   micro-batches 0 1 2 ──► .grad   ┐
+        flow 1   micro-batches 0 1 2 ──► apart   ┴──► their sum, before the segment's step
+
+    Args:
+        wiring: flows of all segments.
+        parts: micro-batches in all replicas. One sum of two gradients is the same in either order.
+    """
+    found: set[tuple[int, int]] = set()
+    for segment, flows in enumerate(wiring.flows):
+        training = [number for number, flow in enumerate(flows) if flow.train]
+        if len(training) * parts > 2:
+            found |= {(segment, number) for number in training[1:]}
+    return found

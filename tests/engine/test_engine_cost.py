@@ -1,0 +1,70 @@
+"""A step calls functions in few files: a plain method does not pay for what it does not use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+import localprop as lp
+from tests.helpers.reference import network, sgd
+
+PACKAGE = Path(lp.__file__).parent
+
+
+def list_visited_files(run: Callable[[], object]) -> set[str]:
+    """The files of the package in which functions are called, relative to it."""
+    visited: set[str] = set()
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            visited.add(frame.f_code.co_filename)
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    paths = [Path(name) for name in visited]
+    return {path.relative_to(PACKAGE).as_posix() for path in paths if PACKAGE in path.parents}
+
+
+def visit_step(rule: lp.Rule, *, recompute: bool = False) -> set[str]:
+    """The files that a step visits after the first one, with a ResNet-8 in four modules."""
+    model, batches = network("resnet8")
+    learner = lp.Learner(
+        model, rule, modules=4, optimizer=sgd, sample=batches[0], recompute=recompute
+    )
+    learner.step(batches[0])
+    return list_visited_files(lambda: learner.step(batches[1]))
+
+
+def select_engine(files: set[str]) -> set[str]:
+    return {name for name in files if name.split("/")[0] in ("engine", "schedule")}
+
+
+def test_a_greedy_step_visits_few_files() -> None:
+    files = visit_step(lp.greedy())
+    assert len(select_engine(files)) <= 6, sorted(files)
+    assert len(files) <= 14, sorted(files)
+
+
+def test_a_greedy_step_pays_for_no_other_method() -> None:
+    """Nothing of recomputes, copies of parameters, ranks and autocast is called."""
+    unused = ("recompute", "copies", "communicator", "precision")
+    assert visit_step(lp.greedy()) & {f"engine/{name}.py" for name in unused} == set()
+
+
+def test_a_recomputed_end_to_end_step_visits_few_files() -> None:
+    files = visit_step(lp.end_to_end(), recompute=True)
+    assert len(files) <= 18, sorted(files)
+    assert "engine/recompute.py" in files
+
+
+@pytest.mark.parametrize("name", ["engine/loss.py", "engine/backward.py", "engine/optimizers.py"])
+def test_the_search_for_files_finds_them(name: str) -> None:
+    assert name in visit_step(lp.greedy())

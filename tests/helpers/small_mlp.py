@@ -1,0 +1,47 @@
+"""A network whose tensors can be counted by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import localprop as lp
+from localprop.cost.alive import ValueReading
+from tests.helpers.reference import sgd
+
+SAMPLES = 5
+GREEDY = lp.greedy(lp.Head(convs=0, linears=1))
+END_TO_END = lp.end_to_end()
+
+
+def make_batch(samples: int = SAMPLES) -> tuple[Tensor, Tensor]:
+    return torch.zeros(samples, 4), torch.zeros(samples, dtype=torch.long)
+
+
+def make_mlp(rule: lp.Rule, *, recompute: bool = False, samples: int = SAMPLES) -> lp.Learner:
+    """A learner of three layers and modules, of widths 8, 6 and 3."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)]
+    return lp.Learner(
+        nn.Sequential(*layers),
+        rule,
+        modules=3,
+        optimizer=sgd,
+        sample=make_batch(samples),
+        recompute=recompute,
+    )
+
+
+def list_alive(reading: ValueReading) -> dict[str, dict[str, int]]:
+    """The bytes of each value by its name, after each action by its name."""
+    return {
+        str(each.action): {str(value): nbytes for value, nbytes in each.values.items()}
+        for each in reading.actions
+    }
+
+
+def make_started(rule: lp.Rule, *, recompute: bool = False) -> lp.Learner:
+    """A learner after its first step, which makes the state of optimizers."""
+    learner = make_mlp(rule, recompute=recompute)
+    learner.step(make_batch())
+    return learner
