@@ -134,7 +134,8 @@ class BatchCheck:
         self, model: nn.Module, sample: tuple[Tensor, Tensor], task: LocalLoss, outputs: torch.Size
     ) -> None:
         self._sample, self._task, self._outputs = sample, task, outputs
-        self._trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._parameters = list(model.parameters())
+        self._trainable = [parameter.requires_grad for parameter in self._parameters]
 
     def __call__(self, batch: BatchLike) -> Batch:
         """The batch on the model's device.
@@ -143,15 +144,14 @@ class BatchCheck:
             BadInput: something is wrong with it.
         """
         tensors = unpack_batch(batch)
-        if any(p.requires_grad is not trainable for p, trainable in self._trainable):
+        if [parameter.requires_grad for parameter in self._parameters] != self._trainable:
             raise BadInput(
                 "requires_grad of some parameters has changed since the Learner was made: make a "
                 "new Learner."
             )
         check(find_batch_problems(tensors, self._sample, self._task, self._outputs))
-        inputs, targets = tensors
-        device = self._trainable[0][0].device
-        return Batch(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+        device = self._parameters[0].device
+        return Batch(*[tensor.to(device, non_blocking=True) for tensor in tensors])
 
 
 def find_batch_problems(

@@ -15,7 +15,6 @@ from localprop.engine.loss import Losses
 from localprop.engine.store import Store
 from localprop.rule.local_loss import Batch
 from localprop.schedule.operands import Kind, Value
-from tests.engine.test_engine_leaks import BATCHES, make_learner
 from tests.helpers.methods import METHODS, Method
 from tests.helpers.small_mlp import (
     END_TO_END,
@@ -25,7 +24,9 @@ from tests.helpers.small_mlp import (
     make_batch,
     make_mlp,
     make_started,
+    tamper_in,
 )
+from tests.helpers.small_resnet import BATCHES, make_learner
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -137,17 +138,6 @@ def add_leaf(store: Store) -> None:
     store[Value(Kind.LEAF, 2, microbatch=1)] = torch.ones(1)
 
 
-def tamper_in(learner: lp.Learner, module: nn.Module, tamper: Callable[[Store], None]) -> Any:
-    """Change the store of a step in the forward of a module."""
-
-    def change(*_: object) -> None:
-        step = learner.engine._running_step
-        assert step is not None
-        tamper(step.store)
-
-    return module.register_forward_hook(change)
-
-
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
@@ -203,8 +193,7 @@ H0, H1, H2, ROOT = SAMPLES * 8 * 4, SAMPLES * 6 * 4, SAMPLES * 3 * 4, 4
 
 def test_values_of_greedy_by_hand() -> None:
     """Tanh's graph keeps its output, which the features are a view of; that of Linear its input."""
-    alive = list_alive(make_mlp(GREEDY).values())
-    assert alive == {
+    assert list_alive(make_mlp(GREEDY).values()) == {
         "0F": {"graph0": H0 + ROOT, "f0": 0},
         "0L": {"graph0": H0 + ROOT, "g0<0L": H0},
         "0H": {"graph0": H0 + ROOT, "g0<0L": H0},
@@ -262,9 +251,8 @@ def test_values_of_a_recompute_by_hand() -> None:
 
 
 def test_values_of_another_batch() -> None:
-    learner = make_mlp(GREEDY)
-    alive = list_alive(learner.values(make_batch(2 * SAMPLES)))
-    assert alive["2F"] == {"graph2": 2 * H1 + ROOT, "f2": 2 * H2}
+    reading = make_mlp(GREEDY).values(make_batch(2 * SAMPLES))
+    assert list_alive(reading)["2F"] == {"graph2": 2 * H1 + ROOT, "f2": 2 * H2}
 
 
 @pytest.mark.parametrize("variant", ["plain", "recomputed"])
@@ -303,7 +291,6 @@ def test_explain_lists_the_values_of_each_action() -> None:
     assert text.startswith(f"{plain}\n\naction ")
     assert PEAK in text
     lines = text.removeprefix(plain).splitlines()[3:]
-    assert len(lines) == len(reading.actions)
     for line, each in zip(lines, reading.actions, strict=True):
         action, peak, *_ = line.split()
         assert (action, peak) == (str(each.action), f"{each.peak_bytes / 2**20:.1f}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import localprop as lp
 from localprop.cost.alive import ValueReading
+from localprop.engine.store import Store
 from tests.helpers.reference import sgd
 
 SAMPLES = 5
@@ -45,3 +49,14 @@ def make_started(rule: lp.Rule, *, recompute: bool = False) -> lp.Learner:
     learner = make_mlp(rule, recompute=recompute)
     learner.step(make_batch())
     return learner
+
+
+def tamper_in(learner: lp.Learner, module: nn.Module, tamper: Callable[[Store], None]) -> Any:
+    """Change the store of a step in the forward of a module."""
+
+    def change(*_: object) -> None:
+        step = learner.engine._running_step
+        assert step is not None
+        tamper(step.store)
+
+    return module.register_forward_hook(change)

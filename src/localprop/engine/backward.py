@@ -13,6 +13,7 @@ box, where the sum of all writers was put just before, so that the graph itself 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from torch.autograd.graph import GradientEdge
 
 from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext, Store
-from localprop.schedule.operands import Kind, Value, name_gradient
-from localprop.schedule.schedule import Action, Op
+from localprop.schedule.operands import Kind, Value
+from localprop.schedule.schedule import Action
 
 
 class InjectGradient(torch.autograd.Function):
@@ -43,11 +44,24 @@ class InjectGradient(torch.autograd.Function):
         return ctx.box.pop(), None
 
 
-def pop_gradient(leaf: Tensor, scale: float) -> Tensor:
-    """The gradient of a leaf, which forgets it, times a number."""
+def pop_gradient(leaf: Tensor, scale: float, others: Iterable[Tensor]) -> Tensor:
+    """The gradient of a leaf, which forgets it, times a number.
+
+    Args:
+        leaf: has a gradient.
+        scale: the number.
+        others: the other leaves of the same backward.
+    """
     # Several flows may end at one leaf, and autograd would add the next one's gradient to this.
     gradient, leaf.grad = leaf.grad, None
     assert gradient is not None
+    # Where an operation passes its gradient on as it is, behind views, autograd may give one
+    # tensor's memory to two leaves: with x.unsqueeze(1) + p.unsqueeze(1), to x and to p. Each of
+    # the gradients is added to in place later on, so they must not share it.
+    memory = gradient.untyped_storage()._cdata
+    found = (other.grad for other in others)
+    if any(each is not None and each.untyped_storage()._cdata == memory for each in found):
+        gradient = gradient.clone()
     return gradient if scale == 1 else gradient.mul_(scale)
 
 
@@ -114,8 +128,8 @@ class RunBackward:
         leaf = Value(Kind.LEAF, segment, microbatch=microbatch)
         self._leaf = (leaf, plan.liveness.takes(action, leaf)) if leaf in reads else None
         self._scale = flow.scale
-        onward = None if flow.onward is None else name_gradient(plan.wiring, _plain(action))
-        self._onward = GradientPart(plan, onward) if onward in writes and onward else None
+        onward = next((value for value in writes if value.kind is Kind.GRADIENT), None)
+        self._onward = None if onward is None else GradientPart(plan, onward)
         self._taps = find_taps(plan, action)
         apart = Value(Kind.WEIGHT_GRADIENT, segment, number)
         self._apart = apart if apart in writes else None
@@ -154,10 +168,10 @@ class RunBackward:
                 self._run(roots, gradients, inputs)
         else:
             self._run(roots, gradients, inputs)
+        if leaf is not None and self._onward is not None:
+            self._onward.write(store, pop_gradient(leaf, self._scale, self._parameters))
         if self._apart is not None:
             self._swap_gradients(store)
-        if leaf is not None and self._onward is not None:
-            self._onward.write(store, pop_gradient(leaf, self._scale))
 
     def _run(self, roots: list[Any], gradients: list[Tensor], inputs: list[Tensor]) -> None:
         # One call for all roots, so that autograd runs each node once, with its summed gradient.
@@ -205,7 +219,3 @@ def find_taps(plan: StepPlan, action: Action) -> list[tuple[Value, bool, Value]]
         used_again = any(v.at == gradient.at for v in rest)
         found.append((edge, liveness.takes(action, edge) and not used_again, gradient))
     return found
-
-
-def _plain(action: Action) -> Action:
-    return Action(Op.B, action.segment, action.flow, action.microbatch)

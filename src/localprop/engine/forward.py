@@ -31,12 +31,17 @@ from localprop.schedule.schedule import Action
 InputChange = Callable[[StepContext, Tensor], Tensor]
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
 def canonical_layout(tensor: Tensor) -> Tensor:
     """The tensor in one of the layouts that a cut may have, contiguous or channels last: kernels
     may round by layout.
     """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if tensor.ndim in formats and tensor.is_contiguous(memory_format=formats[tensor.ndim]):
+    if tensor.is_contiguous():
+        return tensor
+    last = _CHANNELS_LAST.get(tensor.ndim)
+    if last is not None and tensor.is_contiguous(memory_format=last):
         return tensor
     return tensor.contiguous()
 

@@ -89,6 +89,7 @@ class RunLoss:
         wiring, liveness, microbatch = plan.wiring, plan.liveness, action.microbatch
         objective = wiring.objective_at(action.segment, action.flow)
         self._head, self._number = wiring.head(objective), objective.loss
+        self._parameters: list[Tensor] = list(self._head.parameters())
         self._microbatch = microbatch
         self._features = Value(Kind.FEATURES, action.segment, microbatch=microbatch)
         self._takes_features = liveness.takes(action, self._features)
@@ -137,12 +138,13 @@ class RunLoss:
         loss = loss.detach()
         total = step.losses.get(self._number)
         step.losses[self._number] = loss if total is None else total + loss
-        if self._more is not None:
-            self._more.leave(store, inputs)
+        others = [*self._parameters, *inputs.taps.values()]
         if self._gradient is not None:
             # The host's `backward` has only the loss as argument, and so the gradient at the
             # features comes in `.grad`. Left there, it would live as long as the features.
-            self._gradient.write(store, pop_gradient(features, self._scale))
+            self._gradient.write(store, pop_gradient(features, self._scale, others))
+        if self._more is not None:
+            self._more.leave(store, inputs, others)
 
     def _take_features(self, store: Store) -> Tensor:
         features: Tensor = (
@@ -206,15 +208,15 @@ class _MoreInputs(NamedTuple):
         # keeps it alive, and puts its own in.
         return module_input, taps, [] if carried is None else [carried]
 
-    def leave(self, store: Store, inputs: LossInputs) -> None:
+    def leave(self, store: Store, inputs: LossInputs, leaves: list[Tensor]) -> None:
         """After the backward: keep gradients at inner outputs for their flows, and what goes to the
         next loss.
         """
         for tap in self.taps:
-            gradient = inputs.taps[tap.name].grad
+            output = inputs.taps[tap.name]
             # A loss may ask for a tap and then not use it: autograd leaves `.grad` at None.
-            if tap.gradient is not None and gradient is not None:
-                store[tap.gradient] = gradient if tap.scale == 1 else gradient.mul_(tap.scale)
+            if tap.gradient is not None and output.grad is not None:
+                store[tap.gradient] = pop_gradient(output, tap.scale, leaves)
         # This loss's backward runs through its module down to the input, and fills `.grad` of that
         # leaf. No flow goes on from there.
         if self.second_order and inputs.module_input is not None:

@@ -88,9 +88,11 @@ class Optimizers:
                 {key: now[key] for key in kept if not values_equal(kept[key], now[key])}
             )
             group.update(kept)
-        yield
-        for group, now in zip(optimizer.param_groups, moved_on, strict=True):
-            group.update(now)
+        try:
+            yield
+        finally:
+            for group, now in zip(optimizer.param_groups, moved_on, strict=True):
+                group.update(now)
 
 
 def values_equal(one: Any, other: Any) -> bool:

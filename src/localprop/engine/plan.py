@@ -62,7 +62,7 @@ class StepPlan:
             return (*self.wiring.objective_at(action.segment, action.flow).seed_key, microbatch)
         return ("F", action.segment, microbatch)
 
-    def list_draws(self) -> tuple[Draw, ...]:
-        """The keys of all random draws of a step."""
+    def list_draws(self) -> dict[Draw, str]:
+        """The keys of all random draws of a step, each with its text."""
         drawing = [action for action in self.liveness.schedule if action.op in (Op.F, Op.L)]
-        return tuple(self.draw_key(action) for action in drawing)
+        return {draw: repr(draw) for draw in map(self.draw_key, drawing)}

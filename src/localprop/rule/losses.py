@@ -62,11 +62,13 @@ class _CrossEntropyLoss(LocalLoss):
                 f"Targets are {targets.dtype}, but cross-entropy takes classes as torch.int64: "
                 "use targets.long()."
             )
-        elif (low := int(targets.min())) < 0 or int(targets.max()) >= classes:
-            yield (
-                f"Labels run from {low} to {int(targets.max())}, but the model has {classes} "
-                f"outputs: labels must lie in 0..{classes - 1}."
-            )
+        else:
+            low, high = map(int, torch.aminmax(targets))
+            if low < 0 or high >= classes:
+                yield (
+                    f"Labels run from {low} to {high}, but the model has {classes} outputs: labels "
+                    f"must lie in 0..{classes - 1}."
+                )
 
 
 def _find_probability_problems(targets: Tensor, outputs: torch.Size) -> Iterable[str]:

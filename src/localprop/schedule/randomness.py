@@ -6,9 +6,9 @@ recomputed, and after a run is resumed.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import blake2b
 
 import torch
 
@@ -18,12 +18,24 @@ Draw = tuple[str | int, ...]
 
 def derive_seed(*key: object) -> int:
     """A 63-bit seed from a key, such as (seed, step, "F", segment, micro-batch)."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 1
+    return _hash(repr(key))
 
 
-def derive_seeds(seed: int, step: int, draws: Iterable[Draw]) -> dict[Draw, int]:
-    """The seeds of a step: all at once, which is faster than one by one between actions."""
-    return {draw: derive_seed(seed, step, *draw) for draw in draws}
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def derive_seeds(seed: int, step: int, draws: Mapping[Draw, str]) -> dict[Draw, int]:
+    """The seeds of a step: all at once, which is faster than one by one between actions.
+
+    Args:
+        seed: of the run.
+        step: its number.
+        draws: the draws, each with its text as `repr` gives it.
+    """
+    # The same text as that of the tuple (seed, step, *draw), of which only the beginning is new.
+    begin = f"({seed!r}, {step!r}, "
+    return {draw: _hash(begin + text[1:]) for draw, text in draws.items()}
 
 
 class SeededGenerators:
