@@ -2,7 +2,8 @@
 
 Public names are imported when they are first used, so that `localprop --help` does without torch.
 `__init__.pyi` beside this file says where each of them lives; `make stubs` generates it from the
-`__all__` of the modules."""
+`__all__` of the modules.
+"""
 
 import lazy_loader
 

@@ -59,7 +59,8 @@ def test_rows_by_hand() -> None:
 
 def test_one_batch_at_a_time_by_hand() -> None:
     """The papers' setting: one batch at a time, a module per device, and a backward that takes
-    twice as long as a forward. Local learning takes half of the time on 4 devices."""
+    twice as long as a forward. Local learning takes half of the time on 4 devices.
+    """
     setting = replace(SETTING, batch=4, microbatches=1)
     whole, _ = simulate_method(setting, make_method("end_to_end()", setting), PipelineOrder(), 12.0)
     local, _ = simulate_method(setting, make_method("greedy()", setting), PipelineOrder(), 12.0)

@@ -22,7 +22,7 @@ from torch.autograd.graph import Node
 from torch.optim import Optimizer
 
 from localprop.cost.fake_engine import list_held_tensors
-from localprop.cost.memory import LiveBytes, MemoryReading, watch_fake_step
+from localprop.cost.memory import LiveBytes, MemoryReading, ModulePeaks, watch_fake_step
 from localprop.engine.engine import Engine
 from localprop.engine.loss import Losses
 from localprop.engine.store import SegmentGraph
@@ -78,27 +78,23 @@ def read_values(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -
         batch: only its shapes and dtypes are used.
     """
     watcher, resting = watch_fake_step(engine, optimizers, batch, None, _ValueWatcher)
-    modules: dict[int, int] = {}
-    for reading in watcher.readings:
-        module = engine.wiring.segments[reading.action.segment].module
-        modules[module] = max(modules.get(module, 0), reading.peak_bytes)
-    peak = max([reading.peak_bytes for reading in watcher.readings])
-    return ValueReading(MemoryReading(peak, resting, modules), watcher.readings)
+    return ValueReading(watcher.peaks.read(resting), watcher.readings)
 
 
 class _ValueWatcher:
     def __init__(self, engine: Engine, live: LiveBytes) -> None:
         self.readings: list[ActionReading] = []
-        self._engine, self._live = engine, live
-        self._held = live.keys()
+        self.peaks = ModulePeaks(engine, live)
+        self._engine, self._held = engine, live.keys()
         self._running: Action | None = None
 
     def observe(self, action: Action) -> None:
         self.end_action()
+        self.peaks.begin(action)
         self._running = action
 
     def end_action(self) -> None:
-        peak = self._live.reset_peak()
+        peak = self.peaks.end_action()
         if self._running is not None:
             values = measure_values(self._engine, self._held)
             self.readings.append(ActionReading(self._running, peak, values))

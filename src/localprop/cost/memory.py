@@ -145,7 +145,7 @@ def predict_memory(
         rank_slice: what a rank runs of the step, if not all that the engine runs.
     """
     peaks, resting = watch_fake_step(engine, optimizers, batch, rank_slice, ModulePeaks)
-    return MemoryReading(max(peaks.by_module.values()), resting, peaks.by_module)
+    return peaks.read(resting)
 
 
 class Watcher(Protocol):
@@ -154,7 +154,7 @@ class Watcher(Protocol):
     def observe(self, action: Action) -> None:
         """Called before each action."""
 
-    def end_action(self) -> None:
+    def end_action(self) -> object:
         """Called after the last one, too."""
 
 
@@ -210,11 +210,20 @@ class ModulePeaks:
         self._running = 0  # the module of the action that runs
 
     def observe(self, action: Action) -> None:
-        """Begin an action."""
+        """End the action that runs, and begin the next one."""
         self.end_action()
+        self.begin(action)
+
+    def begin(self, action: Action) -> None:
+        """Count for the module of an action from here on."""
         self._running = self._wiring.segments[action.segment].module
 
-    def end_action(self) -> None:
-        """End the action that runs."""
+    def end_action(self) -> int:
+        """End the action that runs, and return its peak."""
         peak = self._live.reset_peak()
         self.by_module[self._running] = max(self.by_module.get(self._running, 0), peak)
+        return peak
+
+    def read(self, resting_bytes: int) -> MemoryReading:
+        """The reading of the whole step."""
+        return MemoryReading(max(self.by_module.values()), resting_bytes, self.by_module)

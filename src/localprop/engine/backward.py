@@ -32,7 +32,8 @@ class InjectGradient(torch.autograd.Function):
 
     `autograd.backward(output, gradient)` would keep the gradient alive until the whole backward has
     ended, since Python's frames refer to it. Taken out of a box it dies at its first use. Nor does
-    the root keep the output's storage alive."""
+    the root keep the output's storage alive.
+    """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, box: list[Tensor]) -> Tensor:
@@ -133,9 +134,8 @@ class RunBackward:
         self._taps = find_taps(plan, action)
         apart = Value(Kind.WEIGHT_GRADIENT, segment, number)
         self._apart = apart if apart in writes else None
-        self.one: Tensor | None = (
-            None  # the gradient at the root: made once, since its value means nothing
-        )
+        # The gradient at the root: made once, since its value means nothing.
+        self.one: Tensor | None = None
         self._device_type = plan.device_type
 
     def __call__(self, step: StepContext) -> None:

@@ -1,7 +1,8 @@
 """What carries tensors between ranks, as an engine sees it, and the actions that use it.
 
 A message moves a value from the store of one rank to that of another, where it has the same name.
-So messages need no code of their own per kind; layout and size are the communicator's."""
+So messages need no code of their own per kind; layout and size are the communicator's.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +125,7 @@ class StartReduce:
         """Begin."""
         # Sums of flows cross the replicas one by one, in place. The step adds them afterwards, in
         # the order in which one process does.
-        apart = [g for value in self._apart for g in step.store.get(value, ()) if g is not None]
+        apart = [g for value in self._apart for g in step.store[value] if g is not None]
         self._communicator.start_reduce(
             self._action, self._optimizers.gradients(self._action) + apart
         )

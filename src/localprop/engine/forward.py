@@ -75,9 +75,8 @@ class MakeLeaf:
 class AddContexts:
     """Add encodings of earlier inputs of modules."""
 
-    contexts: tuple[
-        tuple[Value, bool, nn.Module], ...
-    ]  # the source, whether this takes it, its encoder
+    # The source, whether this takes it, its encoder.
+    contexts: tuple[tuple[Value, bool, nn.Module], ...]
     microbatch: int
 
     def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
@@ -293,9 +292,8 @@ class RecomputeSegment:
     def __call__(self, step: StepContext) -> None:
         """Run the segment again."""
         inputs = step.batches[self._microbatch].inputs
-        held = [
-            self._take_input(step.store, inputs)
-        ]  # emptied by `enter`: no frame keeps the input
+        # In a list that `enter` empties, so that no frame keeps the input alive.
+        held = [self._take_input(step.store, inputs)]
 
         def enter() -> Tensor:
             # Seeded here and not before the forward: a module in front of the segment that cannot

@@ -93,17 +93,15 @@ class RunLoss:
         self._microbatch = microbatch
         self._features = Value(Kind.FEATURES, action.segment, microbatch=microbatch)
         self._takes_features = liveness.takes(action, self._features)
-        self._learns, self._second_order = (
-            objective.flow is not None,
-            objective.second_order,
-        )
+        self._learns = objective.flow is not None
+        self._second_order = objective.second_order
         self._scale = objective.scale
         self._gradient = None
         if self._learns:
             self._gradient = GradientPart(
                 plan, name_gradient(wiring, Action(Op.L, *objective.key, microbatch))
             )
-        self._more = _find_more_inputs(plan, action) or None
+        self._more = _find_more_inputs(plan, action)
         self._generators = plan.generators
         self._draw = plan.draw_key(action)
         self._precision = plan.precision if plan.precision.is_active else None

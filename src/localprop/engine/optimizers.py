@@ -1,7 +1,8 @@
 """S and H: the optimizers of a step, one for each segment and each loss.
 
 Each steps as soon as its last gradient is there. A deferred step uses the hyperparameters of the
-batch that it steps for, since a learning rate scheduler may have moved on by then."""
+batch that it steps for, since a learning rate scheduler may have moved on by then.
+"""
 
 from __future__ import annotations
 
@@ -157,9 +158,7 @@ class RunStep:
     def _add_sums(self, step: StepContext) -> None:
         """Add the gradients that were kept apart by flow, in the order of flows."""
         for value in self._apart:
-            for parameter, gradient in zip(
-                self._parameters, step.store.pop(value, ()), strict=False
-            ):
+            for parameter, gradient in zip(self._parameters, step.store.pop(value), strict=True):
                 if parameter.grad is None:
                     parameter.grad = gradient
                 elif gradient is not None:

@@ -2,7 +2,8 @@
 
 A step's tensors have one rule of death: the last action that reads a value takes it out of the
 store. Which action that is, is known before the first step (schedule/liveness.py), so nothing is
-counted or asked while a step runs."""
+counted or asked while a step runs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from localprop.rule.local_loss import Batch
 from localprop.schedule.operands import Value
@@ -36,7 +36,6 @@ class SegmentGraph(NamedTuple):
 
 # By kind: tensors; a SegmentGraph; a list of a segment's gradients, some of which may be None.
 Store = dict[Value, Any]
-TapEdges = dict[str, GradientEdge]
 
 
 @dataclass

@@ -66,10 +66,6 @@ class Liveness:
         """Whether an action is the last to read a value."""
         return self.last_reader.get(value) == action
 
-    def is_read(self, value: Value) -> bool:
-        """Whether any action reads a value."""
-        return value in self.last_reader
-
     def alive(self) -> Iterator[tuple[Action, tuple[Value, ...]]]:
         """The values that are alive after each action of a batch, in the order in which they were
         written.

@@ -354,7 +354,8 @@ def name_tap_gradient(wiring: Wiring, name: str, objective: Objective, microbatc
 
 def looks_at_module_input(wiring: Wiring, objective: Objective) -> bool:
     """Whether a loss looks at the input of its module. (Nothing is trained before the first module,
-    so that a second-order loss there has no input to differentiate by.)"""
+    so that a second-order loss there has no input to differentiate by.)
+    """
     loss = wiring.head(objective)["loss"]
     module = wiring.segments[objective.segment].module
     return bool(loss.module_input) or (objective.second_order and module > 0)
