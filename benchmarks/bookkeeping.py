@@ -6,18 +6,24 @@ same sixteen modules and calls the same sixteen optimizers, so the difference to
 the engine alone.
 
     python benchmarks/bookkeeping.py
+    python benchmarks/bookkeeping.py --before ../before/src
+
+The second line runs the engine of another source in turns with this one, in one process.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import sys
 import time
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-import localprop as lp
 
 LAYERS, WIDTH, ROUNDS = 16, 4, 500
 
@@ -65,6 +71,28 @@ def make_step_by_hand(x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
+def import_localprop(source: str | None = None) -> ModuleType:
+    """localprop as it is installed, or from another source; what was imported before goes on."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "localprop"]:
+        del sys.modules[name]
+    if source is None:
+        return importlib.import_module("localprop")
+    sys.path.insert(0, source)
+    try:
+        return importlib.import_module("localprop")
+    finally:
+        sys.path.remove(source)
+
+
+def make_learner(localprop: ModuleType, x: Tensor, y: Tensor) -> Any:
+    """A learner that has stepped once, so that nothing is left to be imported."""
+    learner = localprop.Learner(
+        build_network(), localprop.end_to_end(), modules=LAYERS, optimizer=sgd, sample=(x, y)
+    )
+    learner.step((x, y))
+    return learner
+
+
 def measure(steps: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
     """The microseconds of each step, sorted, in rounds that run each of them once."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -77,32 +105,35 @@ def measure(steps: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="The cost of the engine per action.")
+    parser.add_argument("--before", metavar="SRC", help="another source, to run in turns with")
+    before = parser.parse_args().before
     torch.set_num_threads(1)
     x, y = torch.randn(4, WIDTH), torch.randint(WIDTH, (4,))
-    learner = lp.Learner(
-        build_network(), lp.end_to_end(), modules=LAYERS, optimizer=sgd, sample=(x, y)
-    )
-    times = measure(
-        {
-            "plain": make_plain_step(x, y),
-            "by hand": make_step_by_hand(x, y),
-            "engine": lambda: learner.step((x, y)),
-        }
-    )
+    steps: dict[str, Callable[[], object]] = {
+        "plain": make_plain_step(x, y),
+        "by hand": make_step_by_hand(x, y),
+    }
+    if before is not None:
+        other = make_learner(import_localprop(before), x, y)
+        steps["before"] = lambda: other.step((x, y))
+    learner = make_learner(import_localprop(), x, y)
+    steps["engine"] = lambda: learner.step((x, y))
+    times = measure(steps)
     actions = len(learner.schedule)
     print(
         f"{ROUNDS} interleaved rounds, torch {torch.__version__}, 1 thread, {actions} actions\n"
-        "            microseconds per step         per action, beyond\n"
-        "            plain   by hand   engine      by hand     plain"
+        "           microseconds: per step   per action, beyond by hand, and plain"
     )
     # Whatever else runs on the machine only adds to a time: the 10th percentile shows least of it.
     for label, place in ("median", 0.5), ("10th perc.", 0.1):
-        plain, by_hand, engine = (own[int(place * ROUNDS)] for own in times.values())
-        over_hand, over_plain = (engine - by_hand) / actions, (engine - plain) / actions
-        print(
-            f"{label:<10} {plain:7.0f} {by_hand:9.0f} {engine:8.0f} "
-            f"{over_hand:12.1f} {over_plain:9.1f}"
-        )
+        taken = {name: own[int(place * ROUNDS)] for name, own in times.items()}
+        for name, each in taken.items():
+            over_hand, over_plain = (each - taken[base] for base in ("by hand", "plain"))
+            print(
+                f"{label:<10} {name:<8} {each:15.0f} {over_hand / actions:28.1f} "
+                f"{over_plain / actions:10.1f}"
+            )
 
 
 if __name__ == "__main__":

@@ -263,7 +263,10 @@ class Bench:
             step,
             meter,
             flush,
-            lambda: list_held_tensors(modules, learner.optimizers, self.batch),
+            lambda: [
+                *list_held_tensors(modules, learner.optimizers, self.batch),
+                learner.engine.plan.scalar,
+            ],
             one_process=f"{alone}, {microbatches}, one process",
             ceiling=f"ceiling, {microbatches}",
             streams=True,

@@ -188,24 +188,24 @@ def test_other_failures_pass_through() -> None:
 # --- values: bytes by hand --------------------------------------------------------------------
 
 # Outputs of the layers in float32, and a graph's root, which is a scalar.
-H0, H1, H2, ROOT = SAMPLES * 8 * 4, SAMPLES * 6 * 4, SAMPLES * 3 * 4, 4
+H0, H1, H2 = SAMPLES * 8 * 4, SAMPLES * 6 * 4, SAMPLES * 3 * 4
 
 
 def test_values_of_greedy_by_hand() -> None:
     """Tanh's graph keeps its output, which the features are a view of; that of Linear its input."""
     assert list_alive(make_mlp(GREEDY).values()) == {
-        "0F": {"graph0": H0 + ROOT, "f0": 0},
-        "0L": {"graph0": H0 + ROOT, "g0<0L": H0},
-        "0H": {"graph0": H0 + ROOT, "g0<0L": H0},
+        "0F": {"graph0": H0, "f0": 0},
+        "0L": {"graph0": H0, "g0<0L": H0},
+        "0H": {"graph0": H0, "g0<0L": H0},
         "0B": {},
         "0S": {},
-        "1F": {"graph1": H0 + H1 + ROOT, "f1": 0},
-        "1L": {"graph1": H0 + H1 + ROOT, "g1<1L": H1},
-        "1H": {"graph1": H0 + H1 + ROOT, "g1<1L": H1},
+        "1F": {"graph1": H0 + H1, "f1": 0},
+        "1L": {"graph1": H0 + H1, "g1<1L": H1},
+        "1H": {"graph1": H0 + H1, "g1<1L": H1},
         "1B": {},
         "1S": {},
-        "2F": {"graph2": H1 + ROOT, "f2": H2},
-        "2L": {"graph2": H1 + ROOT, "g2<2L": H2},
+        "2F": {"graph2": H1, "f2": H2},
+        "2L": {"graph2": H1, "g2<2L": H2},
         "2B": {},
         "2S": {},
     }
@@ -214,9 +214,9 @@ def test_values_of_greedy_by_hand() -> None:
 def test_values_of_end_to_end_by_hand() -> None:
     """A leaf is the output before it, which that layer's graph holds already."""
     reading = make_mlp(END_TO_END).values()
-    first = {"graph0": H0 + ROOT}
-    second = {**first, "leaf1": 0, "graph1": H1 + ROOT}
-    third = {**second, "leaf2": 0, "graph2": ROOT}
+    first = {"graph0": H0}
+    second = {**first, "leaf1": 0, "graph1": H1}
+    third = {**second, "leaf2": 0, "graph2": 0}
     assert list_alive(reading) == {
         "0F": first,
         "1F": second,
@@ -229,10 +229,10 @@ def test_values_of_end_to_end_by_hand() -> None:
         "0B": {},
         "0S": {},
     }
-    # Parameters with momentum, and the batch; then what the first layer makes.
-    resting = 2 * 4 * (40 + 54 + 21) + SAMPLES * (4 * 4 + 8)
+    # Parameters with momentum, the batch and the roots' scalar; then what the first layer makes.
+    resting = 2 * 4 * (40 + 54 + 21) + SAMPLES * (4 * 4 + 8) + 4
     assert reading.memory.resting_bytes == resting
-    assert reading.actions[0].peak_bytes == resting + 2 * H0 + ROOT
+    assert reading.actions[0].peak_bytes == resting + 2 * H0
     # All that was alive before 1B, what it makes, and the gradients of layer 1.
     assert str(reading.peak.action) == "1B"
     assert reading.before(reading.peak) == reading.actions[5].values
@@ -244,15 +244,15 @@ def test_values_of_a_recompute_by_hand() -> None:
     alive = list_alive(make_mlp(END_TO_END, recompute=True).values())
     assert alive["0F"] == {}  # the network's own frame holds the output
     assert alive["1F"] == {"h0": H0}
-    assert alive["2F"] == {"h0": H0, "leaf2": H1, "graph2": ROOT, "f2": H2}
+    assert alive["2F"] == {"h0": H0, "leaf2": H1, "graph2": 0, "f2": H2}
     assert alive["2B"] == {"h0": H0, "g1<2B": H1}
-    assert alive["1R"] == {"g1<2B": H1, "leaf1": H0, "graph1": H1 + ROOT}
-    assert alive["0R"] == {"g0<1B": H0, "graph0": H0 + ROOT}
+    assert alive["1R"] == {"g1<2B": H1, "leaf1": H0, "graph1": H1}
+    assert alive["0R"] == {"g0<1B": H0, "graph0": H0}
 
 
 def test_values_of_another_batch() -> None:
     reading = make_mlp(GREEDY).values(make_batch(2 * SAMPLES))
-    assert list_alive(reading)["2F"] == {"graph2": 2 * H1 + ROOT, "f2": 2 * H2}
+    assert list_alive(reading)["2F"] == {"graph2": 2 * H1, "f2": 2 * H2}
 
 
 @pytest.mark.parametrize("variant", ["plain", "recomputed"])
@@ -273,7 +273,7 @@ def test_memory_of_values_is_that_of_memory(method: Method, variant: str) -> Non
 # --- explain ----------------------------------------------------------------------------------
 
 LARGE = 2**16  # samples: outputs of 2, 1.5 and 0.75 MiB
-PEAK = "largest first, in MiB: graph0 2.0, graph1 1.5, f2 0.8, g2<2L 0.8, graph2 0.0 ("
+PEAK = "largest first, in MiB: graph0 2.0, graph1 1.5, f2 0.8, g2<2L 0.8 ("
 
 
 def test_explain_names_the_peak() -> None:
@@ -295,6 +295,6 @@ def test_explain_lists_the_values_of_each_action() -> None:
         action, peak, *_ = line.split()
         assert (action, peak) == (str(each.action), f"{each.peak_bytes / 2**20:.1f}")
     listed = [line.split(maxsplit=2)[2:] for line in lines]
-    assert listed[3] == ["graph0 2.0, leaf1, graph1 1.5, leaf2, graph2 0.0, g2<2L 0.8"]
+    assert listed[3] == ["graph0 2.0, leaf1, graph1 1.5, leaf2, graph2, g2<2L 0.8"]
     assert listed[6] == ["graph0 2.0, g0<1B 2.0"]
     assert listed[-1] == []

@@ -103,7 +103,8 @@ def test_nothing_survives_a_step(method: str) -> None:
     gc.disable()  # a tensor that only the garbage collector would free counts as surviving
     modules = (learner.model, learner.heads, learner.encoders)
     try:
-        with LiveBytes(list_held_tensors(modules, learner.optimizers, batch)) as live:
+        held = list_held_tensors(modules, learner.optimizers, batch)
+        with LiveBytes([*held, learner.engine.plan.scalar]) as live:
             resting = live.current
             learner.step(batch)
             assert live.current == resting

@@ -36,6 +36,7 @@ def plan_of(wiring: Wiring, schedule: Schedule) -> StepPlan:
         liveness=Liveness(wiring, schedule),
         stage=Stage(range(len(wiring.segments))),
         parameters={},
+        scalar=torch.zeros(()),
         precision=Precision(device, None),
         generators=SeededGenerators(device),
         first=0,

@@ -170,7 +170,8 @@ def list_held(learner: lp.Learner) -> list[Tensor]:
     """The tensors that live between steps, and those of all batches."""
     batches = [tensor for batch in BATCHES for tensor in batch]
     first = LossBatch(*BATCHES[0])
-    return [*list_held_tensors(modules_of(learner), learner.optimizers, first), *batches]
+    held = list_held_tensors(modules_of(learner), learner.optimizers, first)
+    return [*held, learner.engine.plan.scalar, *batches]
 
 
 def assert_nothing_left(learner: lp.Learner) -> None:

@@ -25,7 +25,6 @@ from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.memory import LiveBytes, MemoryReading, ModulePeaks, watch_fake_step
 from localprop.engine.engine import Engine
 from localprop.engine.loss import Losses
-from localprop.engine.store import SegmentGraph
 from localprop.errors import StepFailed
 from localprop.rule.local_loss import Batch
 from localprop.schedule.operands import Kind, Value
@@ -118,14 +117,11 @@ def measure_values(engine: Engine, held: set[int]) -> dict[Value, int]:
 
 
 def find_storages(kept: Any) -> Iterator[torch.UntypedStorage]:
-    """The storages that an entry of a store holds: tensors, graphs, or lists of them."""
+    """The storages that an entry of a store holds: a tensor, its graph, or a list of them."""
     if isinstance(kept, Tensor):
         yield kept.untyped_storage()
         if kept.grad_fn is not None:
             yield from _find_saved(kept.grad_fn)
-    elif isinstance(kept, SegmentGraph):
-        yield from find_storages(kept.root)
-        yield from find_storages(kept.box)
     elif isinstance(kept, list):
         for each in kept:
             yield from find_storages(each)
@@ -176,10 +172,9 @@ def check_values(engine: Engine, batch: Batch, *, number: int = 0) -> Losses:
         AssertionError: the store differs from the plan, or a tensor is alive that nothing on the
             plan holds; says after which action.
     """
-    held = list_held_tensors(
-        (engine.model, engine.wiring.heads, engine.wiring.encoders), engine.optimizers.all(), batch
-    )
-    with LiveBytes(held) as live:
+    modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
+    held = list_held_tensors(modules, engine.optimizers.all(), batch)
+    with LiveBytes([*held, engine.plan.scalar]) as live:
         checker = _Checker(engine, live)
         with checker.watching_frames():
             try:
@@ -264,7 +259,6 @@ class _Checker:
                 if parameter.grad is not None:
                     yield parameter.grad
         yield from engine.list_losses()
-        yield from engine.list_roots()
 
 
 class _Frames:

@@ -57,7 +57,7 @@ class FakeEngine:
         engine = self.engine
         modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
         optimizers = [*self.optimizers, *engine.optimizers.all()]
-        return list_held_tensors(modules, optimizers, self.batch)
+        return [*list_held_tensors(modules, optimizers, self.batch), engine.plan.scalar]
 
 
 def list_held_tensors(
@@ -216,16 +216,17 @@ def _copy_engine(
         communicator = NullCommunicator(
             wiring, engine.autocast, engine.device, rank_slice.max_in_flight
         )
-    fake = Engine(
-        model,
-        wiring,
-        rank_slice.schedule if rank_slice else engine.schedule,
-        Optimizers(by_action),
-        device=engine.device,
-        autocast=engine.autocast,
-        stage=stage,
-        communicator=communicator,
-    )
+    with copies.mode:  # what the engine itself makes is fake, too
+        fake = Engine(
+            model,
+            wiring,
+            rank_slice.schedule if rank_slice else engine.schedule,
+            Optimizers(by_action),
+            device=engine.device,
+            autocast=engine.autocast,
+            stage=stage,
+            communicator=communicator,
+        )
     if fake.recompute is not None:
         fake.recompute.compare_nothing()  # fake tensors have no values
     return fake, shared_copies

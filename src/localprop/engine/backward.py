@@ -5,10 +5,10 @@
       segment s-1          cut           segment s             cut
     ... ──────────► output ┊ h ─► leaf ─► layers ─► output ─► root      forward
                            ┊                                   │
-        part of g(s-1) ◄───┊─── leaf.grad ◄── layers ◄── box ◄─┘        backward
+        part of g(s-1) ◄───┊─── leaf.grad ◄── layers ◄─ store ◄┘        backward
 
-The root is a scalar at the end of the segment's graph. Its backward takes the gradient out of a
-box, where the sum of all writers was put just before, so that the graph itself keeps no output.
+The root is a scalar at the end of the segment's graph. Its backward takes the gradient out of the
+store, where the sum of all writers was put just before, so that the graph itself keeps no output.
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ from localprop.engine.store import StepContext, Store
 from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action
 
+# Where the gradient stands that the running backward begins with; one runs at a time.
+INJECTED = Value(Kind.GRADIENT, "root")
+
 
 class InjectGradient(torch.autograd.Function):
     """The root of a segment's graph, whose backward takes the gradient at the segment's output out
-    of a box.
+    of the store.
 
     `autograd.backward(output, gradient)` would keep the gradient alive until the whole backward has
-    ended, since Python's frames refer to it. Taken out of a box it dies at its first use. Nor does
-    the root keep the output's storage alive.
+    ended, since Python's frames refer to it. Taken out of the store it dies at its first use. Nor
+    does the root keep the output's storage alive.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, box: list[Tensor]) -> Tensor:
-        ctx.box = box
-        return output.new_empty(())
+    def forward(ctx: Any, output: Tensor, store: Store, scalar: Tensor) -> Tensor:
+        ctx.store = store
+        return scalar.detach()
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
-        return ctx.box.pop(), None
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.store.pop(INJECTED), None, None
 
 
 def pop_gradient(leaf: Tensor, scale: float, others: Iterable[Tensor]) -> Tensor:
@@ -60,9 +63,10 @@ def pop_gradient(leaf: Tensor, scale: float, others: Iterable[Tensor]) -> Tensor
     # tensor's memory to two leaves: with x.unsqueeze(1) + p.unsqueeze(1), to x and to p. Each of
     # the gradients is added to in place later on, so they must not share it.
     memory = gradient.untyped_storage()._cdata
-    found = (other.grad for other in others)
-    if any(each is not None and each.untyped_storage()._cdata == memory for each in found):
-        gradient = gradient.clone()
+    for other in others:
+        if other.grad is not None and other.grad.untyped_storage()._cdata == memory:
+            gradient = gradient.clone()
+            break
     return gradient if scale == 1 else gradient.mul_(scale)
 
 
@@ -134,8 +138,7 @@ class RunBackward:
         self._taps = find_taps(plan, action)
         apart = Value(Kind.WEIGHT_GRADIENT, segment, number)
         self._apart = apart if apart in writes else None
-        # The gradient at the root: made once, since its value means nothing.
-        self.one: Tensor | None = None
+        self._scalar = plan.scalar
         self._device_type = plan.device_type
 
     def __call__(self, step: StepContext) -> None:
@@ -143,19 +146,15 @@ class RunBackward:
         segment before.
         """
         store = step.store
-        graph = store.pop(self._graph) if self._is_last else store[self._graph]
-        graph.box.append(store.pop(self._gradient))
+        root = store.pop(self._graph) if self._is_last else store[self._graph]
+        store[INJECTED] = store.pop(self._gradient)
         inputs, leaf = self._parameters, None
         if self._leaf is not None:
             value, takes = self._leaf
             leaf = store.pop(value) if takes else store[value]
             inputs = [*inputs, leaf]
-        # A host may switch its own autocast on or off between steps, and autograd wants the dtype
-        # of the root.
-        if self.one is None or self.one.dtype is not graph.root.dtype:
-            self.one = torch.ones_like(graph.root)
-        roots: list[Tensor | GradientEdge] = [graph.root]
-        gradients = [self.one]
+        roots: list[Any] = [root]
+        gradients = [self._scalar]
         for edge, gradient in self._take_taps(store) if self._taps else ():
             roots.append(edge)
             gradients.append(gradient)
@@ -163,22 +162,20 @@ class RunBackward:
         # backward.
         if self._apart is not None:
             self._swap_gradients(store)
+        # One call for all roots, so that autograd runs each node once, with its summed gradient.
+        # The graph's last reader frees what the nodes have saved, while it runs; for a flow that
+        # comes later they have to stay.
+        retain = not self._is_last
         if step.autocast:  # backwards follow the dtypes of their forwards
             with torch.autocast(self._device_type, enabled=False):
-                self._run(roots, gradients, inputs)
+                torch.autograd.backward(roots, gradients, retain_graph=retain, inputs=inputs)
         else:
-            self._run(roots, gradients, inputs)
+            torch.autograd.backward(roots, gradients, retain_graph=retain, inputs=inputs)
+        gradients.clear()
         if leaf is not None and self._onward is not None:
             self._onward.write(store, pop_gradient(leaf, self._scale, self._parameters))
         if self._apart is not None:
             self._swap_gradients(store)
-
-    def _run(self, roots: list[Any], gradients: list[Tensor], inputs: list[Tensor]) -> None:
-        # One call for all roots, so that autograd runs each node once, with its summed gradient.
-        # The graph's last reader frees what the nodes have saved, while it runs; for a flow that
-        # comes later they have to stay.
-        torch.autograd.backward(roots, gradients, retain_graph=not self._is_last, inputs=inputs)
-        gradients.clear()
 
     def _take_taps(self, store: Store) -> list[tuple[GradientEdge, Tensor]]:
         """The gradients that losses have left at inner outputs, and where; a loss need not leave

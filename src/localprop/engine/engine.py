@@ -16,7 +16,7 @@ end of the last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from localprop.engine.backward import RunBackward
 from localprop.engine.communicator import Communicator
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
@@ -88,6 +87,7 @@ class Engine:
         # The network's last segment ends with the model's return: code may follow its last module.
         ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
         self._ends = {segment: model.get_submodule(name) for segment, name in ends.items()}
+        self._hooks = list(self._list_hooks())
         self._cursor = Cursor()
         self._running_step: StepContext | None = None
         # The batch before, while some of its actions are still to come.
@@ -161,14 +161,6 @@ class Engine:
         """The losses of the step that runs, as far as they have been computed."""
         return [] if self._running_step is None else [*self._running_step.losses.values()]
 
-    def list_roots(self) -> list[Tensor]:
-        """The scalars that backwards begin with, which stay from step to step."""
-        return [
-            run.one
-            for _, run in self._program.list_all()
-            if isinstance(run, RunBackward) and run.one is not None
-        ]
-
     def initialise_copies(self) -> None:
         """Make the copies of network parameters that auxiliary networks hold."""
         for copies in self._program.copies:
@@ -195,7 +187,7 @@ class Engine:
     @contextmanager
     def _running(self, step: StepContext) -> Iterator[None]:
         # Segments switch the grad mode without a context manager; this one restores the caller's.
-        with torch.enable_grad(), self.plan.generators.preserved(), self._hooked(step):
+        with torch.enable_grad(), self.plan.generators.preserved(), self._hooked():
             try:
                 yield
             except BaseException as error:  # Ctrl-C too: the next step would add to what was left
@@ -286,8 +278,13 @@ class Engine:
         self._run(step, self._program.after[place])
 
     def _run(self, step: StepContext, actions: Instructions) -> None:
+        cursor = self._cursor
         for action, run in actions:
-            self._begin(action)
+            # As `_begin` does; a call for each action would show in the time of a small network.
+            cursor.action = action
+            cursor.begun += 1
+            if cursor.observe is not None:
+                cursor.observe(action)
             if not action.deferred:
                 run(step)
             elif self._pending is not None:  # in the first step there is no batch before
@@ -295,36 +292,35 @@ class Engine:
 
     # --- hooks ----------------------------------------------------------------------------------
 
+    def _list_hooks(self) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
+        # Hooks of one module run in the order of registration. Where a segment ends at a tap, the
+        # tap must see the output before the next segment's input takes its place.
+        for module, tap in self._program.taps:
+            yield module, partial(self._keep_inner_output, tap)
+        for segment, end in self._ends.items():
+            yield end, partial(self._cut, segment)
+
     @contextmanager
-    def _hooked(self, step: StepContext) -> Iterator[None]:
+    def _hooked(self) -> Iterator[None]:
         # Only for the time of a step: a hook that stayed would cut calls of the user's own, and a
         # deep copy of the model, such as an average of the weights, would take it along.
         handles: list[RemovableHandle] = []
         try:
-            for handle in self._add_hooks(step):
-                handles.append(handle)
+            for module, hook in self._hooks:
+                handles.append(module.register_forward_hook(hook))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _add_hooks(self, step: StepContext) -> Iterator[RemovableHandle]:
-        # Hooks of one module run in the order of registration. Where a segment ends at a tap, the
-        # tap must see the output before the next segment's input takes its place.
-        for module, tap in self._program.taps:
-            yield module.register_forward_hook(partial(self._keep_inner_output, step, tap))
-        for segment, end in self._ends.items():
-            yield end.register_forward_hook(partial(self._cut, step, segment))
-
-    def _cut(
-        self, step: StepContext, segment: int, module: nn.Module, args: object, output: Tensor
-    ) -> Tensor:
+    def _cut(self, segment: int, module: nn.Module, args: object, output: Tensor) -> Tensor:
         """The hook at the end of a segment: what it returns takes the place of the module's
         output.
         """
-        cursor = self._cursor
         if self.recompute is not None and self.recompute.running is not None:
             return self.recompute.arrive(segment, output)
+        cursor, step = self._cursor, self._running_step
+        assert step is not None
         if cursor.expected != segment:
             ran, awaited = self.wiring.end_name(segment), self.wiring.end_name(cursor.expected)
             raise RuntimeError(f"the module {ran!r} ran before {awaited!r}")
@@ -335,16 +331,12 @@ class Engine:
         return self._enter_segment(step, segment + 1, canonical_layout(output.detach()))
 
     def _keep_inner_output(
-        self,
-        step: StepContext,
-        tap: KeepInnerOutput,
-        module: nn.Module,
-        args: object,
-        output: Tensor,
+        self, tap: KeepInnerOutput, module: nn.Module, args: object, output: Tensor
     ) -> Tensor:
         running = self.recompute.running if self.recompute is not None else None
         if running is None:
-            return tap(step.store, self._cursor.microbatch, output, again=False)
+            assert self._running_step is not None
+            return tap(self._running_step.store, self._cursor.microbatch, output, again=False)
         if running.segment == tap.segment:  # other segments are skipped
             return tap(running.step.store, running.microbatch, output, again=True)
         return output

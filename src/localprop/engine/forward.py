@@ -24,7 +24,7 @@ from torch.autograd.graph import GradientEdge
 from localprop.engine.backward import InjectGradient
 from localprop.engine.plan import StepPlan
 from localprop.engine.recompute import Recompute
-from localprop.engine.store import SegmentGraph, StepContext, Store
+from localprop.engine.store import StepContext, Store
 from localprop.schedule.operands import Kind, Value, name_context
 from localprop.schedule.schedule import Action
 
@@ -238,7 +238,7 @@ class LeaveSegment:
         writes = plan.liveness.operands[action].writes
         self._segment, self._name = segment, plan.wiring.end_name(segment)
         self._has_graph = has_graph(plan, action)
-        self._graph = _only(writes, Kind.GRAPH)
+        self._graph, self._scalar = _only(writes, Kind.GRAPH), plan.scalar
         self._features = _only(writes, Kind.FEATURES)
         self._second_order = segment in plan.second_order
         self._sent = _only(writes, Kind.OUTPUT) if segment == plan.stage.segments[-1] else None
@@ -252,7 +252,7 @@ class LeaveSegment:
             )
         store = step.store
         if self._graph is not None:
-            store[self._graph] = inject_root(output)
+            store[self._graph] = InjectGradient.apply(output, store, self._scalar)
         if self._features is not None:
             # On a detached tensor the loss's backward ends at the features; the segment is B's. A
             # second-order loss differentiates through the segment, so it needs the graph.
@@ -286,6 +286,7 @@ class RecomputeSegment:
         before = Value(Kind.OUTPUT, segment - 1, microbatch=microbatch)
         self._before = (before, plan.liveness.takes(action, before)) if segment else None
         self._leaf, self._graph = _only(writes, Kind.LEAF), _only(writes, Kind.GRAPH)
+        self._scalar = plan.scalar
         # F has already kept the input for others, so R leaves out `keep_input`.
         self._changes = tuple(prepare_input(plan, action))
 
@@ -307,7 +308,7 @@ class RecomputeSegment:
         with self._precision.forward():
             output = self._recompute.run(self._segment, inputs, enter, step, self._microbatch)
         assert self._graph is not None
-        step.store[self._graph] = inject_root(output)
+        step.store[self._graph] = InjectGradient.apply(output, step.store, self._scalar)
 
     def _take_input(self, store: Store, inputs: Tensor) -> Tensor:
         if self._before is None:
@@ -356,13 +357,6 @@ class KeepInnerOutput:
         # The clone comes after the edge in the graph, so the gradient that arrives through it and
         # the one that a loss leaves at the edge are summed.
         return output.clone() if self._copied else output
-
-
-def inject_root(output: Tensor) -> SegmentGraph:
-    """The graph behind an output, held by a root whose backward is given the gradient in a box."""
-    box: list[Tensor] = []
-    root: Tensor = InjectGradient.apply(output, box)
-    return SegmentGraph(root, box)
 
 
 def has_graph(plan: StepPlan, action: Action) -> bool:

@@ -23,6 +23,7 @@ class StepPlan:
         liveness: what each action reads and writes, and who takes each value.
         stage: the part of the step that runs here.
         parameters: of each segment here, those that are trained.
+        scalar: the value of every segment's root, and the gradient there, neither of which counts.
         precision: autocast of the forwards.
         generators: torch's, which are seeded before every action that may draw.
         first: the number of this replica's first micro-batch among those of all replicas.
@@ -35,6 +36,7 @@ class StepPlan:
     liveness: Liveness
     stage: Stage
     parameters: dict[int, list[Tensor]]
+    scalar: Tensor
     precision: Precision
     generators: SeededGenerators
     first: int

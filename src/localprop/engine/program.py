@@ -63,6 +63,7 @@ def make_plan(
         liveness=Liveness(wiring, schedule, stage.replicas),
         stage=stage,
         parameters=parameters,
+        scalar=torch.zeros((), device=device),
         precision=Precision(device, autocast, second_order=bool(second_order)),
         generators=SeededGenerators(device),
         # Replicas count their micro-batches on from each other, so that they draw what one process

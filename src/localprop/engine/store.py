@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -21,20 +21,8 @@ from localprop.schedule.schedule import Action
 Backward = Callable[[Tensor], object]
 Observer = Callable[[Action], object]
 
-
-class SegmentGraph(NamedTuple):
-    """The autograd graph of a segment, held at its injected root (engine/backward.py).
-
-    Attributes:
-        root: a scalar, whose backward puts the gradient in `box` at the segment's output.
-        box: empty, or that gradient.
-    """
-
-    root: Tensor
-    box: list[Tensor]
-
-
-# By kind: tensors; a SegmentGraph; a list of a segment's gradients, some of which may be None.
+# Tensors; places in a graph (GradientEdge); lists of a segment's gradients, some of them None. A
+# segment's graph is held at its root (engine/backward.py).
 Store = dict[Value, Any]
 
 

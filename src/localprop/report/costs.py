@@ -107,6 +107,7 @@ def measure_peak_bytes(learner: Learner, batch: Batch) -> int:
     """Measure the peak of a step of a learner, which has stepped before."""
     networks = [learner.model, learner.heads, learner.encoders]
     held = list_held_tensors(networks, learner.optimizers, batch)
+    held.append(learner.engine.plan.scalar)
     return measure_peak(partial(learner.step, batch), held, learner.device).peak_bytes
 
 
