@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from localprop.errors import BadInput
-from localprop.methods.parse import find_methods, parse_rule
+from localprop.methods.names import find_methods
+from localprop.methods.parse import parse_rule
 from localprop.training.build import prepare
 from localprop.training.config import Config
 from localprop.training.trainer import score_test_split, train

@@ -17,7 +17,7 @@ import torch
 
 import localprop as lp
 from localprop.cost.timing import message_bytes
-from localprop.methods.parse import find_methods
+from localprop.methods.names import find_methods
 from localprop.schedule.lowering import lower
 from localprop.schedule.placement import Placement, estimate_module_costs, find_unavailable_inputs
 from localprop.schedule.schedule import SENDS, Op

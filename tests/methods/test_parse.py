@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import localprop as lp
 from localprop.errors import BadInput
-from localprop.methods.parse import find_methods, find_parts, parse_rule
+from localprop.methods.names import find_methods, find_parts
+from localprop.methods.parse import parse_rule
 
 
 @pytest.mark.parametrize("name", list(find_methods()))

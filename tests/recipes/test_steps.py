@@ -18,6 +18,7 @@ from torch import Tensor
 
 from localprop import recipes
 from localprop.data import Dataset
+from localprop.methods.names import format_method
 from localprop.recipes import Recipe
 from localprop.recipes.blank_data import make_blank_dataset
 from localprop.training.build import build, build_phase_schedule
@@ -46,7 +47,7 @@ def choose_recipes() -> list[str]:
     tried: set[str] = set()
     for recipe in sorted(candidates, key=rank_by_cost):
         # The expression without its numbers, and the network without its depth and options.
-        expression = recipe.config.phases or recipe.config.method
+        expression = recipe.config.phases or format_method(recipe.config.method)
         method = re.sub(r"\w+=\([\d., ]*\)|[\d.]+", "", expression)
         network = re.sub(r"\d+|:\w+=.*", "", recipe.config.model)
         if not {method, network} <= tried:

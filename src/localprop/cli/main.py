@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
+    # `--method my_module:my_method()` finds a module where the user stands, as `python -m` does. At
+    # the end of the path, a file there cannot stand in for a module that is installed.
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append("")
     args = _build_parser().parse_args(argv)
     if get_world_size() > 1 and args.run is not train.run:
         raise BadInput(

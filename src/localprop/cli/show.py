@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from localprop import recipes
@@ -58,7 +57,7 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     provenance = [recipes.find(name).provenance()] if name else []
     return {
         **recipe_info(name, given),
-        "config": asdict(config),
+        "config": config.as_json(),
         "rule": repr(learner.rule),
         "layers": learner.partition.layers.names,
         "modules": [list(module) for module in learner.partition.modules],

@@ -15,7 +15,7 @@ from pkgutil import iter_modules
 __all__ = []
 
 for _info in iter_modules(__path__):
-    if _info.name == "parse":
+    if _info.name in ("names", "parse"):  # about methods as text
         continue
     _module = import_module(f"{__name__}.{_info.name}")
     for _name in _module.__all__:

@@ -1,41 +1,48 @@
-"""Methods as text: `backlink(layers=2)` is read as data and never run as code."""
+"""Methods as text: `backlink(layers=2)` is read as data and never run as code.
+
+Names stand for what localprop has. A name behind a module, `my_methods:two_ahead(weight=0.5)`, is
+imported from there: the user has named it. Nothing else can be reached by a text.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import io
+import sys
+import tokenize
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from pkgutil import iter_modules
 from textwrap import shorten
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from localprop.errors import BadInput, check
+from localprop.methods.names import find_methods, find_parts, find_required
 
 if TYPE_CHECKING:
     from localprop.rule.rule import Rule
 
 _MAX_LENGTH = 2000  # characters; longer text may nest deeper than Python's own parser can read
 _FAILED = object()  # the value of an expression that cannot be read; its problem is in the list
+_ANYTHING = inspect.Parameter.empty  # the default of an argument that takes any value
 
 
-def parse_rule(text: str) -> Rule:
-    """Read a rule from the expression that would make it.
+def parse_rule(text: str | Rule) -> Rule:
+    """Read a rule from the expression that would make it. A rule itself stays as it is.
 
     The expression is a method or a part of a rule by name, with literals or such expressions as
-    arguments.
+    arguments. A name from outside of localprop stands behind its module and a colon; the module is
+    imported.
 
     Args:
-        text: such as "greedy", "backlink(layers=2, weight=0.5)", "greedy(aux=Head(convs=0))" or the
-            repr of a rule.
+        text: such as "greedy", "backlink(layers=2, weight=0.5)", "greedy(aux=Head(convs=0))",
+            "my_package.my_module:my_method(alpha=0.1)" or the repr of a rule.
 
     Raises:
         BadInput: unknown names (with close matches), unknown arguments or arguments of a wrong
-            type, or text that is not such an expression.
+            type, a module that cannot be imported, or text that is not such an expression.
 
     Example:
         >>> parse_rule("interlocking(wise=3)").credit
@@ -43,6 +50,8 @@ def parse_rule(text: str) -> Rule:
     """
     from localprop.rule.rule import Rule
 
+    if isinstance(text, Rule):
+        return text
     reader = _Reader()
     try:
         value = reader.read(_parse_expression(text), top=True)
@@ -59,53 +68,11 @@ def parse_rule(text: str) -> Rule:
     return value
 
 
-def find_methods() -> dict[str, Callable[..., Any]]:
-    """The public functions of `localprop.methods`, by name.
-
-    Example:
-        >>> sorted(find_methods())[:2]
-        ['auglocal', 'backlink']
-    """
-    import localprop.methods as package
-
-    return {name: getattr(package, name) for name in package.__all__}
-
-
-def find_parts() -> dict[str, Callable[..., Any]]:
-    """The public parts of rules, by name.
-
-    A part is a dataclass that needs no argument, in the `__all__` of a module of rule/ or methods/.
-
-    Example:
-        >>> "Head" in find_parts()
-        True
-    """
-    parts = {}
-    for module in _import_modules():
-        for name in getattr(module, "__all__", ()):
-            value = getattr(module, name)
-            if isinstance(value, type) and is_dataclass(value) and not _find_required(value):
-                parts[name] = value
-    return dict(sorted(parts.items()))
-
-
-def _import_modules() -> Iterator[ModuleType]:
-    """The modules of rule/ and methods/."""
-    import localprop.methods
-    import localprop.rule
-
-    for package in (localprop.rule, localprop.methods):
-        for info in iter_modules(package.__path__):
-            yield import_module(f"{package.__name__}.{info.name}")
-
-
-def _find_required(make: Callable[..., Any]) -> list[str]:
-    """The names of the parameters without a default."""
-    return [p.name for p in inspect.signature(make).parameters.values() if p.default is p.empty]
-
-
 def _list_choices() -> str:
-    return f"choose {_join(find_methods())}, or Rule(...); write NAME or NAME(argument=value)."
+    return (
+        f"choose {_join(find_methods())}, or Rule(...); write NAME or NAME(argument=value), and "
+        "MODULE:NAME for a method of your own."
+    )
 
 
 def _quote(text: str) -> str:
@@ -118,12 +85,33 @@ def _parse_expression(text: str) -> ast.expr:
             raise SyntaxError(f"{len(text)} characters, {_MAX_LENGTH} are allowed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they concern code that runs, and this code never does
-            return ast.parse(text.strip(), mode="eval").body
+            return ast.parse(_mark_modules(text.strip()), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
         raise BadInput(
             f"The method {_quote(text)} cannot be read ({reason}): {_list_choices()}"
         ) from error
+
+
+def _mark_modules(text: str) -> str:
+    """The text with `module@name` for each `module:name`, which Python's parser can read.
+
+    Raises:
+        SyntaxError: the text has an @ of its own, or no tokens.
+    """
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    except tokenize.TokenError as error:
+        raise SyntaxError(error.args[0]) from error
+    lines = text.splitlines()
+    for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if token.string == "@":
+            raise SyntaxError("@ has no meaning here")
+        touches = before.end == token.start and token.end == after.start
+        if token.string == ":" and before.type == after.type == tokenize.NAME and touches:
+            row, column = token.start[0] - 1, token.start[1]
+            lines[row] = lines[row][:column] + "@" + lines[row][column + 1 :]
+    return "\n".join(lines)
 
 
 def _join(names: Iterable[str]) -> str:
@@ -144,9 +132,10 @@ class _Reader:
             node: the expression.
             top: whether it is the whole text, which must name a method.
         """
-        name = _name_of(node.func if isinstance(node, ast.Call) else node)
+        module, named = _split_module(node)
+        name = _name_of(named.func if isinstance(named, ast.Call) else named)
         if name is not None:
-            return self._make(name, node, top)
+            return self._make(module, name, named, top)
         if isinstance(node, ast.Tuple):
             members = tuple(self.read(member) for member in node.elts)
             return _FAILED if _FAILED in members else members
@@ -159,15 +148,21 @@ class _Reader:
             )
             return _FAILED
 
-    def _make(self, name: str, node: ast.expr, top: bool) -> object:
+    def _make(self, module: str | None, name: str, node: ast.expr, top: bool) -> object:
         """Call the method or part of this name, the only callables that text can reach."""
         problems_before = len(self.problems)
-        make = self._makers.get(name)
-        if make is None:
-            self.problems.append(self._describe_unknown(name, top))
-            return _FAILED
+        if module is None:
+            make = self._makers.get(name)
+            if make is None:
+                self.problems.append(self._describe_unknown(name, top))
+                return _FAILED
+        else:
+            found = self._import(module, name)
+            if not callable(found) or found is _FAILED:
+                return found  # a rule, or a part that is no function
+            make, name = found, f"{module}:{name}"
         arguments = self._read_arguments(name, make, node) if isinstance(node, ast.Call) else {}
-        missing = [argument for argument in _find_required(make) if argument not in arguments]
+        missing = [argument for argument in find_required(make) if argument not in arguments]
         if missing:
             self.problems.append(f"{name} needs {_join(missing)}: add {missing[0]}=...")
         if len(self.problems) > problems_before:
@@ -177,6 +172,41 @@ class _Reader:
         except BadInput as error:
             self.problems += error.problems
             return _FAILED
+        except Exception as error:
+            if module is None:
+                raise
+            # The user's own code, which may raise anything.
+            self.problems.append(
+                f"{name} failed ({_describe_error(error)}): call it in Python to see where."
+            )
+            return _FAILED
+
+    def _import(self, module: str, name: str) -> object:
+        """What a module of the user's calls by this name, or _FAILED."""
+        if module.partition(".")[0] in sys.stdlib_module_names:
+            self.problems.append(f"{module} is part of Python, which has no methods: name another.")
+            return _FAILED
+        try:
+            imported = import_module(module)
+        except Exception as error:
+            self.problems.append(
+                f"The module {module} of {module}:{name} cannot be imported "
+                f"({_describe_error(error)}): correct the name or the module, or start where "
+                f"`python -c 'import {module}'` works."
+            )
+            return _FAILED
+        found = getattr(imported, name, _FAILED)
+        if found is _FAILED:
+            names = [each for each in vars(imported) if not each.startswith("_")]
+            close = get_close_matches(name, names, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "correct the name."
+            self.problems.append(f"The module {module} has no {name!r}: {hint}")
+        elif callable(found) and _find_signature(found) is None:
+            self.problems.append(
+                f"{module}:{name} does not say which arguments it takes: name a function."
+            )
+            return _FAILED
+        return found
 
     def _describe_unknown(self, name: str, top: bool) -> str:
         close = get_close_matches(name, self._makers, n=3)
@@ -189,11 +219,17 @@ class _Reader:
     ) -> dict[str, object]:
         parameters = inspect.signature(make).parameters
         arguments: dict[str, object] = {}
-        for argument, child in self._match_arguments(name, list(parameters), node):
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        known = [
+            p.name for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if takes_any:
+            known += [each.arg for each in node.keywords if each.arg and each.arg not in known]
+        for argument, child in self._match_arguments(name, known, node):
             if argument in arguments:
                 self.problems.append(f"{name} is given {argument} twice: remove one.")
             value = arguments[argument] = self.read(child)
-            default = parameters[argument].default
+            default = parameters[argument].default if argument in parameters else _ANYTHING
             if value is not _FAILED and not _has_type_of(value, default):
                 self.problems.append(
                     f"{name}({argument}={_unparse(child)}): {argument} must be "
@@ -232,8 +268,29 @@ def _name_of(node: ast.expr) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
+def _split_module(node: ast.expr) -> tuple[str | None, ast.expr]:
+    """The module before a name, if there is one, and the rest."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        module = ast.unparse(node.left)
+        if all(name.isidentifier() for name in module.split(".")):
+            return module, node.right
+    return None, node
+
+
+def _find_signature(make: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(make)
+    except (ValueError, TypeError):  # some functions written in C have none
+        return None
+
+
+def _describe_error(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def _unparse(node: ast.expr) -> str:
-    return shorten(ast.unparse(node), 60, placeholder="...")
+    return shorten(ast.unparse(node).replace(" @ ", ":"), 60, placeholder="...")
 
 
 def _has_type_of(value: object, default: object) -> bool:
@@ -249,7 +306,15 @@ def _has_type_of(value: object, default: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, bool | int | str):
         return type(value) is type(default)
+    if callable(value) and callable(default) and type(value) not in find_parts().values():
+        # A part of the user's own may spell its annotations in other ways, or have none.
+        return _count_parameters(value) == _count_parameters(default)
     return _role_of(value) == _role_of(default)
+
+
+def _count_parameters(part: Callable[..., Any]) -> int | None:
+    signature = _find_signature(part)
+    return None if signature is None else len(signature.parameters)
 
 
 def _role_of(part: object) -> object:

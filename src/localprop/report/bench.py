@@ -18,7 +18,12 @@ from localprop.network.find_layers import layers_of
 from localprop.network.partition import Partition
 from localprop.report.costs import PLAIN_LOOP, measure_peak_bytes, time_steps
 from localprop.report.image_setting import ImageSetting
-from localprop.report.method_spec import MethodSpec, filter_trainable, parse_and_check_methods
+from localprop.report.method_spec import (
+    Methods,
+    MethodSpec,
+    filter_trainable,
+    parse_and_check_methods,
+)
 from localprop.report.tables import MIB, format_table
 from localprop.report.value_checks import find_range_problems
 from localprop.rule.local_loss import Batch
@@ -228,7 +233,7 @@ def format_speed_table(
 def run_bench(
     what: str,
     setting: BenchSetting,
-    methods: Sequence[str],
+    methods: Methods,
     rounds: int,
     progress: Progress = print,
 ) -> dict[str, Any]:

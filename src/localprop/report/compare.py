@@ -24,7 +24,12 @@ from localprop.errors import (
 )
 from localprop.report.comparison import Comparison, Outcome, format_comparison, make_row
 from localprop.report.costs import BaselineCosts, MethodCosts, measure_costs
-from localprop.report.method_spec import MethodSpec, filter_trainable, parse_and_check_methods
+from localprop.report.method_spec import (
+    Methods,
+    MethodSpec,
+    filter_trainable,
+    parse_and_check_methods,
+)
 from localprop.report.value_checks import find_range_problems
 from localprop.rule.local_loss import Batch
 from localprop.training.build import build, load_data
@@ -163,7 +168,7 @@ def _make_plain_loop(config: Config, dataset: Dataset, batch: Batch) -> PlainLoo
 
 def run_compare(
     config: Config,
-    methods: Sequence[str],
+    methods: Methods,
     *,
     seeds: int,
     rounds: int,
@@ -255,7 +260,7 @@ def _find_value_problems(config: Config, seeds: int, rounds: int) -> list[str]:
 
 
 def _load_and_check(
-    config: Config, methods: Sequence[str], problems: list[str]
+    config: Config, methods: Methods, problems: list[str]
 ) -> tuple[Dataset, list[MethodSpec]]:
     """Load the data and parse the methods; raise BadInput for `problems` and all new ones."""
     specs = parse_and_check_methods(methods, problems)

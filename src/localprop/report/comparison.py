@@ -93,7 +93,7 @@ class Comparison:
         return {
             "baseline": asdict(self.baseline),
             "rows": [asdict(row) for row in self.rows],
-            "config": asdict(self.config),
+            "config": self.config.as_json(),
             "seeds": list(self.seeds),
             "runs_left": self.runs_left,
         }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from localprop.errors import BadInput, check, collect_problems
+from localprop.methods.names import format_method
 from localprop.methods.parse import parse_rule
+from localprop.rule.rule import Rule
+
+Methods: TypeAlias = "Sequence[str | Rule] | Mapping[str, str | Rule] | str | Rule"
 
 _RECOMPUTE_SUFFIX = " with recompute"
 
@@ -17,12 +22,12 @@ class MethodSpec:
 
     Attributes:
         label: its name in the table.
-        method: its expression, such as `greedy()`.
+        method: its expression, such as `greedy()`, or a rule.
         recompute: whether each segment's forward runs again in the backward, to save memory.
     """
 
     label: str
-    method: str
+    method: str | Rule
     recompute: bool
 
     @classmethod
@@ -67,13 +72,25 @@ def filter_trainable(
     return trainable, problems
 
 
-def parse_methods(texts: Sequence[str]) -> list[MethodSpec]:
-    """Parse the methods of a comparison.
+def parse_methods(methods: Methods) -> list[MethodSpec]:
+    """Read the methods of a comparison.
+
+    Args:
+        methods: texts as `MethodSpec.parse` reads them and rules; or a mapping from labels to such.
 
     Raises:
         BadInput: if there are none, or if two have the same label.
+
+    Example:
+        >>> [spec.label for spec in parse_methods(["greedy()", Rule()])]
+        ['greedy()', 'Rule()']
     """
-    specs = [MethodSpec.parse(text) for text in texts if text.strip()]
+    if isinstance(methods, str | Rule):
+        methods = [methods]
+    if isinstance(methods, Mapping):
+        specs = [replace(_read_spec(method), label=label) for label, method in methods.items()]
+    else:
+        specs = [_read_spec(each) for each in methods if isinstance(each, Rule) or each.strip()]
     labels = [spec.label for spec in specs]
     duplicates = sorted({label for label in labels if labels.count(label) > 1})
     check(
@@ -85,10 +102,16 @@ def parse_methods(texts: Sequence[str]) -> list[MethodSpec]:
     return specs
 
 
-def parse_and_check_methods(texts: Sequence[str], problems: list[str]) -> list[MethodSpec]:
-    """Parse methods, and append to `problems` what is wrong with labels or expressions."""
+def _read_spec(method: str | Rule) -> MethodSpec:
+    if isinstance(method, Rule):
+        return MethodSpec(format_method(method), method, recompute=False)
+    return MethodSpec.parse(method)
+
+
+def parse_and_check_methods(methods: Methods, problems: list[str]) -> list[MethodSpec]:
+    """Read methods, and append to `problems` what is wrong with labels or expressions."""
     specs: list[MethodSpec] = []
     with collect_problems(problems):
-        specs = parse_methods(texts)
+        specs = parse_methods(methods)
     problems += filter_trainable(specs, lambda spec: parse_rule(spec.method))[1]
     return specs

@@ -13,7 +13,12 @@ import torch
 from localprop.errors import BadInput, check, collect_problems
 from localprop.network.layers import Layers
 from localprop.report.gantt import FORMATS, draw_gantt, require_matplotlib
-from localprop.report.method_spec import MethodSpec, filter_trainable, parse_and_check_methods
+from localprop.report.method_spec import (
+    Methods,
+    MethodSpec,
+    filter_trainable,
+    parse_and_check_methods,
+)
 from localprop.report.pipeline_setting import END_TO_END, PipelineSetting
 from localprop.report.pipelines import (
     PIPELINES,
@@ -28,7 +33,7 @@ from localprop.training.environment import describe_environment
 
 def run_plan(
     setting: PipelineSetting,
-    methods: Sequence[str],
+    methods: Methods,
     *,
     strict: bool = True,
     out: str | None = None,
@@ -81,7 +86,7 @@ def run_plan(
 
 
 def _find_layers_and_methods(
-    setting: PipelineSetting, methods: Sequence[str], out: str | None
+    setting: PipelineSetting, methods: Methods, out: str | None
 ) -> tuple[Layers, list[MethodSpec]]:
     """Find the layers and parse the methods, after a check of all values."""
     problems = setting.find_problems()

@@ -6,14 +6,18 @@ Nothing here imports torch at module level, because `localprop --help` reads the
 from __future__ import annotations
 
 import math
+import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from localprop.errors import collect_problems
 from localprop.training.device import find_device
 from localprop.training.phases import find_cycle_problems, parse_phases
+
+if TYPE_CHECKING:
+    from localprop.rule.rule import Rule
 
 COSINES = ("cosine", "cosine_above_zero")
 
@@ -49,8 +53,9 @@ class Config:
         data: digits, cifar10, cifar100, svhn, svhn_extra, stl10, mnist, fashion_mnist, kmnist, a
             path that ends in .npz, or folder:PATH; for language models text (part of every Python)
             or a path that ends in .txt.
-        method: the training rule as an expression, such as "backlink(layers=2)" or
-            "greedy(aux=Head(convs=0))".
+        method: the training rule as an expression, such as "backlink(layers=2)",
+            "greedy(aux=Head(convs=0))" or, for a function of your own,
+            "my_module:my_method(alpha=0.1)"; in Python also a Rule.
         phases: several methods in turn instead of one, such as
             "greedy() for 4; end_to_end() for 1", or one module after the other,
             "greedy() for 50 on 0; greedy() for 60 on 1"; repeated until all epochs are used.
@@ -100,6 +105,8 @@ class Config:
         root: folder of the data sets; relative paths in `data` begin there.
         download: download data that is absent.
 
+    Lists become tuples, so that `Config(**json.loads(text))` reads what config.json holds.
+
     Example:
         >>> Config(method="greedy", epochs=0).find_problems()
         ['epochs=0, but at least 1 is needed: raise it.']
@@ -107,7 +114,7 @@ class Config:
 
     model: str = "resnet20"
     data: str = "digits"
-    method: str = "Rule()"
+    method: str | Rule = "Rule()"
     phases: str | None = None
     modules: int | None = None
     cuts: tuple[int, ...] | None = None
@@ -145,6 +152,24 @@ class Config:
     root: str | None = None
     download: bool = False
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields with the method as text: what config.json holds.
+
+        Example:
+            >>> Config(**Config(method="greedy", cuts=(1, 3)).as_json()).cuts
+            (1, 3)
+        """
+        from localprop.methods.names import format_method  # a rule stands for its text
+
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"method": format_method(self.method)}
+
     @property
     def warmup(self) -> int:
         """The epochs of warm-up: `warmup_epochs`, or its default."""
@@ -153,7 +178,7 @@ class Config:
         return min(10, self.epochs // 10) if self.lr_schedule in COSINES else 0
 
     @property
-    def first_method(self) -> str:
+    def first_method(self) -> str | Rule:
         """The method that the run begins with."""
         return parse_phases(self.phases)[0].method if self.phases else self.method
 
@@ -204,7 +229,9 @@ def find_accepted_types() -> dict[str, tuple[Any, ...]]:
         >>> find_accepted_types()["modules"]
         (<class 'int'>, <class 'NoneType'>)
     """
-    hints = get_type_hints(Config)
+    # Whoever gives a rule has imported its module; --help does without it, and without torch.
+    rule = getattr(sys.modules.get("localprop.rule.rule"), "Rule", object)
+    hints = get_type_hints(Config, localns={"Rule": rule})
     return {field.name: _alternatives_of(hints[field.name]) for field in fields(Config)}
 
 
@@ -225,7 +252,8 @@ def _has_type(value: object, accepted: tuple[Any, ...]) -> bool:
 
 
 def _describe_mistyped(name: str, value: object) -> str:
-    wanted = " or ".join(_TYPE_NAMES[accepted] for accepted in find_accepted_types()[name])
+    types = find_accepted_types()[name]
+    wanted = " or ".join(_TYPE_NAMES.get(accepted, "a Rule") for accepted in types)
     return f"{name}={value!r} is a {type(value).__name__}, but must be {wanted}: correct it."
 
 

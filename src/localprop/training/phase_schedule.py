@@ -47,7 +47,7 @@ class PhaseSchedule:
         build_other: Callable[[Config], Learner] | None = None,
     ) -> None:
         self.phases = parse_phases(config.phases) if config.phases else (Phase(config.method),)
-        methods = list(dict.fromkeys(phase.method for phase in self.phases))
+        methods = list(dict.fromkeys(phase.method_text for phase in self.phases))
         check(_find_problems(self.phases, methods, len(first.partition.modules)))
         self.learners = {methods[0]: first}
         for method in methods[1:]:
@@ -68,7 +68,7 @@ class PhaseSchedule:
             if epochs_left < phase.epochs:
                 break
             epochs_left -= phase.epochs
-        return self.learners[phase.method], phase
+        return self.learners[phase.method_text], phase
 
     @contextmanager
     def activate_phase(self, epoch: int) -> Iterator[Learner]:

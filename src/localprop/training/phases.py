@@ -11,8 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from localprop.errors import BadInput, check, collect_problems
+
+if TYPE_CHECKING:
+    from localprop.rule.rule import Rule
 
 _FORM = re.compile(
     r"(?P<method>.+) for (?P<epochs>\d+)(?: on (?P<modules>\d+(?:,\d+)*))?", re.DOTALL
@@ -33,7 +37,7 @@ class Phase:
     is our reading of sequential training.
 
     Attributes:
-        method: the training rule as an expression.
+        method: the training rule, as an expression or as a Rule.
         epochs: the number of epochs.
         modules: the modules to train, from 0; all of them if none is named.
 
@@ -51,7 +55,7 @@ class Phase:
     Module-wise Training of Neural Networks via the Minimizing Movement Scheme (TRGL), 2023.
     """
 
-    method: str
+    method: str | Rule
     epochs: int = 1
     modules: tuple[int, ...] = ()
 
@@ -65,7 +69,14 @@ class Phase:
     def __str__(self) -> str:
         """Format the phase as `parse` reads it."""
         modules = f" on {','.join(map(str, self.modules))}" if self.modules else ""
-        return f"{self.method} for {self.epochs}{modules}"
+        return f"{self.method_text} for {self.epochs}{modules}"
+
+    @property
+    def method_text(self) -> str:
+        """The method as an expression."""
+        from localprop.methods.names import format_method
+
+        return format_method(self.method)
 
     @classmethod
     def parse(cls, text: str) -> Phase:

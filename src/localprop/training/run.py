@@ -12,7 +12,10 @@ from typing import Any
 from localprop.data import Dataset, is_text
 from localprop.errors import BadInput, StepFailed, check, collect_problems
 from localprop.learner import Learner
+from localprop.methods.names import format_method
+from localprop.methods.parse import parse_rule
 from localprop.ranks.launch import get_attempt, get_rank, get_world_size
+from localprop.rule.rule import Rule
 from localprop.training.build import build_phase_schedule, prepare
 from localprop.training.config import MAY_DIFFER, Config
 from localprop.training.phase_schedule import PhaseSchedule
@@ -123,7 +126,7 @@ def _read_config(
         f"{name}={value!r}, but the run in {directory.path} has {getattr(config, name)!r}: leave "
         "it out, or start a new run."
         for name, value in given.items()
-        if name not in MAY_DIFFER and value != getattr(config, name)
+        if name not in MAY_DIFFER and not _are_same(name, value, getattr(config, name))
     ]
     named, stored = recipe.get("recipe"), directory.read_recipe().get("recipe")
     if named not in (None, stored):
@@ -133,6 +136,16 @@ def _read_config(
         )
     check(problems)
     return replace(config, **given)
+
+
+def _are_same(name: str, given: object, stored: object) -> bool:
+    """Whether two values of a field mean the same; a method may be written in several ways."""
+    if name == "method" and isinstance(given, str | Rule) and isinstance(stored, str):
+        try:
+            return parse_rule(given) == parse_rule(stored)
+        except BadInput:  # a rule with parts that text cannot make
+            return isinstance(given, Rule) and format_method(given) == stored
+    return given == stored
 
 
 def _prepare(
@@ -204,7 +217,7 @@ def _summarise(
     score = score_test_split(learner, dataset, config)
     peaks = [report.peak_memory_bytes or 0 for report in reports]
     return {
-        "config": asdict(config),
+        "config": config.as_json(),
         "rule": repr(learner.rule),
         "layers": len(learner.partition.layers),
         "parameters": {

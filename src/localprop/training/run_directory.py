@@ -106,7 +106,7 @@ class RunDirectory:
             # config.json goes last: it marks the directory as one that may be overwritten.
             for name in (_SUMMARY, _LAST, _METRICS, _ENV, _FAILURE, _CONFIG):
                 (self.path / name).unlink(missing_ok=True)
-            write_text(self.path / _CONFIG, to_json(asdict(config)))
+            write_text(self.path / _CONFIG, to_json(config.as_json()))
         except (OSError, RunFailed) as error:
             raise BadInput(
                 f"{self.path} cannot be written ({error}): choose another directory."
@@ -138,10 +138,7 @@ class RunDirectory:
         known = [field.name for field in fields(Config)]
         unknown = [key for key in values if key not in known]
         check(f"{file} has {key!r}, which no config has: remove it." for key in unknown)
-        arguments: dict[str, Any] = {}
-        for key, value in values.items():  # JSON has lists where a config has tuples
-            arguments[key] = tuple(value) if isinstance(value, list) else value
-        return Config(**arguments)
+        return Config(**values)
 
     def read_recipe(self) -> dict[str, Any]:
         """Read what `start` got as `recipe` when the run began."""
