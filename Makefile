@@ -16,7 +16,7 @@ test: lint
 	$(BIN)/pytest -n 2
 
 recipes: $(VENV)/dev.stamp
-	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/recipes/test_steps.py
+	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/experiments/test_steps.py
 
 stubs: $(VENV)/dev.stamp
 	$(BIN)/python scripts/write_stubs.py

@@ -21,7 +21,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # import from itself and from those before it. `__init__` stands for the public names.
 ORDER = [
     "errors", "models", "data", "network", "rule", "methods", "schedule", "engine", "cost", "ranks",
-    "checks", "learner", "__init__", "training", "recipes", "report", "cli", "__main__",
+    "checks", "state_problems", "state", "learner", "__init__", "training", "experiments", "report",
+    "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.
 ANYBODY = "ranks.launch"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import localprop
-from localprop import recipes
+from localprop import experiments
 from localprop.cli.main import _build_parser
 from localprop.data import load
 from localprop.data.arrays import Split
@@ -92,7 +92,7 @@ def test_the_worked_example_of_a_new_method() -> None:
 
 def test_the_readme_counts_the_recipes() -> None:
     """A recipe claims the paper's figure if it has one and contains no reading of ours."""
-    found = [recipes.find(name) for name in recipes.names()]
+    found = [experiments.find(name) for name in experiments.names()]
     with_figure = [recipe for recipe in found if recipe.published]
     claimed = [recipe for recipe in with_figure if not recipe.readings]
     counts = (

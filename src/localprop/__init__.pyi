@@ -3,10 +3,14 @@
 from . import data as data
 from . import methods as methods
 from . import models as models
+from .commands import compare as compare
+from .commands import recipes as recipes
+from .commands import train as train
 from .data.dataset import Normalization as Normalization
 from .errors import BadInput as BadInput
 from .errors import RunFailed as RunFailed
 from .errors import StepFailed as StepFailed
+from .experiments.recipe import Recipe as Recipe
 from .learner import Learner as Learner
 from .methods.auglocal import SampledLayers as SampledLayers
 from .methods.auglocal import auglocal as auglocal
@@ -76,6 +80,10 @@ from .rule.terms import Term as Term
 from .rule.terms import Terms as Terms
 from .schedule.schedule import Schedule as Schedule
 from .schedule.wire import wire as wire
+from .training.checkpoint import load as load
+from .training.checkpoint import save as save
+from .training.config import Config as Config
+from .training.trainer import EpochReport as EpochReport
 
 __all__: list[str]
 __version__: str

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -17,7 +15,7 @@ from localprop.checks import (
     PRECISIONS,
     BatchCheck,
     BatchLike,
-    check_partition,
+    choose_partition,
     find_argument_problems,
     find_rank_problems,
     find_wiring_problems,
@@ -35,6 +33,7 @@ from localprop.engine.optimizers import Optimizers
 from localprop.engine.store import Backward, Observer
 from localprop.engine.user_optimizers import (
     OptimizerFactory,
+    exchange_parameters,
     extend_optimizer,
     find_owned_parameters,
     make_optimizers,
@@ -43,15 +42,15 @@ from localprop.errors import BadInput, check
 from localprop.network.contextual import add_contexts
 from localprop.network.find_layers import layers_of
 from localprop.network.modes import evaluation_mode
-from localprop.network.partial_forward import check_isolated
 from localprop.network.partition import Partition
-from localprop.ranks.pipeline import Pipeline, Ranks, load_tensors
+from localprop.ranks.pipeline import Ranks
+from localprop.ranks.stages import gather_network, join_pipeline, make_predictor
 from localprop.rule.local_loss import Batch
 from localprop.rule.losses import CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
 from localprop.schedule.schedule import Schedule
-from localprop.schedule.stage import release_parameters
 from localprop.schedule.wire import wire
+from localprop.state import carry_over, collect_by_name, restore, state_of
 
 __all__ = ["Learner"]
 
@@ -117,11 +116,21 @@ class Learner:
             )
         )
         check(find_rank_problems(model, optimizer) if ranks.is_used() else ())
+        self._arguments: dict[str, Any] = {
+            "optimizer": optimizer,
+            "task": task,
+            "recompute": recompute,
+            "microbatches": microbatches,
+            "precision": precision,
+            "seed": seed,
+            "normalization": normalization,
+            "ranks": ranks,
+        }
         self.model = model
         self.rule = rule
         self.seed = seed
         self.steps = 0
-        self.partition = self._make_partition(unpack_batch(sample), modules, partition)
+        self.partition = choose_partition(model, unpack_batch(sample), modules, partition)
         self._sample = make_zero_batch(unpack_batch(sample))
         named = model.named_parameters()
         self.wiring = wire(
@@ -144,11 +153,14 @@ class Learner:
         recomputed = self.wiring.recomputable if recompute else frozenset[int]()
         if not ranks.is_used():
             microbatches *= ranks.replicas  # one process runs the replicas' shares as micro-batches
-        self.pipeline = self._join_pipeline(ranks, microbatches, recomputed)
-        if self.pipeline:
+        self.pipeline, stage = None, None
+        if ranks.is_used():
+            self.pipeline = join_pipeline(
+                ranks, self.wiring, microbatches, recomputed, model, self._sample[0], seed
+            )
             self.schedule, stage = self.pipeline.schedule, self.pipeline.stage
         else:
-            self.schedule, stage = Schedule.compile(self.wiring, microbatches, recomputed), None
+            self.schedule = Schedule.compile(self.wiring, microbatches, recomputed)
         owned = find_owned_parameters(model, self.wiring, stage.segments if stage else None)
         self.engine = Engine(
             model,
@@ -164,39 +176,35 @@ class Learner:
         self.engine.initialise_copies()
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
             extend_optimizer(self._shared, model, chain(*owned.values()))
+        self._named = list(self.named_parameters())
 
-    # --- building -------------------------------------------------------------------------------
+    def rebuild(self, *, modules: int | None = None, partition: Partition | None = None) -> None:
+        """Look at the model again, after layers were frozen, unfrozen, moved or replaced.
 
-    def _make_partition(
-        self, sample: list[Tensor], modules: int | None, partition: Partition | None
-    ) -> Partition:
-        if partition is None:
-            assert modules is not None
-            return Partition.uniform(layers_of(self.model, tuple(sample)), modules)
-        check_partition(self.model, partition)
-        return partition
+        Heads, encoders, the state of optimizers and their hyperparameters stay, by name, where the
+        shapes are the same; what is new begins as in a new learner. The cuts stay where they were.
+        In an optimizer that came from outside, new parameters take the places of the old by name.
 
-    def _join_pipeline(
-        self, ranks: Ranks, microbatches: int, recomputed: frozenset[int]
-    ) -> Pipeline | None:
-        """This process's stage among the others; None if it works alone."""
-        if not ranks.is_used():
-            return None
-        self.pipeline = Pipeline(
-            ranks,
-            self.wiring,
-            microbatches,
-            recomputed,
-            self.device,
-            trained_modules=self.trained_modules(),
-            seed=self.seed,
-        )
-        segments = self.pipeline.stage.segments
-        with self.report_failures():
-            own = self.wiring.layers_in(segments)
-            check_isolated(self.model, self.partition.layers, own, self._sample[0])
-        release_parameters(self.wiring, self.pipeline.stage, self.model)
-        return self.pipeline
+        Args:
+            modules: cut anew, into so many modules.
+            partition: the new cuts.
+
+        Raises:
+            BadInput: something cannot be trained, and the learner is as before; or on several
+                ranks, where each process holds a part of the model.
+        """
+        if self.pipeline:
+            raise BadInput("learner.rebuild runs in one process: make a new learner on each rank.")
+        self.flush()
+        if modules is None and partition is None:
+            cuts = [module[-1] for module in self.partition.modules[:-1]]
+            partition = Partition.at(layers_of(self.model, self._sample), cuts)
+        before = collect_by_name(self, self._named)
+        arguments = {**self._arguments, "modules": modules, "partition": partition}
+        with exchange_parameters(self._shared, self._named, self.model):
+            rebuilt = Learner(self.model, self.rule, sample=self._sample, **arguments)
+        carry_over(before, rebuilt)
+        self.__dict__ = rebuilt.__dict__
 
     # --- stepping -------------------------------------------------------------------------------
 
@@ -277,20 +285,9 @@ class Learner:
                 outputs: Tensor = self.network(inputs)
                 return outputs
             batch = Batch(inputs, inputs[:0])
-            output = self._make_predictor(self.pipeline).predict(batch, number=self.steps)
+            predictor = make_predictor(self.pipeline, self.model, self.wiring, self.device)
+            output = predictor.predict(batch, number=self.steps)
             return self.pipeline.broadcast_output(output)
-
-    def _make_predictor(self, pipeline: Pipeline) -> Engine:
-        """An engine that only runs forwards."""
-        return Engine(
-            self.model,
-            replace(self.wiring, flows=((),) * len(self.wiring.segments)),
-            pipeline.prediction_schedule,
-            Optimizers({}),
-            device=self.device,
-            stage=pipeline.stage._replace(replica=0, replicas=1),
-            communicator=pipeline.transport,
-        )
 
     # --- several ranks --------------------------------------------------------------------------
 
@@ -304,12 +301,9 @@ class Learner:
         if self.pipeline is None:
             return self.network
         with self.report_failures():
-            state = self.pipeline.gather_tensors({"model": self.model, "encoders": self.encoders})
-        if state is None:
-            return None
-        model, encoders = deepcopy((self.model, self.encoders))
-        load_tensors({"model": model, "encoders": encoders}, state, self.device)
-        return add_contexts(model, encoders, self.partition, self.wiring.sources)
+            return gather_network(
+                self.pipeline, self.model, self.wiring, self.partition, self.device
+            )
 
     def merge(self, entries: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any] | None:
         """Collect entries of all ranks on rank 0.
@@ -330,31 +324,36 @@ class Learner:
         """Report a failure inside to all ranks, and raise the first one of all as a StepFailed."""
         return self.pipeline.reporting_failures() if self.pipeline else nullcontext()
 
-    # --- costs ----------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any] | None:
+        """Copy to the CPU all that the next step depends on, for `torch.save`.
+
+        Returns:
+            The state dicts of "model", "heads" and "encoders"; "optimizer", by names of parameters;
+            "steps". On several ranks all must call this; rank 0 gets the state and others None.
+        """
+        return state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of `state_dict`: the next step is equal to the bit.
+
+        Raises:
+            BadInput: the state is of another learner; this one is then unchanged.
+        """
+        restore(self, state)
+
+    # --- costs: nothing runs, and of a batch only the shapes count ------------------------------
 
     def memory(self, batch: BatchLike | None = None) -> MemoryReading:
-        """Predict the memory of a step, in bytes; nothing runs.
-
-        Args:
-            batch: only its shapes count; by default one like the sample.
-        """
+        """Predict the memory of a step on such a batch, by default the sample, in bytes."""
         return predict_memory(self.engine, self._outside_optimizers(), self._like(batch))
 
     def values(self, batch: BatchLike | None = None) -> ValueReading:
-        """Predict which values are alive after each action of a step, in bytes; nothing runs.
-
-        Args:
-            batch: only its shapes count; by default one like the sample.
-        """
+        """Predict which values are alive after each action of such a step, in bytes."""
         return read_values(self.engine, self._outside_optimizers(), self._like(batch))
 
     def flops(self, batch: BatchLike | None = None) -> int:
-        """Count the floating-point operations of a step; nothing runs.
-
-        Convolutions and matrix products count, forward and backward, heads and encoders included.
-
-        Args:
-            batch: only its shapes count; by default one like the sample.
+        """Count the floating-point operations of such a step: convolutions and matrix products,
+        forward and backward, heads and encoders included.
         """
         return count_flops(self.engine, self._outside_optimizers(), self._like(batch))
 

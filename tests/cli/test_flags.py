@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from localprop.cli.flags import collect_fields, format_flag
+from localprop.cli.flags import collect_fields
 from localprop.cli.main import _build_parser
+from localprop.training.config import format_flag
 
 
 def test_every_field_is_a_flag() -> None:

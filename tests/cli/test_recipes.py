@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from localprop import recipes
+from localprop import experiments
 from tests.helpers.cli import run_command
 
 
@@ -19,7 +19,7 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed == [f"resnet32_cifar10_dgl_k{k}" for k in (2, 4, 8, 16)]
     code, out, _ = run_command(capsys, "recipes", "--json")
     assert code == 0
-    assert len(json.loads(out)["recipes"]) == len(recipes.names())
+    assert len(json.loads(out)["recipes"]) == len(experiments.names())
 
 
 def test_a_listing_needs_no_torch() -> None:

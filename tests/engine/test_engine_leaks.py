@@ -19,7 +19,7 @@ from localprop.engine.optimizers import values_equal
 from localprop.engine.store import StepContext, Store
 from localprop.rule.local_loss import Batch as LossBatch
 from localprop.schedule.schedule import Op
-from localprop.training.checkpoint import restore, state_of
+from localprop.state import restore, state_of
 from tests.helpers.methods import Method, each_method
 from tests.helpers.small_resnet import (
     BATCHES,

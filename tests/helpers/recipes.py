@@ -7,15 +7,15 @@ from functools import cache
 import torch
 
 import localprop as lp
-from localprop import recipes
+from localprop import experiments
+from localprop.experiments.blank_data import make_blank_dataset
 from localprop.methods.parse import parse_rule
-from localprop.recipes.blank_data import make_blank_dataset
 from localprop.training.config import Config
 
 
 def parse_recipe_rule(name: str) -> lp.Rule:
     """The rule of a recipe."""
-    return parse_rule(recipes.find(name).config.method)
+    return parse_rule(experiments.find(name).config.method)
 
 
 def find_network(config: Config) -> str:

@@ -13,8 +13,8 @@ import localprop as lp
 from localprop import methods
 from localprop.data.arrays import Images
 from localprop.methods.parse import parse_rule
+from localprop.state import restore, state_of
 from localprop.training.build import build, load_data
-from localprop.training.checkpoint import restore, state_of
 from localprop.training.config import Config
 from tests.helpers.methods import METHODS, Method, each_method
 

@@ -14,7 +14,7 @@ import localprop as lp
 from localprop import KineticPenalty
 from localprop.errors import BadInput
 from localprop.models.resnet import CifarResNet
-from localprop.training.checkpoint import restore, state_of
+from localprop.state import restore, state_of
 from tests.helpers.connected import Connected, Losses, compare
 from tests.helpers.connected_losses import AddPenalty, compare_penalty, local_loss, loss_of
 from tests.helpers.points import build_head, count_parameters, list_leaf_types, make_point

@@ -14,9 +14,10 @@ from torch.optim import SGD, Adam, Optimizer
 import localprop as lp
 from localprop.errors import BadInput, RunFailed
 from localprop.learner import Learner
+from localprop.state import restore, state_of
 from localprop.training import checkpoint
 from localprop.training.build import load_data
-from localprop.training.checkpoint import load, restore, save, state_of
+from localprop.training.checkpoint import load, save
 from localprop.training.config import Config
 from localprop.training.trainer import train
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from localprop.cli.default_methods import METHODS
 from localprop.cli.flags import (
     Subparsers,
     add_command,
@@ -14,6 +13,7 @@ from localprop.cli.flags import (
     add_rounds,
 )
 from localprop.cli.output import print_figures
+from localprop.report.tasks import METHODS
 
 
 class _Benchmark(NamedTuple):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NamedTuple
 
-from localprop.cli.default_methods import METHODS, TEXT_METHODS
 from localprop.cli.flags import (
     Subparsers,
     add_command,
@@ -15,37 +13,7 @@ from localprop.cli.flags import (
     collect_fields,
 )
 from localprop.cli.output import print_figures
-from localprop.training.config import Config
-
-
-class _Task(NamedTuple):
-    """The methods of a task, and its values for fields that are not given."""
-
-    methods: tuple[str, ...]
-    fields: dict[str, Any]
-
-
-# The values were chosen once: end-to-end converges on the digits, and a language model takes some
-# minutes on two CPU cores.
-_TASKS = {
-    "images": _Task(METHODS, {"model": "resnet14", "epochs": 8, "batch_size": 64}),
-    "lm": _Task(
-        TEXT_METHODS,
-        {
-            "model": "transformer:width=64,blocks=3",
-            "data": "text",
-            "context": 64,
-            "limit": 4000,
-            "epochs": 3,
-            "batch_size": 32,
-            "optimizer": "adamw",
-            "lr": 3e-3,
-            "weight_decay": 0.01,
-            "lr_schedule": "cosine_above_zero",
-            "warmup_epochs": 0,
-        },
-    ),
-}
+from localprop.report.tasks import TASKS
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -57,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--task",
-        choices=sorted(_TASKS),
+        choices=sorted(TASKS),
         default="images",
         help="image classification, or language modelling (default: images)",
     )
@@ -81,23 +49,19 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    from localprop.cli.idle_flags import check_flags
+    from localprop import commands
     from localprop.cli.progress import print_line, show_runs
-    from localprop.report.compare import run_compare
 
-    task, given = _TASKS[args.task], collect_fields(args)
-    config = Config(**{**task.fields, **given})
-    check_flags(given, config)
-    figures = run_compare(
-        config,
-        args.methods or task.methods,
+    figures = commands.compare(
+        args.methods,
+        task=args.task,
         seeds=args.seeds,
         rounds=args.rounds,
         out=args.out,
         overwrite=args.overwrite,
-        strict=args.methods is not None,
         show_progress=show_runs,
         report=print_line,
+        **collect_fields(args),
     )
     print_figures(args, figures)
     return 0

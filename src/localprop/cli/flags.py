@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from inspect import cleandoc
 from typing import Any, TypeAlias, get_args
 
-from localprop.training.config import Config, find_accepted_types
+from localprop.training.config import Config, find_accepted_types, format_flag
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -112,16 +112,6 @@ def collect_fields(args: argparse.Namespace) -> dict[str, Any]:
         for field in fields(Config)
         if hasattr(args, field.name)
     }
-
-
-def format_flag(field: str) -> str:
-    """The flag of a field of `Config`.
-
-    Example:
-        >>> format_flag("batch_size")
-        '--batch-size'
-    """
-    return "--" + field.replace("_", "-")
 
 
 def make_reader(types: tuple[Any, ...]) -> Callable[[str], Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from localprop.cli.default_methods import METHODS
 from localprop.cli.flags import Subparsers, add_command, add_flag, add_input_shape
 from localprop.cli.output import print_figures
+from localprop.report.tasks import METHODS
 
 
 def add_parser(subparsers: Subparsers) -> None:

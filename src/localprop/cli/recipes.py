@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from localprop import recipes
+from localprop import experiments
 from localprop.cli.flags import Subparsers, add_command
 from localprop.cli.output import print_figures
-from localprop.cli.recipe_argument import recipe_info
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -40,10 +39,10 @@ def list_recipes(word: str) -> dict[str, Any]:
         resnet110_svhn_e2e  test error 3.07 +- 0.23 %, mean and standard deviation of 5 runs; best
         or last epoch is not stated
     """
-    found = [recipes.find(name) for name in recipes.names(word)]
+    found = [experiments.find(name) for name in experiments.names(word)]
     width = max((len(recipe.name) for recipe in found), default=0)
     lines = [f"{recipe.name:{width}}  {recipe.claimed}".rstrip() for recipe in found]
     return {
-        "recipes": [recipe_info(recipe.name) for recipe in found],
+        "recipes": [experiments.recipe_info(recipe.name) for recipe in found],
         "table": "\n".join(lines) or f"No recipe's name contains {word!r}.",
     }

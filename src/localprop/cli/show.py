@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from localprop import recipes
+from localprop import experiments
 from localprop.cli.flags import Subparsers, add_command, add_config, collect_fields
 from localprop.cli.output import print_figures
-from localprop.cli.recipe_argument import add_recipe, fields_of, recipe_info
+from localprop.cli.recipe_argument import add_recipe
 from localprop.training.config import Config
 
 
@@ -46,17 +46,18 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         >>> describe_run(None, {"model": "mlp"})["modules"]
         [[0], [1], [2]]
     """
-    from localprop.cli.idle_flags import check_flags
-    from localprop.recipes.blank_data import make_blank_dataset
+    from localprop.cli.progress import print_line
+    from localprop.experiments.blank_data import make_blank_dataset
     from localprop.training.build import load_data, prepare
+    from localprop.training.idle_flags import check_flags
 
-    config = Config(**fields_of(name, given))
+    config = Config(**experiments.fields_of(name, given, print_line))
     check_flags(given, config)
     _, learner = prepare(config, make_blank_dataset if name else load_data)
     memory = learner.memory()
-    provenance = [recipes.find(name).provenance()] if name else []
+    provenance = [experiments.find(name).provenance()] if name else []
     return {
-        **recipe_info(name, given),
+        **experiments.recipe_info(name, given),
         "config": config.as_json(),
         "rule": repr(learner.rule),
         "layers": learner.partition.layers.names,

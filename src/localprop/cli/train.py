@@ -7,11 +7,11 @@ import shlex
 import sys
 from typing import Any
 
+from localprop import experiments
 from localprop.cli.flags import Subparsers, add_command, add_config, collect_fields
 from localprop.cli.output import print_json
-from localprop.cli.recipe_argument import add_recipe, fields_of, format_published, recipe_info
+from localprop.cli.recipe_argument import add_recipe, format_published
 from localprop.ranks.launch import get_rank
-from localprop.training.config import Config
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     if get_rank() > 0:  # rank 0 prints the result
         return 0
-    result = {**recipe_info(summary.get("recipe")), **summary}
+    result = {**experiments.recipe_info(summary.get("recipe")), **summary}
     if args.json:
         print_json(result)
     else:
@@ -52,21 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
-    from localprop.cli.idle_flags import check_flags
-    from localprop.cli.progress import show_epochs
-    from localprop.training import run as training_run
+    from localprop import commands
+    from localprop.cli.progress import print_line, show_epochs
 
-    given = collect_fields(args)
-    info = recipe_info(args.recipe, given)
-    chosen = given
-    if not args.resume:  # a resumed run has its own values for the other fields
-        chosen = fields_of(args.recipe, given)
-        check_flags(given, Config(**chosen))
-    return training_run.run(
-        chosen,
+    return commands.train(
+        args.recipe,
         out=args.out,
         resume=args.resume,
         overwrite=args.overwrite,
-        recipe={key: info[key] for key in ("recipe", "replaced") if key in info},
         show_progress=show_epochs,
+        report=print_line,
+        **collect_fields(args),
     )

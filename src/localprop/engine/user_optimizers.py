@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -106,6 +107,42 @@ def extend_optimizer(
         _GAINED[optimizer] = set(map(id, gained))
         count = sum(parameter.numel() for parameter in gained)
         _LOG.info("the optimizer has gained a group of %d parameters, of heads and encoders", count)
+
+
+@contextmanager
+def exchange_parameters(
+    optimizer: Optimizer | None, before: Iterable[tuple[str, nn.Parameter]], model: nn.Module
+) -> Iterator[None]:
+    """Put the model's parameters in the places of those that had their names before.
+
+    A failure inside puts the old ones back.
+
+    Args:
+        optimizer: an existing one, or None.
+        before: the parameters as they were, by name.
+        model: the network as it is.
+    """
+    groups = [] if optimizer is None else optimizer.param_groups
+    old = [list(group["params"]) for group in groups]
+    names = {id(parameter): name for name, parameter in before}
+    now = dict(model.named_parameters())
+    kept = {id(p) for group in old for p in group} & set(map(id, now.values()))
+    gained = set() if optimizer is None else _GAINED.get(optimizer, set())
+    for group in groups:
+        new: list[nn.Parameter] = []
+        for parameter in group["params"]:
+            name = names.get(id(parameter))
+            if id(parameter) in kept or id(parameter) in gained or name is None:
+                new.append(parameter)  # the last: of a network that the learner does not train
+            elif name in now and id(now[name]) not in kept:  # else the user has added it himself
+                new.append(now[name])
+        group["params"] = new
+    try:
+        yield
+    except BaseException:
+        for group, parameters in zip(groups, old, strict=True):
+            group["params"] = parameters
+        raise
 
 
 def _remove_gained(optimizer: Optimizer) -> None:

@@ -20,6 +20,8 @@ from localprop.training.build import build_phase_schedule
 from localprop.training.config import COSINES, Config
 from localprop.training.phase_schedule import PhaseSchedule
 
+__all__ = ["EpochReport"]
+
 READ_EVERY = 50  # steps; reading the losses makes the CPU wait for the device
 
 # The learning rate of the first epoch in the recipe of InfoPro (2021, arXiv 2101.10832).

@@ -1,0 +1,178 @@
+"""The commands as functions: `localprop train ...` is `lp.train(...)`.
+
+The flags of a command are the arguments here, and its flags for fields of `Config` are keywords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from localprop import experiments
+from localprop.experiments import Recipe
+from localprop.ranks.launch import get_rank
+from localprop.report.compare import ShowProgress as ShowRuns
+from localprop.report.compare import hide_progress as hide_runs
+from localprop.report.compare import run_compare
+from localprop.report.method_spec import Methods
+from localprop.report.tasks import find_task
+from localprop.training import run
+from localprop.training.config import Config, check_fields
+from localprop.training.idle_flags import check_flags
+from localprop.training.run import ShowProgress, hide_progress
+from localprop.training.trainer import EpochReport, OnEpoch, OnStep
+
+__all__ = ["compare", "recipes", "train"]
+
+
+def train(
+    recipe: str | Recipe | None = None,
+    *,
+    out: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
+    show_progress: ShowProgress = hide_progress,
+    report: Callable[[str], object] = print,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Train a network and measure it on test data, as `localprop train` does.
+
+    Args:
+        recipe: a published experiment, or its name (see `recipes`); `fields` override its values.
+        out: the directory for config, metrics, checkpoint and summary, or None.
+        resume: continue the run in `out`, with its config.
+        overwrite: replace the run in `out`.
+        on_epoch: called with the `EpochReport` after each epoch.
+        on_step: called after each step with the epoch, the steps done in it, and those that it has.
+        show_progress: takes the config and the epochs done before; a context manager whose value is
+            such a pair of functions.
+        report: called with what there is to say before the first step.
+        **fields: fields of `Config`. `method` is a `Rule` or text.
+
+    Returns:
+        The summary: config, rule, accuracies and losses, every epoch, parameters and seconds.
+
+    Raises:
+        BadInput: the values, the recipe, the directory, or a field that is unknown.
+        RunFailed: a loss is not finite, or the disk is full.
+        StepFailed: a step stopped half-way.
+
+    Example:
+        >>> import localprop as lp
+        >>> summary = lp.train(model="mlp", method=lp.greedy(), epochs=2, limit=200)
+        >>> len(summary["epochs"])
+        2
+    """
+    check_fields(fields)
+    name = recipe.name if isinstance(recipe, Recipe) else recipe
+    info = experiments.recipe_info(name, fields)
+    chosen = fields
+    if not resume:  # a resumed run has its own values for the other fields
+        tell = report if get_rank() == 0 else lambda line: None
+        chosen = experiments.fields_of(name, fields, tell)
+        check_flags(fields, Config(**chosen))
+    return run.run(
+        chosen,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        recipe={key: info[key] for key in ("recipe", "replaced") if key in info},
+        show_progress=_add_callbacks(show_progress, on_epoch, on_step),
+    )
+
+
+def compare(
+    methods: Methods | None = None,
+    *,
+    task: str = "images",
+    seeds: int = 3,
+    rounds: int = 15,
+    out: str | None = None,
+    overwrite: bool = False,
+    show_progress: ShowRuns = hide_runs,
+    report: Callable[[str], object] = print,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Train methods side by side, as `localprop compare` does.
+
+    Args:
+        methods: rules and texts such as "backlink(layers=2)", "end_to_end() with recompute" or
+            "LABEL: Rule(...)"; or a mapping from labels to such. By default every method of the
+            task that can train the network.
+        task: "images" or "lm", whose values hold for fields that are not given.
+        seeds: runs of each method.
+        rounds: interleaved rounds of the timing.
+        out: the directory for compare.json, or None.
+        overwrite: replace the result in `out`.
+        show_progress: takes the number of epochs of all runs; a context manager whose value is
+            called with what is running, and with the number of epochs finished since the last call.
+        report: called with the table so far if the comparison ends early or a run fails.
+        **fields: fields of `Config`, but for `method`, `recompute` and `phases`.
+
+    Returns:
+        The figures, and the table's text as "table".
+
+    Raises:
+        BadInput: all problems with values, data, methods and directory.
+        RunFailed: a run failed, after all others have finished; or a file cannot be written.
+
+    Example:
+        >>> import localprop as lp
+        >>> methods = {"global": "end_to_end()", "mine": lp.greedy()}
+        >>> result = lp.compare(methods, model="mlp", epochs=2, limit=200, seeds=1, rounds=2)
+        >>> [row["method"] for row in result["rows"]]
+        ['global', 'mine']
+    """
+    check_fields(fields, without=("method", "recompute", "phases"))
+    chosen = find_task(task)
+    config = Config(**{**chosen.fields, **fields})
+    check_flags(fields, config)
+    return run_compare(
+        config,
+        chosen.methods if methods is None else methods,
+        seeds=seeds,
+        rounds=rounds,
+        out=out,
+        overwrite=overwrite,
+        strict=methods is not None,
+        show_progress=show_progress,
+        report=report,
+    )
+
+
+def recipes(word: str = "") -> list[Recipe]:
+    """The published experiments whose names contain a word; all of them by default.
+
+    Example:
+        >>> import localprop as lp
+        >>> [recipe.name for recipe in lp.recipes("vgg19_imagenet_dgl_k")]
+        ['vgg19_imagenet_dgl_k2', 'vgg19_imagenet_dgl_k4']
+    """
+    return [experiments.find(name) for name in experiments.names(word)]
+
+
+def _add_callbacks(
+    show_progress: ShowProgress, on_epoch: OnEpoch | None, on_step: OnStep | None
+) -> ShowProgress:
+    """Call the user's functions before those that show the progress."""
+
+    @contextmanager
+    def show(config: Config, done: int) -> Iterator[tuple[OnEpoch, OnStep | None]]:
+        with show_progress(config, done) as (show_epoch, show_step):
+
+            def after_epoch(report: EpochReport) -> None:
+                if on_epoch is not None:
+                    on_epoch(report)
+                show_epoch(report)
+
+            def after_step(epoch: int, step: int, steps: int) -> None:
+                for each in (on_step, show_step):
+                    if each is not None:
+                        each(epoch, step, steps)
+
+            yield after_epoch, after_step if on_step or show_step else None
+
+    return show

@@ -1,0 +1,80 @@
+"""What a learner does with a pipeline: join it, predict by it, gather what it has trained."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from localprop.engine.engine import Engine
+from localprop.engine.optimizers import Optimizers
+from localprop.network.contextual import add_contexts
+from localprop.network.partial_forward import check_isolated
+from localprop.network.partition import Partition
+from localprop.ranks.pipeline import Pipeline, Ranks, load_tensors
+from localprop.schedule.stage import release_parameters
+from localprop.schedule.wiring import Wiring
+
+
+def join_pipeline(
+    ranks: Ranks,
+    wiring: Wiring,
+    microbatches: int,
+    recomputed: frozenset[int],
+    model: nn.Module,
+    inputs: Tensor,
+    seed: int,
+) -> Pipeline:
+    """Make this process's stage; it keeps only its own parameters.
+
+    Args:
+        ranks: the processes.
+        wiring: of the whole network.
+        microbatches: of each replica.
+        recomputed: the segments that run again.
+        model: the network.
+        inputs: a batch like the sample.
+        seed: of the run.
+
+    Raises:
+        BadInput: the ranks do not fit the method or the network.
+    """
+    modules = {"model": model, "heads": wiring.heads, "encoders": wiring.encoders}
+    device = next(model.parameters()).device
+    pipeline = Pipeline(
+        ranks, wiring, microbatches, recomputed, device, trained_modules=modules, seed=seed
+    )
+    with pipeline.reporting_failures():
+        own = wiring.layers_in(pipeline.stage.segments)
+        check_isolated(model, wiring.layers, own, inputs)
+    release_parameters(wiring, pipeline.stage, model)
+    return pipeline
+
+
+def make_predictor(
+    pipeline: Pipeline, model: nn.Module, wiring: Wiring, device: torch.device
+) -> Engine:
+    """An engine that only runs forwards."""
+    return Engine(
+        model,
+        replace(wiring, flows=((),) * len(wiring.segments)),
+        pipeline.prediction_schedule,
+        Optimizers({}),
+        device=device,
+        stage=pipeline.stage._replace(replica=0, replicas=1),
+        communicator=pipeline.transport,
+    )
+
+
+def gather_network(
+    pipeline: Pipeline, model: nn.Module, wiring: Wiring, partition: Partition, device: torch.device
+) -> nn.Module | None:
+    """A copy of the whole trained network on rank 0; None on others."""
+    state = pipeline.gather_tensors({"model": model, "encoders": wiring.encoders})
+    if state is None:
+        return None
+    model, encoders = deepcopy((model, wiring.encoders))
+    load_tensors({"model": model, "encoders": encoders}, state, device)
+    return add_contexts(model, encoders, partition, wiring.sources)

@@ -1,0 +1,89 @@
+"""Find flags that were given and have no effect, such as --momentum with Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from localprop.data.loading import is_folder, is_text
+from localprop.data.sources import augment_of, find_name_problems
+from localprop.errors import check
+from localprop.training.build import options_of
+from localprop.training.config import Config, format_flag
+
+
+def check_flags(given: Mapping[str, Any], config: Config) -> None:
+    """Refuse flags without effect.
+
+    Args:
+        given: the fields that were given as flags.
+        config: the config of the run.
+
+    Raises:
+        BadInput: there are such flags. It also lists the problems of the config's values.
+    """
+    idle = list(find_idle_flags(given, config))
+    if idle:
+        check([*idle, *config.find_problems()])
+
+
+def find_idle_flags(given: Iterable[str], config: Config) -> Iterator[str]:
+    """Find flags that change nothing in the run, one sentence each.
+
+    Args:
+        given: the fields that were given as flags.
+        config: the config of the run. The problems of its values are not reported here.
+
+    Example:
+        >>> list(find_idle_flags({"momentum": 0.9}, Config(optimizer="adam")))
+        ['--momentum has no effect with --optimizer adam: leave it out.']
+    """
+    given = {*given}
+    config = config.with_valid_defaults()
+    for field, reason in _find_idle_fields(given, config):
+        if field in given:
+            yield f"{format_flag(field)} has no effect {reason}."
+
+
+def _find_idle_fields(given: set[str], config: Config) -> Iterator[tuple[str, str]]:
+    """Find fields that change nothing, each with the reason and the fix."""
+    yield from _find_idle_optimizer_fields(config)
+    if list(find_name_problems(config.data, options_of(config))):
+        return  # loading the data reports them
+    yield from _find_idle_data_fields(config)
+    if config.lr_schedule != "multistep":
+        yield "lr_factor", f"with --lr-schedule {config.lr_schedule}: leave it out"
+    if given & {"padding", "crop_pad", "cutout"}:
+        yield from _find_idle_augment_fields(config)
+
+
+def _find_idle_optimizer_fields(config: Config) -> Iterator[tuple[str, str]]:
+    if config.optimizer not in ("adam", "adamw"):
+        return
+    reason = f"with --optimizer {config.optimizer}: leave it out"
+    if config.momentum == Config.momentum:  # the config itself refuses other values
+        yield "momentum", reason
+    yield "nesterov", reason
+
+
+def _find_idle_data_fields(config: Config) -> Iterator[tuple[str, str]]:
+    if is_text(config.data):
+        yield "validation", "on text, of which a tenth is held out: leave it out"
+    else:
+        yield "context", "on images: leave it out"
+    if not is_folder(config.data):
+        for field in ("image_size", "workers"):
+            yield field, "without a folder of images: leave it out"
+    if config.data in ("digits", "text"):
+        for field in ("root", "download"):
+            yield field, f"on {config.data}, which needs no files: leave it out"
+
+
+def _find_idle_augment_fields(config: Config) -> Iterator[tuple[str, str]]:
+    augment = augment_of(config.data, options_of(config))
+    fix = "leave it out, or add it to --augment"
+    if not augment.pad:
+        for field in ("padding", "crop_pad"):
+            yield field, f"without the augmentation 'crop': {fix}"
+    if not augment.cutout:
+        yield "cutout", f"without the augmentation 'cutout': {fix}"
