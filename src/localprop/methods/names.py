@@ -72,7 +72,7 @@ def format_method(method: str | Rule) -> str:
     Example:
         >>> from localprop.methods import backlink
         >>> format_method(backlink(layers=2))
-        'Rule(credit=BackwardLinks(layers=2))'
+        "Rule(credit=BackwardLinks(layers=2), reference='Guo et al. 2023, arXiv 2205.07141')"
     """
     return method if isinstance(method, str) else _format(method)
 

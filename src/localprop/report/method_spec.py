@@ -104,7 +104,7 @@ def parse_methods(methods: Methods) -> list[MethodSpec]:
 
 def _read_spec(method: str | Rule) -> MethodSpec:
     if isinstance(method, Rule):
-        return MethodSpec(format_method(method), method, recompute=False)
+        return MethodSpec(format_method(replace(method, reference="")), method, recompute=False)
     return MethodSpec.parse(method)
 
 

@@ -142,7 +142,8 @@ def _are_same(name: str, given: object, stored: object) -> bool:
     """Whether two values of a field mean the same; a method may be written in several ways."""
     if name == "method" and isinstance(given, str | Rule) and isinstance(stored, str):
         try:
-            return parse_rule(given) == parse_rule(stored)
+            one, other = parse_rule(given), parse_rule(stored)
+            return replace(one, reference="") == replace(other, reference="")
         except BadInput:  # a rule with parts that text cannot make
             return isinstance(given, Rule) and format_method(given) == stored
     return given == stored
