@@ -61,9 +61,14 @@ def write_import(module: str, names: list[str]) -> str:
 def build_package_stub() -> str:
     """The text of the stub of the package itself."""
     lines = [write_import("", list(SUBPACKAGES))]
+    homes = dict.fromkeys(SUBPACKAGES, "a package")
     for path in (path for source in SOURCES for path in find_modules(source)):
         names = read_public_names(path)
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for name in names:
+            if name in homes:
+                sys.exit(f"{name} of {module} is also a public name of {homes[name]}: rename one.")
+            homes[name] = module
         if names:
             lines.append(write_import(module.removesuffix(".__init__"), names))
     return HEADER + "\n".join(lines) + "\n\n__all__: list[str]\n__version__: str\n"

@@ -322,8 +322,14 @@ def _role_of(part: object) -> object:
     if not callable(part):
         return type(part)
     signature = inspect.signature(part)
-    parameters = [str(parameter.annotation) for parameter in signature.parameters.values()]
-    return parameters, str(signature.return_annotation)
+    parameters = [_name_type(parameter.annotation) for parameter in signature.parameters.values()]
+    return parameters, _name_type(signature.return_annotation)
+
+
+def _name_type(annotation: Any) -> str:
+    """`CreditTable`, whether the annotation is a text, a class or `lp.CreditTable`."""
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return name.rpartition(".")[2]
 
 
 def _describe_type(default: object) -> str:
