@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from localprop.errors import BadInput, check
+from localprop.network.find_layers import layers_of
 from localprop.network.partition import Partition
 from localprop.rule.local_loss import Batch, LocalLoss
 from localprop.rule.rule import Rule
@@ -80,12 +81,24 @@ def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
         )
 
 
-def check_partition(model: nn.Module, partition: Partition) -> None:
-    """Check that a partition is of this model.
+def make_partition(
+    model: nn.Module, sample: list[Tensor], modules: int | None, partition: Partition | None
+) -> Partition:
+    """The given partition, or a uniform one.
+
+    Args:
+        model: the primary network.
+        sample: a batch.
+        modules: the number of modules, if no partition is given.
+        partition: the cuts.
 
     Raises:
-        BadInput: it names parameters that the model does not have.
+        BadInput: the partition names parameters that the model does not have, or the model cannot
+            be cut into so many modules.
     """
+    if partition is None:
+        assert modules is not None
+        return Partition.uniform(layers_of(model, tuple(sample)), modules)
     known = {name for name, _ in model.named_parameters()}
     named = {name for layer in partition.layers.parameters for name in layer}
     strange = sorted(named - known)
@@ -94,6 +107,7 @@ def check_partition(model: nn.Module, partition: Partition) -> None:
             f"The partition is of another model: this one has no parameter {strange[0]!r}. Call "
             "layers_of on this model."
         )
+    return partition
 
 
 def find_wiring_problems(wiring: Wiring, *, recompute: bool, one_optimizer: bool) -> Iterator[str]:

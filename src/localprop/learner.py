@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -17,10 +18,10 @@ from localprop.checks import (
     PRECISIONS,
     BatchCheck,
     BatchLike,
-    check_partition,
     find_argument_problems,
     find_rank_problems,
     find_wiring_problems,
+    make_partition,
     make_zero_batch,
     unpack_batch,
 )
@@ -41,7 +42,6 @@ from localprop.engine.user_optimizers import (
 )
 from localprop.errors import BadInput, check
 from localprop.network.contextual import add_contexts
-from localprop.network.find_layers import layers_of
 from localprop.network.modes import evaluation_mode
 from localprop.network.partial_forward import check_isolated
 from localprop.network.partition import Partition
@@ -49,6 +49,7 @@ from localprop.ranks.pipeline import Pipeline, Ranks, load_tensors
 from localprop.rule.local_loss import Batch
 from localprop.rule.losses import CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
+from localprop.schedule.notes import find_notes
 from localprop.schedule.schedule import Schedule
 from localprop.schedule.stage import release_parameters
 from localprop.schedule.wire import wire
@@ -121,7 +122,7 @@ class Learner:
         self.rule = rule
         self.seed = seed
         self.steps = 0
-        self.partition = self._make_partition(unpack_batch(sample), modules, partition)
+        self.partition = make_partition(model, unpack_batch(sample), modules, partition)
         self._sample = make_zero_batch(unpack_batch(sample))
         named = model.named_parameters()
         self.wiring = wire(
@@ -166,15 +167,6 @@ class Learner:
             extend_optimizer(self._shared, model, chain(*owned.values()))
 
     # --- building -------------------------------------------------------------------------------
-
-    def _make_partition(
-        self, sample: list[Tensor], modules: int | None, partition: Partition | None
-    ) -> Partition:
-        if partition is None:
-            assert modules is not None
-            return Partition.uniform(layers_of(self.model, tuple(sample)), modules)
-        check_partition(self.model, partition)
-        return partition
 
     def _join_pipeline(
         self, ranks: Ranks, microbatches: int, recomputed: frozenset[int]
@@ -367,6 +359,11 @@ class Learner:
         reading = self.values()
         text = explain(self.wiring, self.schedule, reading.memory)
         return f"{text}\n{explain_values(reading, every=values)}"
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each argument of the rule that this network caps or ignores."""
+        return find_notes(self.rule, self.partition)
 
     def _like(self, batch: BatchLike | None) -> Batch:
         return self._check_batch(self._sample if batch is None else batch)

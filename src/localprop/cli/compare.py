@@ -82,7 +82,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from localprop.cli.idle_flags import check_flags
-    from localprop.cli.progress import print_line, show_runs
+    from localprop.cli.progress import print_line, print_note, show_runs
     from localprop.report.compare import run_compare
 
     task, given = _TASKS[args.task], collect_fields(args)
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         strict=args.methods is not None,
         show_progress=show_runs,
         report=print_line,
+        on_note=print_note,
     )
     print_figures(args, figures)
     return 0

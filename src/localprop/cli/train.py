@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
     from localprop.cli.idle_flags import check_flags
-    from localprop.cli.progress import show_epochs
+    from localprop.cli.progress import print_note, show_epochs
     from localprop.training import run as training_run
 
     given = collect_fields(args)
@@ -69,4 +69,5 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
         overwrite=args.overwrite,
         recipe={key: info[key] for key in ("recipe", "replaced") if key in info},
         show_progress=show_epochs,
+        on_note=print_note,
     )
