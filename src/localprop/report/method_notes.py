@@ -21,8 +21,12 @@ def find_method_notes(methods: Iterable[tuple[MethodSpec, Learner]]) -> Iterator
         what it saves.
 
     Example:
+        >>> from localprop.training.build import build, load_data
+        >>> from localprop.training.config import Config
         >>> specs = [MethodSpec.parse(text) for text in ("greedy()", "backlink(layers=0)")]
-        >>> list(find_method_notes((spec, build(spec)) for spec in specs))
+        >>> configs = [Config(model="mlp", method=spec.method) for spec in specs]
+        >>> learners = [build(config, load_data(config)) for config in configs]
+        >>> list(find_method_notes(zip(specs, learners)))
         ['backlink(layers=0) is the same experiment as greedy() on this network.']
     """
     earlier: list[tuple[MethodSpec, object]] = []
