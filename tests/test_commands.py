@@ -103,7 +103,7 @@ def test_recipes_are_found_and_trained() -> None:
         "context": 16,
         "limit": 64,
     }
-    summary = lp.train(recipe, epochs=2, report=said.append, **small)
+    summary = lp.train(recipe, epochs=2, on_note=said.append, **small)
     assert summary["recipe"] == "transformer_text_solo_k2"
     assert {*summary["replaced"]} >= {"model", "epochs"}
 

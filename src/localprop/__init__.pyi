@@ -78,6 +78,7 @@ from .rule.table import CreditTable as CreditTable
 from .rule.table import Entry as Entry
 from .rule.terms import Term as Term
 from .rule.terms import Terms as Terms
+from .schedule.notes import find_notes as find_notes
 from .schedule.schedule import Schedule as Schedule
 from .schedule.wire import wire as wire
 from .training.checkpoint import load as load

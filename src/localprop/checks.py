@@ -81,13 +81,20 @@ def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
         )
 
 
-def choose_partition(
+def make_partition(
     model: nn.Module, sample: list[Tensor], modules: int | None, partition: Partition | None
 ) -> Partition:
-    """The partition that was given, or one into so many modules.
+    """The given partition, or a uniform one.
+
+    Args:
+        model: the primary network.
+        sample: a batch.
+        modules: the number of modules, if no partition is given.
+        partition: the cuts.
 
     Raises:
-        BadInput: the one that was given names parameters that the model does not have.
+        BadInput: the partition names parameters that the model does not have, or the model cannot
+            be cut into so many modules.
     """
     if partition is None:
         assert modules is not None

@@ -35,7 +35,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
     show_progress: ShowProgress = hide_progress,
-    report: Callable[[str], object] = print,
+    on_note: Callable[[str], object] = print,
     **fields: Any,
 ) -> dict[str, Any]:
     """Train a network and measure it on test data, as `localprop train` does.
@@ -49,7 +49,8 @@ def train(
         on_step: called after each step with the epoch, the steps done in it, and those that it has.
         show_progress: takes the config and the epochs done before; a context manager whose value is
             such a pair of functions.
-        report: called with what there is to say before the first step.
+        on_note: called before the first step with each value of a recipe that had to change, and
+            with each argument of the method that has no effect on this network.
         **fields: fields of `Config`. `method` is a `Rule` or text.
 
     Returns:
@@ -71,7 +72,7 @@ def train(
     info = experiments.recipe_info(name, fields)
     chosen = fields
     if not resume:  # a resumed run has its own values for the other fields
-        tell = report if get_rank() == 0 else lambda line: None
+        tell = on_note if get_rank() == 0 else lambda line: None
         chosen = experiments.fields_of(name, fields, tell)
         check_flags(fields, Config(**chosen))
     return run.run(
@@ -81,6 +82,7 @@ def train(
         overwrite=overwrite,
         recipe={key: info[key] for key in ("recipe", "replaced") if key in info},
         show_progress=_add_callbacks(show_progress, on_epoch, on_step),
+        on_note=on_note,
     )
 
 
@@ -93,6 +95,7 @@ def compare(
     out: str | None = None,
     overwrite: bool = False,
     show_progress: ShowRuns = hide_runs,
+    on_note: Callable[[str], object] = print,
     report: Callable[[str], object] = print,
     **fields: Any,
 ) -> dict[str, Any]:
@@ -109,6 +112,8 @@ def compare(
         overwrite: replace the result in `out`.
         show_progress: takes the number of epochs of all runs; a context manager whose value is
             called with what is running, and with the number of epochs finished since the last call.
+        on_note: called before the first run with each argument of a method that has no effect on
+            this network, and with methods that are one and the same here.
         report: called with the table so far if the comparison ends early or a run fails.
         **fields: fields of `Config`, but for `method`, `recompute` and `phases`.
 
@@ -139,6 +144,7 @@ def compare(
         overwrite=overwrite,
         strict=methods is not None,
         show_progress=show_progress,
+        on_note=on_note,
         report=report,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -15,10 +16,10 @@ from localprop.checks import (
     PRECISIONS,
     BatchCheck,
     BatchLike,
-    choose_partition,
     find_argument_problems,
     find_rank_problems,
     find_wiring_problems,
+    make_partition,
     make_zero_batch,
     unpack_batch,
 )
@@ -48,6 +49,7 @@ from localprop.ranks.stages import gather_network, join_pipeline, make_predictor
 from localprop.rule.local_loss import Batch
 from localprop.rule.losses import CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
+from localprop.schedule.notes import find_notes
 from localprop.schedule.schedule import Schedule
 from localprop.schedule.wire import wire
 from localprop.state import carry_over, collect_by_name, restore, state_of
@@ -130,7 +132,7 @@ class Learner:
         self.rule = rule
         self.seed = seed
         self.steps = 0
-        self.partition = choose_partition(model, unpack_batch(sample), modules, partition)
+        self.partition = make_partition(model, unpack_batch(sample), modules, partition)
         self._sample = make_zero_batch(unpack_batch(sample))
         named = model.named_parameters()
         self.wiring = wire(
@@ -143,6 +145,7 @@ class Learner:
         )
         self.wiring.to(self.device)
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
+        self._outside = [] if self._shared is None else [self._shared]
         one_optimizer = self._shared is not None
         check(find_wiring_problems(self.wiring, recompute=recompute, one_optimizer=one_optimizer))
         outputs = self.partition.layers.output_shape
@@ -190,8 +193,7 @@ class Learner:
             partition: the new cuts.
 
         Raises:
-            BadInput: something cannot be trained, and the learner is as before; or on several
-                ranks, where each process holds a part of the model.
+            BadInput: on several ranks; or something cannot be trained, and all is as before.
         """
         if self.pipeline:
             raise BadInput("learner.rebuild runs in one process: make a new learner on each rank.")
@@ -292,11 +294,7 @@ class Learner:
     # --- several ranks --------------------------------------------------------------------------
 
     def gather(self) -> nn.Module | None:
-        """The whole trained network.
-
-        Returns:
-            In one process the network itself; on several ranks a copy on rank 0, None on others.
-        """
+        """The whole trained network; on several ranks a copy of it on rank 0, None on others."""
         self.flush()
         if self.pipeline is None:
             return self.network
@@ -306,11 +304,7 @@ class Learner:
             )
 
     def merge(self, entries: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Any] | None:
-        """Collect entries of all ranks on rank 0.
-
-        Returns:
-            On rank 0 the union of what all ranks give, on others None; in one process a copy.
-        """
+        """Collect entries of all ranks on rank 0, None on others; in one process a copy."""
         with self.report_failures():
             return self.pipeline.merge(entries) if self.pipeline else dict(entries)
 
@@ -345,17 +339,17 @@ class Learner:
 
     def memory(self, batch: BatchLike | None = None) -> MemoryReading:
         """Predict the memory of a step on such a batch, by default the sample, in bytes."""
-        return predict_memory(self.engine, self._outside_optimizers(), self._like(batch))
+        return predict_memory(self.engine, self._outside, self._like(batch))
 
     def values(self, batch: BatchLike | None = None) -> ValueReading:
         """Predict which values are alive after each action of such a step, in bytes."""
-        return read_values(self.engine, self._outside_optimizers(), self._like(batch))
+        return read_values(self.engine, self._outside, self._like(batch))
 
     def flops(self, batch: BatchLike | None = None) -> int:
         """Count the floating-point operations of such a step: convolutions and matrix products,
         forward and backward, heads and encoders included.
         """
-        return count_flops(self.engine, self._outside_optimizers(), self._like(batch))
+        return count_flops(self.engine, self._outside, self._like(batch))
 
     def explain(self, *, values: bool = False) -> str:
         """The credit table, the schedule, what each module needs, and what makes the peak.
@@ -367,11 +361,13 @@ class Learner:
         text = explain(self.wiring, self.schedule, reading.memory)
         return f"{text}\n{explain_values(reading, every=values)}"
 
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each argument of the rule that this network caps or ignores."""
+        return find_notes(self.rule, self.partition)
+
     def _like(self, batch: BatchLike | None) -> Batch:
         return self._check_batch(self._sample if batch is None else batch)
-
-    def _outside_optimizers(self) -> list[Optimizer]:
-        return [] if self._shared is None else [self._shared]
 
     # --- what is trained ------------------------------------------------------------------------
 

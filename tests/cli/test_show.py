@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from localprop.data.sources import TORCHVISION
 from tests.helpers.cli import run_command
 
 
@@ -50,3 +51,25 @@ def test_show_refuses_what_train_would(
     code, _, err = run_command(capsys, "show", "resnet32_cifar10_dgl_k4", *words.split())
     assert code == 2
     assert [message for message in messages if message not in err] == []
+
+
+@pytest.mark.parametrize("data", sorted(TORCHVISION))
+def test_a_named_data_set_need_not_be_there(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    words = f"show --data {data} --root /nowhere --model mlp:8 --batch-size 8 --device cpu"
+    code, out, err = run_command(capsys, *words.split())
+    assert (code, err) == (0, "")
+    assert "Predicted peak of a step at batch 8" in out
+
+
+@pytest.mark.parametrize("data", ["gone.npz", "gone.txt", "folder:gone", "folder:imagenet"])
+def test_files_and_folders_must_be_there(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    code, _, err = run_command(capsys, "show", "--data", data, "--root", "/nowhere")
+    assert code == 2
+    assert "/nowhere" in err
+
+
+def test_notes_are_in_the_text_and_in_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["show", "--model", "mlp:8", "--method", "interlocking(wise=9)", "--device", "cpu"]
+    note = "InterlockingCredit(wise=9) is the same as wise=2 on this network."
+    assert f"\nNote: {note}\n" in run_command(capsys, *words)[1]
+    assert json.loads(run_command(capsys, *words, "--json")[1])["notes"] == [note]

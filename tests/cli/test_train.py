@@ -24,6 +24,15 @@ def test_a_run_prints_its_accuracy_and_logs_to_stderr(capsys: pytest.CaptureFixt
     ]
 
 
+def test_notes_stand_before_the_first_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_train("--method", "interlocking(wise=9)", "--json") == 0
+    out, err = capsys.readouterr()
+    note = "InterlockingCredit(wise=9) is the same as wise=2 on this network."
+    assert err.splitlines()[0] == f"Note: {note}"
+    assert err.count("Note:") == 1
+    assert json.loads(out)["notes"] == [note]
+
+
 def test_text_is_scored_in_bits(capsys: pytest.CaptureFixture[str]) -> None:
     words = "--data text --model transformer:width=8,blocks=1 --context 16 --limit 64 --epochs 2"
     assert run_train(*words.split(), quick=False) == 0

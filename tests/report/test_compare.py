@@ -218,3 +218,15 @@ def test_a_file_instead_of_the_directory_is_found_before_the_first_run(
     code, _, err = run_command(capsys, *words)
     assert (code, file.read_text()) == (2, "mine")
     assert "not a writable directory" in err
+
+
+def test_methods_that_are_the_same_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    methods = ["greedy()", "greedy() with recompute", "backlink(layers=0)", "interlocking(wise=9)"]
+    words = [*TINY, "--seeds", "1", "--json", "--methods", *methods]
+    _, out, err = run_command(capsys, "compare", *words)
+    notes = [
+        "backlink(layers=0) is the same experiment as greedy() on this network.",
+        "interlocking(wise=9): InterlockingCredit(wise=9) is the same as wise=2 on this network.",
+    ]
+    assert json.loads(out)["notes"] == notes
+    assert err.splitlines()[:2] == [f"Note: {note}" for note in notes]

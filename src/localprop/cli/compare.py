@@ -50,7 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from localprop import commands
-    from localprop.cli.progress import print_line, show_runs
+    from localprop.cli.progress import print_line, print_note, show_runs
 
     figures = commands.compare(
         args.methods,
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         show_progress=show_runs,
         report=print_line,
+        on_note=print_note,
         **collect_fields(args),
     )
     print_figures(args, figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -14,6 +15,16 @@ def print_figures(args: argparse.Namespace, figures: dict[str, Any]) -> None:
         print_json(figures)
     else:
         print(table)
+
+
+def format_notes(notes: Iterable[str]) -> str:
+    """Format notes as lines.
+
+    Example:
+        >>> format_notes(["InterlockingCredit(wise=9) is the same as wise=4 on this network."])
+        'Note: InterlockingCredit(wise=9) is the same as wise=4 on this network.'
+    """
+    return "\n".join(f"Note: {note}" for note in notes)
 
 
 def print_json(value: object) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from localprop.cli.output import format_notes
 from localprop.data import is_text
 from localprop.ranks.launch import get_rank
 from localprop.report.compare import Progress
@@ -20,6 +21,12 @@ from localprop.training.trainer import EpochReport, OnEpoch, OnStep, Score
 def print_line(line: str) -> None:
     """Print a line on stderr at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def print_note(note: str) -> None:
+    """Print a note on stderr. On several ranks, rank 0 prints the notes of all."""
+    if get_rank() == 0:
+        print_line(format_notes([note]))
 
 
 @contextmanager

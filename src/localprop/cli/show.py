@@ -8,7 +8,7 @@ from typing import Any
 
 from localprop import experiments
 from localprop.cli.flags import Subparsers, add_command, add_config, collect_fields
-from localprop.cli.output import print_figures
+from localprop.cli.output import format_notes, print_figures
 from localprop.cli.recipe_argument import add_recipe
 from localprop.training.config import Config
 
@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
 def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a run, and the recipe that it is of, if one is named.
 
-    The data set of a recipe need not be present: blank data of the same shape stands in for it.
+    Only the shape of the data matters. Blank data stands in for a named data set, and for the data
+    of a recipe. Files and folders are read, since nothing else knows their shape.
 
     Args:
         name: the name of a recipe, or None.
@@ -47,15 +48,16 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         [[0], [1], [2]]
     """
     from localprop.cli.progress import print_line
-    from localprop.experiments.blank_data import make_blank_dataset
-    from localprop.training.build import load_data, prepare
+    from localprop.experiments.blank_data import load_shape, make_blank_dataset
+    from localprop.training.build import prepare
     from localprop.training.idle_flags import check_flags
 
     config = Config(**experiments.fields_of(name, given, print_line))
     check_flags(given, config)
-    _, learner = prepare(config, make_blank_dataset if name else load_data)
+    _, learner = prepare(config, make_blank_dataset if name else load_shape)
     memory = learner.memory()
     provenance = [experiments.find(name).provenance()] if name else []
+    texts = [*provenance, learner.explain(), format_notes(learner.notes)]
     return {
         **experiments.recipe_info(name, given),
         "config": config.as_json(),
@@ -67,5 +69,6 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         "peak_bytes": memory.peak_bytes,
         "resting_bytes": memory.resting_bytes,
         "module_bytes": [memory.module_bytes[m] for m in sorted(memory.module_bytes)],
-        "table": "\n\n".join([*provenance, learner.explain()]),
+        "notes": list(learner.notes),
+        "table": "\n\n".join(filter(None, texts)),
     }

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
     from localprop import commands
-    from localprop.cli.progress import print_line, show_epochs
+    from localprop.cli.progress import print_note, show_epochs
 
     return commands.train(
         args.recipe,
@@ -61,6 +61,6 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
         resume=args.resume,
         overwrite=args.overwrite,
         show_progress=show_epochs,
-        report=print_line,
+        on_note=print_note,
         **collect_fields(args),
     )

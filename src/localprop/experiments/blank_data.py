@@ -1,6 +1,6 @@
 """All-zero data sets in the shapes of the real ones.
 
-With them, a recipe can be shown or built although its data are not on this machine.
+With them, a run can be shown or built although its data are not on this machine.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from localprop.data import Augment, Dataset, Images, Normalization, Split
+from localprop.data.sources import TORCHVISION
 from localprop.errors import check
 from localprop.training.build import load_data, options_of
 from localprop.training.config import Config
@@ -29,6 +30,21 @@ SHAPES = {
 GREY = (0.5,)
 
 
+def load_shape(config: Config) -> Dataset:
+    """A data set in the shape of a config's: blank data for a name, and what a path leads to.
+
+    The shape of a file or a folder is known only to itself, also where a recipe has such a folder.
+
+    Raises:
+        BadInput: as `make_blank_dataset`, or the file or folder does not exist.
+
+    Example:
+        >>> load_shape(Config(data="cifar100")).num_classes
+        100
+    """
+    return make_blank_dataset(config) if config.data in TORCHVISION else load_data(config)
+
+
 def make_blank_dataset(config: Config) -> Dataset:
     """A data set in the shape of a config's, with one batch of black images in each split.
 
@@ -48,7 +64,8 @@ def make_blank_dataset(config: Config) -> Dataset:
     check(options.find_problems(config.data))
     channels, side, classes = SHAPES[config.data]
     size = side or config.image_size
-    samples = max(1, config.batch_size)  # a wrong batch size is reported when the learner is built
+    # A wrong batch size is reported when the learner is built.
+    samples = max(1, min(config.batch_size, config.limit or config.batch_size))
     # One zero, expanded: 1024 images of ImageNet would take 154 MB.
     images = torch.zeros((), dtype=torch.uint8).expand(samples, channels, size, size)
     split = Split(images, torch.zeros(samples, dtype=torch.int64))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from localprop.errors import check
 from localprop.network.partition import Partition
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.credit import find_combination_problems, make_table
+from localprop.rule.limits import format_modules
 from localprop.rule.rule import Rule
 from localprop.rule.table import PASS, CreditTable, Entry, T
 
@@ -74,6 +76,24 @@ class BackwardLinks:
             return Entry(train=True, weight=self.weight / share)
 
         return make_table(partition, make_entry)
+
+    def find_limits(self, partition: Partition) -> Iterator[tuple[str, str]]:
+        """Find out where the module before ends earlier than the link."""
+        if self.cross_modules:
+            return
+        cut_off: dict[int, list[int]] = {}  # by what they have, the modules with less
+        for module, layers in enumerate(partition.modules[:-1]):
+            length = sum(partition.layers.depths[i] if self.unit == "convs" else 1 for i in layers)
+            if length < self.layers:
+                cut_off.setdefault(length, []).append(module)
+        if cut_off:
+            yield "layers", " and ".join(map(self._describe_length, cut_off, cut_off.values()))
+
+    def _describe_length(self, length: int, modules: list[int]) -> str:
+        unit = "layer" if self.unit == "layers" else "convolution"
+        has = "have" if len(modules) > 1 else "has"
+        each = " each" if len(modules) > 1 else ""
+        return f"{format_modules(modules)} {has} {length} {unit}{'s' * (length != 1)}{each}"
 
     def _make_own_entry(self, links: int) -> Entry:
         """The entry of a module's own loss at a layer that this number of links reaches."""

@@ -205,7 +205,8 @@ class GroupCrossEntropy:
         check(problems)
 
     def __call__(self, point: AttachPoint) -> LocalLoss:
-        return _GroupCrossEntropyLoss(self.diversity, self.temperature)
+        # Without the penalty there is no temperature.
+        return _GroupCrossEntropyLoss(self.diversity, self.temperature if self.diversity else 1.0)
 
 
 # --- the method -----------------------------------------------------------------------------------

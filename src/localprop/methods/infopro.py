@@ -85,6 +85,8 @@ def _cut_patches(maps: Tensor, patches: int) -> Iterator[Tensor]:
 
 
 class _PixelReconstructionLoss(LocalLoss):
+    uses_aux = False
+
     def __init__(
         self, decoders: list[_Decoder], patches: int, normalization: Normalization
     ) -> None:

@@ -56,6 +56,8 @@ def _build_bottleneck(width: int, hidden: int, outputs: int) -> nn.Sequential:
 class _ReconstructionLoss(LocalLoss):
     """The error of a decoded target: the output of the module `tap`, or the module's own input."""
 
+    uses_aux = False
+
     def __init__(self, decoder: nn.Module, tap: str, weight: float) -> None:
         super().__init__()
         self.decoder, self.weight = decoder, weight

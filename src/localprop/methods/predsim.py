@@ -27,6 +27,8 @@ _LEAST_CHANNELS = 4
 
 
 class _SimilarityMatchingLoss(LocalLoss):
+    uses_aux = False
+
     def __init__(self, projection: nn.Module, channel: int, classes: int) -> None:
         super().__init__()
         self.projection = projection

@@ -121,6 +121,8 @@ class GradientReconciliation:
         check(problems)
 
     def __call__(self, point: AttachPoint, loss: LocalLoss) -> LocalLoss:
+        if point.modules == 1:  # there is no cut
+            return loss
         return _ReconciledLoss(loss, self, last=point.module == point.modules - 1)
 
 

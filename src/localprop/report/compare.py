@@ -24,6 +24,7 @@ from localprop.errors import (
 )
 from localprop.report.comparison import Comparison, Outcome, format_comparison, make_row
 from localprop.report.costs import BaselineCosts, MethodCosts, measure_costs
+from localprop.report.method_notes import find_method_notes
 from localprop.report.method_spec import (
     Methods,
     MethodSpec,
@@ -177,6 +178,7 @@ def run_compare(
     strict: bool = True,
     show_progress: ShowProgress = hide_progress,
     report: Callable[[str], object] = print,
+    on_note: Callable[[str], object] = lambda note: None,
 ) -> dict[str, Any]:
     """Compare methods, and save the figures so far after each run.
 
@@ -191,9 +193,10 @@ def run_compare(
             not, it is left out and named under the table.
         show_progress: takes the number of epochs of all runs, and yields a `Progress`.
         report: called with the table so far if the comparison ends early or a run fails.
+        on_note: called before the first run with each note on the methods (`find_method_notes`).
 
     Returns:
-        The figures, and the table's text as `table`.
+        The figures with the notes, and the table's text as `table`.
 
     Raises:
         BadInput: all problems with values, data, methods and directory.
@@ -207,8 +210,13 @@ def run_compare(
     check(left_out if strict else [])
     if file:
         _make_folder(file.parent)
+    notes = list(
+        find_method_notes((s, build(_make_method_config(config, s), dataset)) for s in specs)
+    )
+    for note in notes:
+        on_note(note)
     figures: dict[str, Any] = {}
-    shared = {"left_out": left_out, "environment": describe_environment()}
+    shared = {"left_out": left_out, "notes": notes, "environment": describe_environment()}
 
     def keep(comparison: Comparison) -> None:
         lines = [format_comparison(comparison), *(f"Left out: {line}" for line in left_out)]

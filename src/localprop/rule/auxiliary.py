@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from localprop.errors import check
 from localprop.models.resnet import init_convs
-from localprop.rule.attach import AttachPoint, channel_dimension
+from localprop.network.partition import Partition
+from localprop.rule.attach import AttachPoint, channel_dimension, is_map
+from localprop.rule.limits import format_modules
 
 __all__ = ["Head", "NoHead", "Pool"]
 
@@ -132,6 +134,10 @@ class Head:
         init_convs(head)
         return head
 
+    def find_limits(self, partition: Partition) -> Iterator[tuple[str, str]]:
+        """Find out where there are no maps to convolve."""
+        yield from find_map_limits("convs", partition)
+
     def _build_convs(self, point: AttachPoint) -> tuple[list[nn.Module], int]:
         """The convolutions, and the width of the last one."""
         convs, width = list[nn.Module](), point.width()
@@ -186,3 +192,23 @@ def find_width_problems(head: str, name: str, widths: tuple[int, ...], least: in
     if any(width < 1 for width in widths):
         problems.append(f"{head}({name}={widths}): each must be 1 or more.")
     return problems
+
+
+def find_map_limits(name: str, partition: Partition) -> Iterator[tuple[str, str]]:
+    """Find the modules without maps, where an argument of a head for maps has no effect.
+
+    Args:
+        name: the argument.
+        partition: the network and its cuts.
+
+    Example:
+        >>> layers = lp.layers_of(lp.models.mlp(4, hidden=(8, 8)), torch.zeros(2, 4))
+        >>> list(find_map_limits("convs", lp.Partition.uniform(layers, 3)))
+        [('convs', 'the features of modules 0-1 are no maps')]
+    """
+    layers, ends = partition.layers, [module[-1] for module in partition.modules[:-1]]
+    without = [
+        i for i, end in enumerate(ends) if not is_map(layers.shapes[end], layers.input_shape)
+    ]
+    if without:
+        yield name, f"the features of {format_modules(without)} are no maps"

@@ -57,11 +57,14 @@ class LocalLoss(nn.Module):
         second_order: whether the loss differentiates through its module. `features` and
             `inputs.module_input` then belong to the module's autograd graph. Such a loss needs a
             single process, modules that are whole segments, and no recompute.
+        uses_aux: whether the loss reads the auxiliary network. One that nobody reads is not
+            trained, and the arguments of its builder have no effect (`Learner.notes`).
     """
 
     module_input: bool = False
     taps: tuple[str, ...] = ()
     second_order: bool = False
+    uses_aux: bool = True
 
     def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
         """Compute the loss.

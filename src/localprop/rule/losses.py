@@ -136,6 +136,7 @@ class PenalizedLoss(LocalLoss):
         self.module_input = base.module_input
         self.taps = base.taps
         self.second_order = base.second_order
+        self.uses_aux = base.uses_aux
 
     def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
         """Find the problems of the loss itself."""

@@ -68,6 +68,7 @@ class _WeightedSum(LocalLoss):
         self.module_input = any(loss.module_input for loss in losses)
         self.taps = tuple(dict.fromkeys(name for loss in losses for name in loss.taps))
         self.second_order = any(loss.second_order for loss in losses)
+        self.uses_aux = any(loss.uses_aux for loss in losses)
 
     def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
         weighted = [

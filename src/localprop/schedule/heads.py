@@ -37,17 +37,27 @@ def build_heads(
     Raises:
         BadInput: a builder of the rule returns something else than a module or a loss.
     """
-    heads = nn.ModuleDict()
-    for k in table.losses:
-        point = _make_point(partition, table, k, normalization)
-        is_last = k == len(table.rows) - 1
-        # By its own number: a change of other heads does not change these weights.
-        with _torch_seeded_by(seed, "head", k):
-            aux = _ModelOutput() if is_last else rule.aux(point)
-            loss = rule.penalty(point, (task if is_last else rule.loss)(point))
-        check(_find_builder_problems(aux, loss))
-        heads[str(k)] = nn.ModuleDict({"aux": aux, "loss": loss})
-    return heads
+    points = find_points(partition, table, normalization)
+    return nn.ModuleDict(
+        {str(k): build_head(rule, table, k, points[k], task, seed) for k in table.losses}
+    )
+
+
+def build_head(
+    rule: Rule, table: CreditTable, k: int, point: AttachPoint, task: LossBuilder, seed: int
+) -> nn.ModuleDict:
+    """The auxiliary network "aux" and the loss "loss" of loss number `k`, at its attach point.
+
+    Raises:
+        BadInput: a builder of the rule returns something else than a module or a loss.
+    """
+    is_last = k == len(table.rows) - 1
+    # By its own number: a change of other heads does not change these weights.
+    with _torch_seeded_by(seed, "head", k):
+        aux = _ModelOutput() if is_last else rule.aux(point)
+        loss = rule.penalty(point, (task if is_last else rule.loss)(point))
+    check(_find_builder_problems(aux, loss))
+    return nn.ModuleDict({"aux": aux, "loss": loss})
 
 
 def _find_builder_problems(aux: object, loss: object) -> Iterator[str]:
@@ -58,6 +68,13 @@ def _find_builder_problems(aux: object, loss: object) -> Iterator[str]:
             f"The loss builder returned a {type(loss).__name__}, but must return a "
             "localprop.LocalLoss."
         )
+
+
+def find_points(
+    partition: Partition, table: CreditTable, normalization: Normalization | None
+) -> dict[int, AttachPoint]:
+    """The attach point of each loss that trains something, by its number."""
+    return {k: _make_point(partition, table, k, normalization) for k in table.losses}
 
 
 def _make_point(

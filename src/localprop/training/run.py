@@ -50,6 +50,7 @@ def run(
     overwrite: bool,
     recipe: Mapping[str, Any] = MappingProxyType({}),
     show_progress: ShowProgress = hide_progress,
+    on_note: Callable[[str], object] = lambda note: None,
 ) -> dict[str, Any]:
     """Train, save each epoch in the run directory if there is one, and score the test split.
 
@@ -61,9 +62,10 @@ def run(
         recipe: for a run of a recipe, its name and the fields that were replaced, for the summary.
             A resumed run has its own.
         show_progress: shows epochs and steps.
+        on_note: called before the first epoch with each note of `Learner.notes`.
 
     Returns:
-        The summary: recipe, config, rule, accuracies and losses, every epoch, parameters and
+        The summary: recipe, notes, config, rule, accuracies and losses, every epoch, parameters and
         seconds.
 
     Raises:
@@ -90,6 +92,10 @@ def run(
     unused = None if resume else directory
     dataset, learner, phase_schedule = _prepare(config, unused, overwrite)
     config = _resolve_defaults(config, learner)
+    learners = (learner, *phase_schedule.others.values())
+    notes = [*dict.fromkeys(note for each in learners for note in each.notes)]
+    for note in notes:
+        on_note(note)
     done = 0
     if directory and resume:
         done = directory.restore(learner, phase_schedule.others)
@@ -97,7 +103,7 @@ def run(
         directory.start(config, recipe)
     with _write_failures(directory):
         reports = _train(learner, dataset, config, phase_schedule, directory, done, show_progress)
-        summary = {**recipe, **_summarise(learner, dataset, config, reports)}
+        summary = {**recipe, "notes": notes, **_summarise(learner, dataset, config, reports)}
     if directory:
         directory.finish(summary)
     return summary
