@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from localprop.engine.communicator import Communicator
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
-from localprop.engine.loss import Losses
+from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
@@ -83,6 +83,7 @@ class Engine:
         self._program = Program(self.plan, model, optimizers, communicator)
         self.recompute = self._program.recompute
         self._draws = self.plan.list_draws()
+        self._loss_places = find_loss_places(wiring)
         last = len(wiring.segments) - 1
         # The network's last segment ends with the model's return: code may follow its last module.
         ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
@@ -114,6 +115,9 @@ class Engine:
             backward: called on each local loss.
             observe: called with every action before it runs.
 
+        Returns:
+            The losses, which know their places.
+
         Raises:
             StepFailed: an action failed; says which one, where, and which segments had been stepped
                 already.
@@ -130,7 +134,7 @@ class Engine:
         if self._program.deferred:
             self._pending = step
             self.optimizers.keep_hyperparameters(action for action, _ in self._program.deferred)
-        return Losses.of(step.losses, self.wiring.table.module_of_loss)
+        return Losses.of(step.losses, self._loss_places)
 
     def predict(self, batch: Batch, *, number: int = 0) -> Tensor | None:
         """Run an engine whose schedule has only forwards and messages.
