@@ -17,7 +17,7 @@ end of the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from localprop.engine.forward import KeepInnerOutput, canonical_layout
 from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
+from localprop.engine.ranges import ActionRanges
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.errors import BadInput, StepFailed
 from localprop.network.partial_forward import StopForward, skip_layers
@@ -151,8 +152,7 @@ class Engine:
         ranks.
         """
         if self._pending is not None:
-            self._cursor = Cursor()
-            with self._running(self._pending):
+            with self._running(self._pending, None):
                 self._run(self._pending, self._program.deferred)
             self._pending = None
 
@@ -173,9 +173,9 @@ class Engine:
     def _run_step(
         self, step: StepContext, batch: Batch, observe: Observer | None, *, training: bool
     ) -> Tensor | None:
-        self._cursor, self._running_step = Cursor(observe), step
+        self._running_step = step
         output = None
-        with self._running(step):
+        with self._running(step, observe):
             if self.communicator is not None:
                 # A failure of the greeting is reported at the first action of this batch.
                 self._cursor.action = next(a for a in self.schedule if not a.deferred)
@@ -189,9 +189,16 @@ class Engine:
         return output if ends_here else None
 
     @contextmanager
-    def _running(self, step: StepContext) -> Iterator[None]:
+    def _running(self, step: StepContext, observe: Observer | None) -> Iterator[None]:
+        ranges = ActionRanges(self.wiring, observe) if is_profiled() else None
+        self._cursor = Cursor(observe if ranges is None else ranges)
         # Segments switch the grad mode without a context manager; this one restores the caller's.
-        with torch.enable_grad(), self.plan.generators.preserved(), self._hooked():
+        with (
+            torch.enable_grad(),
+            self.plan.generators.preserved(),
+            self._hooked(),
+            nullcontext() if ranges is None else closing(ranges),
+        ):
             try:
                 yield
             except BaseException as error:  # Ctrl-C too: the next step would add to what was left
@@ -344,6 +351,13 @@ class Engine:
         if running.segment == tap.segment:  # other segments are skipped
             return tap(running.step.store, running.microbatch, output, again=True)
         return output
+
+
+def is_profiled() -> bool:
+    """Whether a profiler of torch records: `torch.profiler`, `emit_nvtx` or `emit_itt`."""
+    # torch has no public question for this. Its other private one, `autograd._profiler_enabled`,
+    # does not know profilers of all threads. Should the name go, steps run without ranges.
+    return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", False))
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
