@@ -189,7 +189,7 @@ def train(learner: lp.Learner, batches: Batches) -> list[float]:
     losses: dict[Any, float] = {}
     for number, batch in enumerate(batches):
         step_losses = learner.step(batch)
-        for loss, value in zip(step_losses.numbers, step_losses, strict=True):
+        for loss, value in zip(step_losses.rows, step_losses, strict=True):
             losses[f"{number} {loss}"] = float(value)
     # On several ranks, each knows the losses of its own stage.
     return [value for _, value in sorted(learner.total(losses).items())]

@@ -304,12 +304,6 @@ def test_explain_shows_table_schedule_and_bytes() -> None:
     assert [words for words in expected if words not in text] == []
 
 
-def test_losses_know_their_modules() -> None:
-    losses = make(rule=lp.interlocking(2)).step(sample())
-    assert losses.modules == (1, 2, 3)
-    assert losses.task is losses[-1]
-
-
 def list_owned(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 

@@ -221,7 +221,7 @@ class Learner:
             observe: called with every action of the schedule before it runs.
 
         Returns:
-            The loss of each module that has one.
+            The losses; `.items()` gives each with its place: row, module and layer.
 
         Raises:
             BadInput: a batch of another shape or dtype, labels out of range.

@@ -54,8 +54,8 @@ def test_a_greedy_step_visits_few_files() -> None:
 
 
 def test_a_greedy_step_pays_for_no_other_method() -> None:
-    """Nothing of recomputes, copies of parameters, ranks and autocast is called."""
-    unused = ("recompute", "copies", "communicator", "precision")
+    """Nothing of recomputes, copies of parameters, ranks, autocast and the profiler is called."""
+    unused = ("recompute", "copies", "communicator", "precision", "ranges")
     assert visit_step(lp.greedy()) & {f"engine/{name}.py" for name in unused} == set()
 
 

@@ -121,7 +121,7 @@ def compare(
     for batch in batches:
         found = learner.step(batch)
         expected = connected.step(batch, losses, parts, **around)
-        for loss, k in zip(found, found.numbers, strict=True):
+        for loss, k in zip(found, found.rows, strict=True):
             assert loss.item() == pytest.approx(expected[k], abs=tolerance)
     assert_moved(untrained, model)
     assert_same_state(model, connected.model, tolerance)

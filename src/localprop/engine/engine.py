@@ -17,7 +17,7 @@ end of the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,10 @@ from torch.utils.hooks import RemovableHandle
 from localprop.engine.communicator import Communicator
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
-from localprop.engine.loss import Losses
+from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
+from localprop.engine.ranges import ActionRanges
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.errors import BadInput, StepFailed
 from localprop.network.partial_forward import StopForward, skip_layers
@@ -83,6 +84,7 @@ class Engine:
         self._program = Program(self.plan, model, optimizers, communicator)
         self.recompute = self._program.recompute
         self._draws = self.plan.list_draws()
+        self._loss_places = find_loss_places(wiring)
         last = len(wiring.segments) - 1
         # The network's last segment ends with the model's return: code may follow its last module.
         ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
@@ -114,6 +116,9 @@ class Engine:
             backward: called on each local loss.
             observe: called with every action before it runs.
 
+        Returns:
+            The losses, which know their places.
+
         Raises:
             StepFailed: an action failed; says which one, where, and which segments had been stepped
                 already.
@@ -130,7 +135,7 @@ class Engine:
         if self._program.deferred:
             self._pending = step
             self.optimizers.keep_hyperparameters(action for action, _ in self._program.deferred)
-        return Losses.of(step.losses, self.wiring.table.module_of_loss)
+        return Losses.of(step.losses, self._loss_places)
 
     def predict(self, batch: Batch, *, number: int = 0) -> Tensor | None:
         """Run an engine whose schedule has only forwards and messages.
@@ -147,8 +152,7 @@ class Engine:
         ranks.
         """
         if self._pending is not None:
-            self._cursor = Cursor()
-            with self._running(self._pending):
+            with self._running(self._pending, None):
                 self._run(self._pending, self._program.deferred)
             self._pending = None
 
@@ -169,9 +173,9 @@ class Engine:
     def _run_step(
         self, step: StepContext, batch: Batch, observe: Observer | None, *, training: bool
     ) -> Tensor | None:
-        self._cursor, self._running_step = Cursor(observe), step
+        self._running_step = step
         output = None
-        with self._running(step):
+        with self._running(step, observe):
             if self.communicator is not None:
                 # A failure of the greeting is reported at the first action of this batch.
                 self._cursor.action = next(a for a in self.schedule if not a.deferred)
@@ -185,9 +189,16 @@ class Engine:
         return output if ends_here else None
 
     @contextmanager
-    def _running(self, step: StepContext) -> Iterator[None]:
+    def _running(self, step: StepContext, observe: Observer | None) -> Iterator[None]:
+        ranges = ActionRanges(self.wiring, observe) if is_profiled() else None
+        self._cursor = Cursor(observe if ranges is None else ranges)
         # Segments switch the grad mode without a context manager; this one restores the caller's.
-        with torch.enable_grad(), self.plan.generators.preserved(), self._hooked():
+        with (
+            torch.enable_grad(),
+            self.plan.generators.preserved(),
+            self._hooked(),
+            nullcontext() if ranges is None else closing(ranges),
+        ):
             try:
                 yield
             except BaseException as error:  # Ctrl-C too: the next step would add to what was left
@@ -340,6 +351,13 @@ class Engine:
         if running.segment == tap.segment:  # other segments are skipped
             return tap(running.step.store, running.microbatch, output, again=True)
         return output
+
+
+def is_profiled() -> bool:
+    """Whether a profiler of torch records: `torch.profiler`, `emit_nvtx` or `emit_itt`."""
+    # torch has no public question for this. Its other private one, `autograd._profiler_enabled`,
+    # does not know profilers of all threads. Should the name go, steps run without ranges.
+    return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", False))
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

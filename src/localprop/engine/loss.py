@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,34 +15,86 @@ from localprop.errors import BadInput
 from localprop.rule.local_loss import LossInputs
 from localprop.schedule.operands import Kind, Value, name_gradient, name_tap_gradient
 from localprop.schedule.schedule import Action, Op
+from localprop.schedule.wiring import Wiring
+
+
+class LossPlace(NamedTuple):
+    """Where a local loss stands. It prints like `loss2 at layer 5 'blocks.4' (module 2)`.
+
+    Attributes:
+        row: its row in the credit table.
+        module: the local module that it belongs to.
+        layer: the number of the layer at whose end it sits.
+        name: the name of that layer.
+    """
+
+    row: int
+    module: int
+    layer: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"loss{self.row} at layer {self.layer} {self.name!r} (module {self.module})"
+
+
+def find_loss_places(wiring: Wiring) -> tuple[LossPlace, ...]:
+    """The places of all losses that run, in the order of their rows."""
+    places = []
+    for objective in wiring.objectives:
+        segment = wiring.segments[objective.segment]
+        layer, name = segment.layers[-1], wiring.end_name(objective.segment)
+        places.append(LossPlace(objective.loss, segment.module, layer, name))
+    return tuple(sorted(places))
 
 
 class Losses(tuple[Tensor, ...]):
     """The local losses of one step, 0-dimensional tensors on the model's device, in the order of
-    the forward.
+    the forward. Each knows its place.
 
     Attributes:
-        numbers: the row of each in the credit table.
-        modules: the module at whose end each of them sits.
+        places: the place of each.
+
+    Example:
+        >>> import torch, localprop as lp
+        >>> model, batch = lp.models.resnet8(), (torch.randn(8, 3, 8, 8), torch.randint(10, (8,)))
+        >>> sgd = lambda params: torch.optim.SGD(params, lr=0.1)
+        >>> learner = lp.Learner(model, lp.greedy(), modules=2, optimizer=sgd, sample=batch)
+        >>> for place, loss in learner.step(batch).items():
+        ...     print(place, loss.shape)
+        loss0 at layer 1 'blocks.0' (module 0) torch.Size([])
+        loss1 at layer 3 'blocks.2' (module 1) torch.Size([])
     """
 
-    numbers: tuple[int, ...]
-    modules: tuple[int, ...]
-    _last: int
+    places: tuple[LossPlace, ...]
+    _task: LossPlace
 
     @classmethod
-    def of(cls, losses: Mapping[int, Tensor], module_of_loss: tuple[int, ...]) -> Losses:
-        """Losses by their numbers, in order.
+    def of(cls, losses: Mapping[int, Tensor], places: tuple[LossPlace, ...]) -> Losses:
+        """Losses with their places.
 
         Args:
-            losses: by number.
-            module_of_loss: the module of each loss that there may be.
+            losses: by row.
+            places: of all losses that there may be, in the order of their rows; the last one is
+                the task's.
         """
-        ordered = cls(losses[number] for number in sorted(losses))
-        ordered.numbers = tuple(sorted(losses))
-        ordered.modules = tuple(module_of_loss[number] for number in ordered.numbers)
-        ordered._last = module_of_loss[-1]
+        own = tuple(place for place in places if place.row in losses)
+        ordered = cls(losses[place.row] for place in own)
+        ordered.places, ordered._task = own, places[-1]
         return ordered
+
+    def items(self) -> Iterator[tuple[LossPlace, Tensor]]:
+        """Each loss after its place, as the items of a dict."""
+        return zip(self.places, self, strict=True)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The row of each in the credit table."""
+        return tuple(place.row for place in self.places)
+
+    @property
+    def modules(self) -> tuple[int, ...]:
+        """The module that each of them belongs to."""
+        return tuple(place.module for place in self.places)
 
     @property
     def task(self) -> Tensor:
@@ -51,12 +103,16 @@ class Losses(tuple[Tensor, ...]):
         Raises:
             BadInput: on a rank that does not run the last module.
         """
-        if self._last not in self.modules:
+        if self._task not in self.places:
             raise BadInput(
-                f"The task's loss is that of module {self._last}, which another rank runs: "
+                f"The task's loss is that of module {self._task.module}, which another rank runs: "
                 "ask the last rank."
             )
         return self[-1]
+
+    def __repr__(self) -> str:
+        # Reads the values, for which a GPU has to finish the step.
+        return f"Losses({', '.join(f'{place}: {loss:.4g}' for place, loss in self.items())})"
 
 
 class _Tap(NamedTuple):

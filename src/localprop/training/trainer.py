@@ -243,7 +243,7 @@ class _LossMeter:
 
     def add(self, losses: Losses, samples: int) -> None:
         """Add the losses of one step, and the number of its samples."""
-        self.numbers, self.modules = losses.numbers, losses.modules
+        self.numbers, self.modules = losses.rows, losses.modules
         # A rank may have no loss of its own.
         values = torch.stack([loss.float() for loss in losses]) if losses else torch.empty(0)
         self._unread.append((values, samples))
