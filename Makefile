@@ -1,12 +1,19 @@
-# make demo   compare the methods on data that ships with scikit-learn (core dependencies only)
-# make test   everything that continuous integration runs
-# make stubs    the public names of the package, for type checkers, from the modules' __all__
-# make recipes   two steps of every published experiment; takes long
+# make demo          compare the methods on data that ships with scikit-learn (core dependencies only)
+# make test          lint, and the tests
+# make lint          ruff and mypy
+# make test-oldest   the tests with the oldest torch that pyproject.toml allows
+# make coverage      the tests, and which lines and branches they reach
+# make recipes       two steps of every published experiment; takes long
+# make stubs         the public names of the package, for type checkers, from the modules' __all__
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The oldest torch of pyproject.toml, and the torchvision that was released with it.
+OLDEST := 'torch==2.11.*' 'torchvision==0.26.*'
+OLDEST_VENV := .venv-oldest
+OLDEST_BIN := $(OLDEST_VENV)/bin
 
-.PHONY: demo test lint recipes stubs
+.PHONY: demo test lint test-oldest coverage recipes stubs
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/core.stamp
@@ -14,6 +21,12 @@ demo: $(VENV)/core.stamp
 
 test: lint
 	$(BIN)/pytest -n 2
+
+test-oldest: $(OLDEST_VENV)/dev.stamp
+	$(OLDEST_BIN)/pytest -n 2
+
+coverage: $(VENV)/dev.stamp
+	$(BIN)/pytest -n 2 --cov
 
 recipes: $(VENV)/dev.stamp
 	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/experiments/test_steps.py
@@ -35,8 +48,12 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-$(BIN)/python:
+$(OLDEST_VENV)/dev.stamp: pyproject.toml Makefile | $(OLDEST_BIN)/python
+	$(OLDEST_BIN)/python -m pip install --quiet $(OLDEST) --editable '.[dev]'
+	touch $@
+
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "localprop needs Python 3.11 or newer, but '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>&1). Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; } # half an environment would pass for a whole one
+	$(PYTHON) -m venv $* || { rm -rf $*; exit 1; } # half an environment would pass for a whole one
