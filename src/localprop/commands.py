@@ -5,11 +5,14 @@ The flags of a command are the arguments here, and its flags for fields of `Conf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields as fields_of
+from difflib import get_close_matches
 from typing import Any
 
 from localprop import experiments
+from localprop.errors import check
 from localprop.experiments import Recipe
 from localprop.ranks.launch import get_rank
 from localprop.report.compare import ShowProgress as ShowRuns
@@ -18,7 +21,7 @@ from localprop.report.compare import run_compare
 from localprop.report.method_spec import Methods
 from localprop.report.tasks import find_task
 from localprop.training import run
-from localprop.training.config import Config, check_fields
+from localprop.training.config import Config
 from localprop.training.idle_flags import check_flags
 from localprop.training.run import ShowProgress, hide_progress
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
@@ -67,7 +70,7 @@ def train(
         >>> len(summary["epochs"])
         2
     """
-    check_fields(fields)
+    _check_fields(fields)
     name = recipe.name if isinstance(recipe, Recipe) else recipe
     info = experiments.recipe_info(name, fields)
     chosen = fields
@@ -131,7 +134,7 @@ def compare(
         >>> [row["method"] for row in result["rows"]]
         ['global', 'mine']
     """
-    check_fields(fields, without=("method", "recompute", "phases"))
+    _check_fields(fields, without=("method", "recompute", "phases"))
     chosen = find_task(task)
     config = Config(**{**chosen.fields, **fields})
     check_flags(fields, config)
@@ -158,6 +161,26 @@ def recipes(word: str = "") -> list[Recipe]:
         ['vgg19_imagenet_dgl_k2', 'vgg19_imagenet_dgl_k4']
     """
     return [experiments.find(name) for name in experiments.names(word)]
+
+
+def _check_fields(names: Iterable[str], without: Iterable[str] = ()) -> None:
+    """Refuse names that are no fields of `Config`.
+
+    Args:
+        names: what was given.
+        without: fields that do not count here.
+
+    Raises:
+        BadInput: with close matches.
+    """
+    known = [field.name for field in fields_of(Config) if field.name not in without]
+    problems = []
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}."
+            problems.append(f"There is no field {name!r} here: {hint}")
+    check(problems)
 
 
 def _add_callbacks(

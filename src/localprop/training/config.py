@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from localprop.errors import check, collect_problems
+from localprop.errors import collect_problems
 from localprop.training.device import find_device
 from localprop.training.phases import find_cycle_problems, parse_phases
 
@@ -268,26 +267,6 @@ def format_flag(field: str) -> str:
         '--batch-size'
     """
     return "--" + field.replace("_", "-")
-
-
-def check_fields(names: Iterable[str], without: Iterable[str] = ()) -> None:
-    """Refuse names that are no fields of `Config`.
-
-    Args:
-        names: what was given.
-        without: fields that do not count here.
-
-    Raises:
-        BadInput: with close matches.
-    """
-    known = [field.name for field in fields(Config) if field.name not in without]
-    problems = []
-    for name in names:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}."
-            problems.append(f"There is no field {name!r} here: {hint}")
-    check(problems)
 
 
 # --- values ---------------------------------------------------------------------------------------
