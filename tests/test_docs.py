@@ -6,17 +6,16 @@ import doctest
 import importlib
 import importlib.util
 import re
-import shlex
 from collections.abc import Sized
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+import torchvision
 
 import localprop
 from localprop import experiments
-from localprop.cli.main import _build_parser
 from localprop.data import load
 from localprop.data.arrays import Split
 from localprop.training.build import prepare
@@ -80,14 +79,15 @@ def test_python_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "network.pt"}
 
 
-def test_the_worked_example_of_a_new_method() -> None:
-    """All blocks of the page are one program."""
-    page = (ROOT / "docs" / "adding-a-method.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(
-        compile("\n".join(blocks), "adding-a-method.md", "exec", dont_inherit=True),
-        {"__name__": "__main__"},
-    )
+def test_the_diff_of_the_readme_runs_before_and_after() -> None:
+    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = diff.splitlines()
+    assert {line[:2] for line in lines} == {"+ ", "- ", "  "}
+    loader = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(2)]
+    for sign in "-+":
+        names: dict[str, object] = {"torch": torch, "torchvision": torchvision, "loader": loader}
+        exec("\n".join(line[2:] for line in lines if line[0] in f"{sign} "), names)
+        assert ("losses" in names) == (sign == "+")
 
 
 def test_the_readme_counts_the_recipes() -> None:
@@ -116,17 +116,6 @@ def test_the_readme_names_the_methods_that_ranks_refuse() -> None:
     assert "SGR needs gradients of other modules, and MAN, MAN++ and SOLO need" in text
 
 
-def list_readme_commands() -> list[str]:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    commands = [line for line in lines if line.startswith("    localprop ")]
-    return [command.strip().split("  #")[0].strip() for command in commands]
-
-
-@pytest.mark.parametrize("command", list_readme_commands())
-def test_commands_in_the_readme_parse(command: str) -> None:
-    assert _build_parser().parse_args(shlex.split(command)[1:]).run
-
-
 def test_the_page_of_methods_is_up_to_date() -> None:
     """All but the costs, which take a minute.
 
@@ -141,7 +130,8 @@ def test_the_page_of_methods_is_up_to_date() -> None:
     spec.loader.exec_module(writer)
     page = writer.PAGE.read_text()
     assert writer.build_sections() in page
-    assert page.startswith(writer.INTRO)
+    guide = writer.GUIDE.read_text().rstrip()
+    assert page.startswith(f"{guide}\n\n{writer.build_fit()}\n\n{writer.INTRO}")
     assert page.endswith(writer.TAIL.read_text().rstrip() + "\n")
     assert [name for name in writer.find_methods() if f"| [`{name}`](#{name}) |" not in page] == []
 

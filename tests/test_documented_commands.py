@@ -1,0 +1,122 @@
+"""The commands of README and docs, as they are written.
+
+Short ones that need nothing from the network run whole, long ones whole under `-m long`. Those that
+need data run up to loading, and build all that they would train on a small stand-in of its shape.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+
+from localprop import experiments
+from localprop.cli.flags import collect_fields
+from localprop.cli.main import _build_parser, main
+from localprop.experiments.blank_data import load_shape
+from localprop.report.method_spec import parse_methods
+from localprop.training.build import prepare
+from localprop.training.config import Config
+
+ROOT = Path(__file__).parent.parent
+WHOLE, LONG, BUILT, ELSEWHERE = "whole", "long", "built", "elsewhere"
+# By its first words that tell it apart, how each command is run, and why not whole.
+HOW = {
+    "compare": (LONG, "3 minutes"),
+    "compare --data FILE.npz": (BUILT, "the file is the reader's; 30 epochs on images"),
+    "compare --task lm": (LONG, "some minutes"),
+    "recipes backlink": (WHOLE, ""),
+    "show resnet32_cifar10_backlink_k16": (WHOLE, ""),
+    "train resnet32_cifar10_backlink_k16": (BUILT, "downloads CIFAR-10; 400 epochs"),
+    "train --data cifar10 --download": (BUILT, "downloads CIFAR-10"),
+    "train --phases": (LONG, "20 epochs"),
+    "show --model resnet110": (LONG, "half a minute: ResNet-110 with copied layers"),
+    "plan --model resnet32 --ranks 4": (LONG, "measures all methods"),
+    "plan --model resnet110 --ranks 16": (LONG, "measures all methods on ResNet-110"),
+    "bench memory": (LONG, "ResNet-110"),
+    "bench speed": (LONG, "a minute for each method"),
+    "show --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
+    "train --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
+    "train --out runs/two_ahead": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
+    "compare --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
+    "plan --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
+}
+
+
+def list_commands() -> Iterator[str]:
+    """The words after `localprop` of each command, without what stands behind a #."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))):
+        for line in page.read_text().splitlines():
+            if line.startswith("    localprop "):
+                yield line.split("  #")[0].split("      #")[0].strip().removeprefix("localprop ")
+
+
+def find_how(command: str) -> str:
+    """The longest key of `HOW` that the command begins with."""
+    keys = [key for key in HOW if f"{command} ".startswith(f"{key} ")]
+    assert keys, f"`localprop {command}` is not in the list of this file: say how it is tested."
+    return HOW[max(keys, key=len)][0]
+
+
+COMMANDS = list(dict.fromkeys(list_commands()))
+
+
+def those(how: str) -> list[str]:
+    return [command for command in COMMANDS if find_how(command) == how]
+
+
+def test_the_list_has_each_command_and_no_other() -> None:
+    used = {max((k for k in HOW if f"{c} ".startswith(f"{k} ")), key=len) for c in COMMANDS}
+    assert used == {*HOW}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command: str) -> None:
+    assert _build_parser().parse_args(shlex.split(command)).run
+
+
+@pytest.mark.parametrize("command", those(WHOLE))
+def test_short_commands_run(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("command", those(LONG))
+def test_long_commands_run(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", those(BUILT))
+def test_commands_that_need_data_build_what_they_train(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images, labels = numpy.zeros((64, 32, 32, 3), numpy.uint8), numpy.arange(64) % 10
+    splits = {f"{split}_images": images for split in ("train", "test")}
+    splits |= {f"{split}_labels": labels for split in ("train", "test")}
+    numpy.savez("FILE.npz", classes=numpy.array([*"abcdefghij"]), **splits)
+    args = _build_parser().parse_args(shlex.split(command))
+    config = Config(**experiments.fields_of(getattr(args, "recipe", None), collect_fields(args)))
+    methods = [spec.method for spec in parse_methods(args.methods)] if "methods" in args else []
+    for method in methods or [config.method]:
+        _, learner = prepare(replace(config, method=method), load_shape)
+        assert len(learner.partition.modules) == (config.modules or len(learner.partition.modules))
