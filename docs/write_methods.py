@@ -211,7 +211,8 @@ def build_fit() -> str:
     lines = [
         "## What refuses what",
         "",
-        f"Tried with the default arguments and, by modules: {tried}.",
+        "Tried with the default arguments and uniform cuts; others may do where these are refused. "
+        f"The networks, and their modules: {tried}.",
         "",
         f"| method | {' | '.join(NETWORKS)} | recompute | several ranks |",
         f"|{'---|' * (len(NETWORKS) + 3)}",

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -111,7 +112,7 @@ def test_commands_that_need_data_build_what_they_train(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     images, labels = numpy.zeros((64, 32, 32, 3), numpy.uint8), numpy.arange(64) % 10
-    splits = {f"{split}_images": images for split in ("train", "test")}
+    splits: dict[str, Any] = {f"{split}_images": images for split in ("train", "test")}
     splits |= {f"{split}_labels": labels for split in ("train", "test")}
     numpy.savez("FILE.npz", classes=numpy.array([*"abcdefghij"]), **splits)
     args = _build_parser().parse_args(shlex.split(command))

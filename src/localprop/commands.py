@@ -54,7 +54,7 @@ def train(
             such a pair of functions.
         on_note: called before the first step with each value of a recipe that had to change, and
             with each argument of the method that has no effect on this network.
-        **fields: fields of `Config`. `method` is a `Rule` or text.
+        **fields: fields of `Config`, which `help(lp.Config)` lists. `method` is a `Rule` or text.
 
     Returns:
         The summary: config, rule, accuracies and losses, every epoch, parameters and seconds.

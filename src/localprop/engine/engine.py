@@ -285,7 +285,9 @@ class Engine:
         """End F of a segment, and run what the schedule lists before the next F."""
         place = self._cursor.microbatch, segment
         self._program.leave[place](step, output)
-        del output  # from here on the store alone decides who lives
+        # From here on the store decides who lives, but for the output of an inner segment: its hook
+        # holds that until the forward goes on.
+        del output
         self._run(step, self._program.after[place])
 
     def _run(self, step: StepContext, actions: Instructions) -> None:

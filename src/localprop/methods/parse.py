@@ -212,7 +212,8 @@ class _Reader:
         close = get_close_matches(name, self._makers, n=3)
         hint = f"did you mean {' or '.join(close)}? " if close else "choose another. "
         names = f"Methods: {_join(find_methods())}." if top else f"Parts: {_join(find_parts())}."
-        return f"There is no method or part {name[:80]!r}: {hint}{names}"
+        own = "One of your own stands behind its module, as my_module:NAME()."
+        return f"There is no method or part {name[:80]!r}: {hint}{names} {own}"
 
     def _read_arguments(
         self, name: str, make: Callable[..., Any], node: ast.Call

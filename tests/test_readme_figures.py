@@ -1,0 +1,96 @@
+"""The figures of README: each stands in a result that a command wrote, or follows from one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localprop.report.comparison import Comparison, ComparisonRow, format_comparison
+from localprop.report.costs import BaselineCosts
+from localprop.training.config import Config
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text()
+TEXT = " ".join(README.split())
+
+
+def read_result(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return values
+
+
+def read_comparison(name: str) -> Comparison:
+    values = read_result(name)
+    # One of the results is older than the losses of the test split.
+    older = {"loss_mean": None, "loss_std": None, "losses": (), "failures": ()}
+    rows = tuple(ComparisonRow(**{**older, **row}) for row in values["rows"])
+    baseline, config = BaselineCosts(**values["baseline"]), Config(**values["config"])
+    return Comparison(baseline, rows, config, tuple(values["seeds"]), runs_left=0)
+
+
+def table_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("name", ["digits-resnet14.json", "cifar10-subset-resnet8.json"])
+def test_tables_of_compare(name: str) -> None:
+    comparison = read_comparison(name)
+    rows = table_of(format_comparison(comparison))
+    assert len(rows) > 8
+    assert "\n".join(rows) in README
+    if comparison.config.data == "digits":
+        baseline = comparison.baseline
+        peak, milliseconds = baseline.peak_bytes / 2**20, 1000 * baseline.step_seconds
+        assert f"({peak:.1f} MiB, {milliseconds:.1f} ms)" in TEXT
+
+
+def test_the_table_of_bench_memory() -> None:
+    assert "\n".join(table_of((RESULTS / "memory-resnet110.txt").read_text())) in README
+
+
+def test_what_it_costs() -> None:
+    """The paragraph of the first screen follows from the tables."""
+    peaks = {
+        row.split("|")[1].strip(): row.split("|")[3].strip()
+        for row in table_of((RESULTS / "memory-resnet110.txt").read_text())
+    }
+    greedy, recompute = (
+        round(float(peaks[name].rstrip("%")))
+        for name in ("greedy()", "end_to_end() with recompute")
+    )
+    assert f"greedy training needs {greedy} % less memory than the plain PyTorch loop" in TEXT
+    assert f"gradient checkpointing {recompute} % less" in TEXT
+    rows = {row.method: row for row in read_comparison("cifar10-subset-resnet8.json").rows}
+    first = rows["end_to_end()"]
+    assert first.accuracy_mean is not None
+    gaps = {
+        name: row.accuracy_mean - first.accuracy_mean
+        for name, row in rows.items()
+        if row.accuracy_mean is not None
+    }
+    assert round(gaps["greedy()"]) == -3
+    assert "greedy training loses three points of accuracy" in TEXT
+    named = ["auglocal(depth=1)", "contsup()", "interlocking(wise=2)"]
+    for name in named:
+        spread = max(first.accuracy_std or 0, rows[name].accuracy_std or 0)
+        assert abs(gaps[name]) < spread
+        assert rows[name].peak_ratio > 1  # "need more memory than the plain loop"
+    flops = [rows[name].flops_ratio for name in named]
+    assert f"do {min(flops):.1f} to {max(flops):.1f} times the arithmetic" in TEXT
+
+
+def test_the_step_times_of_greedy_training() -> None:
+    """From the table of benchmarks/README.md, which has three runs at 32x32."""
+    rows = (ROOT / "benchmarks" / "README.md").read_text().splitlines()
+    ratios = [
+        float(row.split("|")[3])
+        for row in rows
+        if row.startswith("| greedy(") and "| 3x32x32 |" in row
+    ]
+    assert len(ratios) == 3
+    less = sorted(100 * (1 - ratio) for ratio in ratios)
+    assert f"takes {less[0]:.0f}-{less[-1]:.0f} % less time than the plain loop" in TEXT
