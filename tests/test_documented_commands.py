@@ -6,7 +6,11 @@ need data run up to loading, and build all that they would train on a small stan
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +65,13 @@ def find_how(command: str) -> str:
     keys = [key for key in HOW if f"{command} ".startswith(f"{key} ")]
     assert keys, f"`localprop {command}` is not in the list of this file: say how it is tested."
     return HOW[max(keys, key=len)][0]
+
+
+def list_launches() -> list[str]:
+    """The commands of README that begin with torchrun."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    found = [line for line in lines if line.startswith("    torchrun ")]
+    return [line.split("      #")[0].strip() for line in found]
 
 
 COMMANDS = list(dict.fromkeys(list_commands()))
@@ -121,3 +132,24 @@ def test_commands_that_need_data_build_what_they_train(
     for method in methods or [config.method]:
         _, learner = prepare(replace(config, method=method), load_shape)
         assert len(learner.partition.modules) == (config.modules or len(learner.partition.modules))
+
+
+def test_launches_of_the_command_line_parse() -> None:
+    """They need CIFAR-10; tests/cli/test_train_on_ranks.py launches `localprop train` on digits."""
+    program, command = list_launches()
+    assert program == "torchrun --nproc-per-node 4 train.py"
+    words = shlex.split(command)
+    assert words[:5] == ["torchrun", "--nproc-per-node", "4", "-m", "localprop"]
+    assert _build_parser().parse_args(words[5:]).run
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_first_block_of_the_readme_runs_on_ranks(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *list_launches()[0].split()[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(torchrun, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
