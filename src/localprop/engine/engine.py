@@ -17,7 +17,7 @@ end of the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -193,12 +193,7 @@ class Engine:
         ranges = ActionRanges(self.wiring, observe) if is_profiled() else None
         self._cursor = Cursor(observe if ranges is None else ranges)
         # Segments switch the grad mode without a context manager; this one restores the caller's.
-        with (
-            torch.enable_grad(),
-            self.plan.generators.preserved(),
-            self._hooked(),
-            nullcontext() if ranges is None else closing(ranges),
-        ):
+        with torch.enable_grad(), self.plan.generators.preserved(), self._hooked():
             try:
                 yield
             except BaseException as error:  # Ctrl-C too: the next step would add to what was left
@@ -209,6 +204,8 @@ class Engine:
                 raise StepFailed(text, self._cursor.action) from error
             finally:
                 self._running_step = None
+                if ranges is not None:
+                    ranges.close()
 
     def _drop_everything(self, step: StepContext) -> None:
         heads, encoders = self.wiring.heads.parameters(), self.wiring.encoders.parameters()
