@@ -161,7 +161,7 @@ class BatchCheck:
         if [parameter.requires_grad for parameter in self._parameters] != self._trainable:
             raise BadInput(
                 "requires_grad of some parameters has changed since the Learner was made: call "
-                "learner.rebuild()."
+                "learner.rebuild(), or make a new Learner."
             )
         check(find_batch_problems(tensors, self._sample, self._task, self._outputs))
         device = self._parameters[0].device

@@ -49,7 +49,6 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     from localprop.cli.progress import print_line
     from localprop.experiments.blank_data import load_shape, make_blank_dataset
-    from localprop.methods.names import format_method
     from localprop.training.build import prepare
     from localprop.training.idle_flags import check_flags
 
@@ -62,7 +61,7 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **experiments.recipe_info(name, given),
         "config": config.as_json(),
-        "rule": format_method(learner.rule),
+        "rule": repr(learner.rule),
         "layers": learner.partition.layers.names,
         "modules": [list(module) for module in learner.partition.modules],
         "credit": str(learner.wiring.table).splitlines(),

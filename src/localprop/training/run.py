@@ -225,7 +225,7 @@ def _summarise(
     peaks = [report.peak_memory_bytes or 0 for report in reports]
     return {
         "config": config.as_json(),
-        "rule": format_method(learner.rule),
+        "rule": repr(learner.rule),
         "layers": len(learner.partition.layers),
         "parameters": {
             name: sum(p.numel() for p in module.parameters())
