@@ -91,22 +91,17 @@ def test_every_command_parses(command: str) -> None:
     assert _build_parser().parse_args(shlex.split(command)).run
 
 
-@pytest.mark.parametrize("command", those(WHOLE))
-def test_short_commands_run(
-    command: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(shlex.split(command)) == 0
-    assert capsys.readouterr().out
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("command", those(LONG))
-def test_long_commands_run(
+@pytest.mark.parametrize(
+    "command",
+    [
+        *those(WHOLE),
+        *(
+            pytest.param(command, marks=[pytest.mark.long, pytest.mark.timeout(3600)])
+            for command in those(LONG)
+        ),
+    ],
+)
+def test_commands_run(
     command: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

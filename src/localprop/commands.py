@@ -5,9 +5,9 @@ The flags of a command are the arguments here, and its flags for fields of `Conf
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields as fields_of
 from difflib import get_close_matches
 from typing import Any
 
@@ -173,7 +173,7 @@ def _check_fields(names: Iterable[str], without: Iterable[str] = ()) -> None:
     Raises:
         BadInput: with close matches.
     """
-    known = [field.name for field in fields_of(Config) if field.name not in without]
+    known = [field.name for field in dataclasses.fields(Config) if field.name not in without]
     problems = []
     for name in names:
         if name not in known:

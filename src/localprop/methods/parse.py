@@ -103,7 +103,7 @@ def _mark_modules(text: str) -> str:
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
     except tokenize.TokenError as error:
         raise SyntaxError(error.args[0]) from error
-    lines = text.splitlines()
+    lines = text.split("\n")  # as the tokens count lines; splitlines knows more ends
     for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
         if token.string == "@":
             raise SyntaxError("@ has no meaning here")

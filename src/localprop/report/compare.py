@@ -22,6 +22,7 @@ from localprop.errors import (
     check,
     collect_problems,
 )
+from localprop.learner import Learner
 from localprop.report.comparison import Comparison, Outcome, format_comparison, make_row
 from localprop.report.costs import BaselineCosts, MethodCosts, measure_costs
 from localprop.report.method_notes import find_method_notes
@@ -106,7 +107,7 @@ def compare(
 
 def filter_methods(
     config: Config, dataset: Dataset, specs: Sequence[MethodSpec]
-) -> tuple[list[MethodSpec], list[str]]:
+) -> tuple[list[tuple[MethodSpec, Learner]], list[str]]:
     """Split methods into those that this network and data set support and the others' problems.
 
     Args:
@@ -114,11 +115,18 @@ def filter_methods(
         dataset: the data.
         specs: the methods.
 
+    Returns:
+        The trainable methods with their learners, and one sentence for each problem.
+
     Example:
         >>> specs = [MethodSpec.parse("greedy()"), MethodSpec.parse("contsup()")]
         >>> trainable, problems = filter_methods(config, dataset, specs)
     """
-    return filter_trainable(specs, lambda spec: build(_make_method_config(config, spec), dataset))
+    learners: list[Learner] = []
+    trainable, problems = filter_trainable(
+        specs, lambda spec: learners.append(build(_make_method_config(config, spec), dataset))
+    )
+    return list(zip(trainable, learners, strict=True)), problems
 
 
 def _make_method_config(config: Config, spec: MethodSpec) -> Config:
@@ -206,13 +214,13 @@ def run_compare(
     problems = _find_value_problems(config, seeds, rounds)
     problems += _find_output_problems(file, overwrite) if file else []
     dataset, specs = _load_and_check(config, methods, problems)
-    specs, left_out = filter_methods(config, dataset, specs)
+    built, left_out = filter_methods(config, dataset, specs)
     check(left_out if strict else [])
     if file:
         _make_folder(file.parent)
-    notes = list(
-        find_method_notes((s, build(_make_method_config(config, s), dataset)) for s in specs)
-    )
+    notes = list(find_method_notes(built))
+    specs = [spec for spec, _ in built]
+    del built  # the learners would count as memory of what is measured later
     for note in notes:
         on_note(note)
     figures: dict[str, Any] = {}
