@@ -126,6 +126,19 @@ def test_a_stashed_gradient_is_found() -> None:
     assert stash
 
 
+def test_the_end_of_a_forward_is_dead_where_callers_keep_arguments() -> None:
+    """A failed compilation leaves torch's hook on Python's calls, whose callers then keep what they
+    hand over until the call returns.
+    """
+
+    def fail(graph: object, inputs: object) -> None:
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(Exception, match="on purpose"):
+        torch.compile(nn.Linear(2, 2), backend=fail)(torch.zeros(2, 2))
+    check(make_started(GREEDY))
+
+
 def drop_graph(store: Store) -> None:
     store.pop(Value(Kind.GRAPH, 0))
 

@@ -231,14 +231,14 @@ class Engine:
         self._cursor.microbatch, self._cursor.expected = microbatch, first
         precision = self.plan.precision
         with precision.forward() if precision.is_active else nullcontext():
-            if training:
-                # Without a name in this frame: it would keep the output alive while the actions
-                # run.
-                self._leave_segment(step, last, self._run_forward(step, first))
-                return None
             output = self._run_forward(step, first)
-            self._leave_segment(step, last, output)
-            return canonical_layout(output.detach())
+            self._program.leave[microbatch, last](step, output)
+            returned = None if training else canonical_layout(output.detach())
+            # From here on the store decides who lives. The actions run in no call that takes the
+            # output: Python may let the caller hold arguments until the call returns.
+            del output
+            self._run(step, self._program.after[microbatch, last])
+            return returned
 
     def _run_forward(self, step: StepContext, first: int) -> Tensor:
         """The output of the last segment that runs here; on the way, hooks end the others."""
@@ -277,15 +277,6 @@ class Engine:
         cursor.begun += 1
         if cursor.observe is not None:
             cursor.observe(action)
-
-    def _leave_segment(self, step: StepContext, segment: int, output: Tensor) -> None:
-        """End F of a segment, and run what the schedule lists before the next F."""
-        place = self._cursor.microbatch, segment
-        self._program.leave[place](step, output)
-        # From here on the store decides who lives, but for the output of an inner segment: its hook
-        # holds that until the forward goes on.
-        del output
-        self._run(step, self._program.after[place])
 
     def _run(self, step: StepContext, actions: Instructions) -> None:
         cursor = self._cursor
@@ -337,7 +328,10 @@ class Engine:
         if segment == self.stage.segments[-1]:
             raise StopForward(output)
         cursor.expected = segment + 1
-        self._leave_segment(step, segment, output)
+        place = cursor.microbatch, segment
+        self._program.leave[place](step, output)
+        # The network's own frames hold the output until the forward goes on.
+        self._run(step, self._program.after[place])
         return self._enter_segment(step, segment + 1, canonical_layout(output.detach()))
 
     def _keep_inner_output(
