@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import localprop as lp
 from localprop.rule.credit import Credit
 from tests.helpers import reference
+from tests.helpers.layers import cut_once
 from tests.helpers.reference import (
     ANY_NETWORK,
     ReferenceModel,
@@ -48,7 +49,7 @@ def step_once(
     learner = lp.Learner(
         model,
         rule,
-        modules=4,
+        partition=cut_once(model, batches[0], 4),
         optimizer=plain_sgd(0.5),
         sample=batches[0],
         recompute=recompute,
@@ -148,7 +149,8 @@ def test_frozen_layers_stay_and_the_rest_trains(rule: str, paths: tuple[str, ...
     model, batches = network("resnet14")
     freeze(model, *paths)
     before = copy.deepcopy(model)
-    learner = lp.Learner(model, case.rule, modules=4, optimizer=sgd, sample=batches[0])
+    partition = cut_once(model, batches[0], 4)
+    learner = lp.Learner(model, case.rule, partition=partition, optimizer=sgd, sample=batches[0])
     expected = ReferenceModel.of(learner, reference.layers_of_cifar_resnet)
     reference.train(expected, case.method, batches)
     for batch in batches:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import localprop as lp
 from localprop.rule.credit import Credit
+from tests.helpers.layers import cut_once
 from tests.helpers.reference import (
     NETWORKS,
     Term,
@@ -148,7 +149,12 @@ def compare(name: str, credit: str, *, recompute: bool = False) -> None:
     before = copy.deepcopy(model)
     rule = lp.Rule(CREDITS[credit], loss=InputReadingLosses(name))
     learner = lp.Learner(
-        model, rule, modules=4, optimizer=sgd, sample=batches[0], recompute=recompute
+        model,
+        rule,
+        partition=cut_once(model, batches[0], 4),
+        optimizer=sgd,
+        sample=batches[0],
+        recompute=recompute,
     )
     expected = UncutModel(name, learner)
     for batch in batches:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import localprop as lp
+from tests.helpers.layers import cut_once
 from tests.helpers.reference import (
     Batches,
     Term,
@@ -114,8 +115,9 @@ def compare(
 ) -> lp.Learner:
     """Train by the learner and by the copy, and compare each step's losses and the final state."""
     untrained = copy.deepcopy(model)
+    partition = cut_once(model, batches[0], modules)
     learner = lp.Learner(
-        model, rule, modules=modules, optimizer=sgd, sample=batches[0], microbatches=parts
+        model, rule, partition=partition, optimizer=sgd, sample=batches[0], microbatches=parts
     )
     connected = Connected(learner, to_layers)
     for batch in batches:

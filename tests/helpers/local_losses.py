@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import localprop as lp
 from localprop.rule.losses import LossBuilder
+from tests.helpers.layers import cut_once
 
 
 def make_loss_inputs(
@@ -42,10 +43,11 @@ def make_images() -> tuple[Tensor, Tensor]:
 def make_learner(rule: lp.Rule, precision: str = "fp32") -> lp.Learner:
     """A learner of a ResNet-8 in four modules for `make_images`."""
     torch.manual_seed(0)
+    model = lp.models.resnet8(num_classes=4, in_chans=1)
     return lp.Learner(
-        lp.models.resnet8(num_classes=4, in_chans=1),
+        model,
         rule,
-        modules=4,
+        partition=cut_once(model, make_images(), 4),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.02),
         sample=make_images(),
         normalization=lp.Normalization(),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import localprop as lp
 from localprop.rule.auxiliary import AuxBuilder
+from tests.helpers.layers import find_layers_once
 
 
 def make_point(
@@ -34,7 +35,7 @@ def make_point(
         "input_shape": torch.Size((2, *image)),
         "output_shape": torch.Size((2, *outputs)),
     }
-    layers = lp.Layers(**{**vars(lp.layers_of(model, torch.zeros(2, 2))), **made_up})
+    layers = lp.Layers(**{**vars(find_layers_once(model, (torch.zeros(2, 2),))), **made_up})
     return lp.AttachPoint(
         module, modules, 0, layers, shape, outputs[-1], normalization=normalization
     )
@@ -42,7 +43,7 @@ def make_point(
 
 def make_point_at(model: nn.Module, sample: Tensor, layer: int) -> lp.AttachPoint:
     """The end of a layer of a real network in which each layer is a module."""
-    layers = lp.layers_of(model, sample)
+    layers = find_layers_once(model, (sample,))
     shape = layers.shapes[layer]
     return lp.AttachPoint(layer, len(layers), layer, layers, shape, layers.output_shape[-1])
 

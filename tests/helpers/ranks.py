@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 import localprop as lp
+from tests.helpers.layers import cut_once
 
 POOL_SIZE = 4
 ANSWER_TIMEOUT_S = 60.0  # how long a test waits for a rank
@@ -221,13 +222,16 @@ def train(run: Run, *, alone: bool) -> Outcome:
     torch.manual_seed(0)
     model = run.build()
     batches = noise() if run.batches is None else run.batches()
+    options = dict(run.options)
+    if "modules" in options:
+        options["partition"] = cut_once(model, batches[0], options.pop("modules"))
     learner = lp.Learner(
         model,
         run.rule,
         sample=batches[0],
         optimizer=run.optimizer,
         ranks=lp.Ranks(alone=True) if alone else lp.Ranks(**{"timeout_s": 20.0, **run.ranks}),
-        **run.options,
+        **options,
     )
     random_state = torch.get_rng_state()
     modes = [module.training for module in learner.network.modules()]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import localprop as lp
+from tests.helpers.layers import cut_once
 from tests.helpers.methods import Method
 from tests.helpers.reference import sgd
 
@@ -55,10 +56,11 @@ BATCHES = make_batches(4)
 def make_learner(method: Method, options: dict[str, Any]) -> lp.Learner:
     if method is lp.sgr:  # a second-order loss needs the graph of the first forward
         options = {**options, "recompute": False}
+    model = build_network()
     return lp.Learner(
-        build_network(),
+        model,
         method(),
-        modules=4,
+        partition=cut_once(model, BATCHES[0], 4),
         optimizer=sgd,
         sample=BATCHES[0],
         normalization=lp.Normalization(),

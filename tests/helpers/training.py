@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 import localprop as lp
+from tests.helpers.layers import cut_once
 from tests.helpers.reference import network, sgd
 
 RULES: dict[str, lp.Rule] = {
@@ -26,7 +27,12 @@ def train(
     """A learner after three steps."""
     model, batches = network(name)
     learner = lp.Learner(
-        model, rule, modules=modules, optimizer=sgd, sample=batches[0], recompute=recompute
+        model,
+        rule,
+        partition=cut_once(model, batches[0], modules),
+        optimizer=sgd,
+        sample=batches[0],
+        recompute=recompute,
     )
     for batch in batches:
         learner.step(batch)

@@ -17,6 +17,7 @@ from localprop.models.resnet import CifarResNet
 from localprop.state import restore, state_of
 from tests.helpers.connected import Connected, Losses, compare
 from tests.helpers.connected_losses import AddPenalty, compare_penalty, local_loss, loss_of
+from tests.helpers.layers import cut_once
 from tests.helpers.points import build_head, count_parameters, list_leaf_types, make_point
 from tests.helpers.ranks import RankPool, Run, compare_on_ranks, train_on_ranks
 from tests.helpers.reference import NETWORKS, aux_of, batches_of, network, sgd
@@ -48,7 +49,10 @@ GROWING = KineticPenalty(tau=0.5, growth=1.5, every=2)
 def make_learner(
     model: nn.Module, rule: lp.Rule, batch: tuple[Tensor, Tensor], *, recompute: bool = False
 ) -> lp.Learner:
-    return lp.Learner(model, rule, modules=4, optimizer=sgd, sample=batch, recompute=recompute)
+    partition = cut_once(model, batch, 4)
+    return lp.Learner(
+        model, rule, partition=partition, optimizer=sgd, sample=batch, recompute=recompute
+    )
 
 
 # --- kinetic energy ------------------------------------------------------------------------------
