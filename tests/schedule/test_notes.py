@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 import localprop as lp
 from localprop.methods.names import find_methods, find_parts
+from tests.helpers.layers import cut_once
 from tests.helpers.reference import sgd
+
+pytestmark = pytest.mark.xdist_group("notes")  # one process finds what several tests read
 
 # They act in every 50th step only, after the three steps of these tests.
 LATER = {("KineticPenalty", "growth")}
@@ -97,12 +100,13 @@ def list_rules() -> Iterator[lp.Rule]:
 def make_learner(name: str, rule: lp.Rule) -> lp.Learner:
     make_model, shape, classes, modules = NETWORKS[name]
     torch.manual_seed(0)
+    model, sample = make_model(), (torch.rand(6, *shape), torch.arange(6) % classes)
     return lp.Learner(
-        make_model(),
+        model,
         rule,
-        modules=modules,
+        partition=cut_once(model, sample, modules),
         optimizer=sgd,
-        sample=(torch.rand(6, *shape), torch.arange(6) % classes),
+        sample=sample,
         normalization=lp.Normalization(),
     )
 
@@ -125,13 +129,21 @@ def is_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 def find_mistakes(name: str, rule: lp.Rule, seen: set[tuple[str, str]]) -> Iterator[str]:
     """Compare the notes on each argument, one at a time, with what training says."""
+    changes = [
+        (argument, other)
+        for argument in list_arguments(rule, lambda changed: changed)
+        if (other := vary(argument.value)) is not None
+        and other != argument.field.default
+        and argument.key not in seen | LATER
+    ]
+    if not changes:
+        return
     try:
         trained, _ = train(name, rule)
     except (lp.BadInput, lp.StepFailed):
         return  # the rule does not fit this network
-    for argument in list_arguments(rule, lambda changed: changed):
-        other = vary(argument.value)
-        if other is None or other == argument.field.default or argument.key in seen | LATER:
+    for argument, other in changes:
+        if argument.key in seen:  # a part may stand in a rule twice
             continue
         seen.add(argument.key)
         try:
