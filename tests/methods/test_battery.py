@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from localprop import methods
 from localprop.data.arrays import Images
 from localprop.methods.parse import parse_rule
 from localprop.state import restore, state_of
-from localprop.training.build import build, load_data
+from localprop.training.build import load_data
 from localprop.training.config import Config
+from tests.helpers.layers import cut_once
 from tests.helpers.methods import METHODS, Method, each_method
 
+SAMPLES = 32
 # The arguments that a docstring's credit drawing is made with, where they are not the defaults.
 DRAWN_WITH: dict[str, dict[str, Any]] = {
     "auglocal": {"depth": 1},
@@ -26,19 +29,22 @@ DRAWN_WITH: dict[str, dict[str, Any]] = {
 }
 
 
-def make_batch(size: int = 64) -> tuple[Tensor, Tensor]:
+@cache
+def make_batch() -> tuple[Tensor, Tensor]:
     digits = load_data(Config(data="digits"))
     assert isinstance(digits, Images)
-    return digits.train.images[:size].float(), digits.train.labels[:size]
+    return digits.train.images[:SAMPLES].float(), digits.train.labels[:SAMPLES]
 
 
 def make_learner(method: Method) -> lp.Learner:
-    config = Config(model="resnet14", batch_size=64, lr=0.05)
-    learner = build(config, load_data(config))
+    torch.manual_seed(0)
+    # A block that keeps its input's shape, which SOLO copies, is not in every stage of a ResNet-8.
+    name, modules = ("resnet14", 7) if method is lp.solo else ("resnet8", 4)
+    model = lp.models.create_model(name, 10, (1, 8, 8))
     return lp.Learner(
-        learner.model,
+        model,
         method(),
-        modules=7,
+        partition=cut_once(model, make_batch(), modules),
         optimizer=lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
         sample=make_batch(),
         normalization=lp.Normalization(),  # digits are pixels in 0..1
