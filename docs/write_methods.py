@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,16 +176,25 @@ def to_markdown(doc: str) -> str:
     return "\n".join(lines)
 
 
-def try_network(
-    make: Callable[[], lp.Rule], network: Network, *, recompute: bool = False
-) -> lp.Learner | str:
-    """A learner of a network, or why the method refuses it."""
+@cache
+def cut_network(kind: str) -> lp.Partition:
+    """The modules of a kind's network, which all methods share."""
+    network = NETWORKS[kind]
     torch.manual_seed(0)
+    model = lp.models.create_model(network.model, network.classes, network.shape)
+    return lp.Partition.uniform(lp.layers_of(model, network.inputs), network.modules)
+
+
+def try_network(
+    make: Callable[[], lp.Rule], kind: str, *, recompute: bool = False
+) -> lp.Learner | str:
+    """A learner of a kind's network, or why the method refuses it."""
+    network, partition = NETWORKS[kind], cut_network(kind)
     try:
         return lp.Learner(
-            lp.models.create_model(network.model, network.classes, network.shape),
+            partition.layers.model,
             make(),
-            modules=network.modules,
+            partition=partition,
             optimizer=make_sgd,
             sample=(network.inputs, network.targets),
             recompute=recompute,
@@ -196,9 +206,9 @@ def try_network(
 
 def find_refusals(make: Callable[[], lp.Rule]) -> dict[str, str | None]:
     """Why a method refuses each kind of network, recompute and ranks; None if it takes it."""
-    tried = {kind: try_network(make, network) for kind, network in NETWORKS.items()}
+    tried = {kind: try_network(make, kind) for kind in NETWORKS}
     kind, learner = next((k, each) for k, each in tried.items() if isinstance(each, lp.Learner))
-    tried["recompute"] = try_network(make, NETWORKS[kind], recompute=True)
+    tried["recompute"] = try_network(make, kind, recompute=True)
     refusals = {kind: each if isinstance(each, str) else None for kind, each in tried.items()}
     wiring = learner.wiring
     placement = Placement.balanced(wiring, 2, estimate_module_costs(wiring))

@@ -33,12 +33,16 @@ MODULES = sorted(
 )
 
 
-def make_example_names() -> dict[str, object]:
-    """The imports and objects that an example may use without making them."""
+PREPARED = ("dataset", "learner", "images", "labels", "test")
+
+
+def make_example_names(source: str) -> dict[str, object]:
+    """The imports and objects that examples may use without making them.
+
+    The data and a learner are made only where the source of the examples names them.
+    """
     config = Config(model="mlp", epochs=2)
-    dataset, learner = prepare(config)
-    assert isinstance(dataset.train, Split)
-    return {
+    names: dict[str, object] = {
         "torch": torch,
         "nn": torch.nn,
         "np": numpy,
@@ -47,20 +51,25 @@ def make_example_names() -> dict[str, object]:
         "prepare": prepare,
         "load": load,
         "config": config,
-        "dataset": dataset,
-        "learner": learner,
         "report": EpochReport(1, 0.1, (0,), (1.0,), 0.5, 1.0),
-        "images": dataset.train.images,
-        "labels": dataset.train.labels,
-        "test": dataset.test,
     }
+    if {*PREPARED}.isdisjoint(re.findall(r"\w+", source)):
+        return names
+    dataset, learner = prepare(config)
+    assert isinstance(dataset.train, Split)
+    images, labels = dataset.train.images, dataset.train.labels
+    prepared = (dataset, learner, images, labels, dataset.test)
+    return names | dict(zip(PREPARED, prepared, strict=True))
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    usable = {key: value for key, value in make_example_names().items() if not hasattr(module, key)}
+    found = doctest.DocTestFinder().find(module)
+    source = "".join(example.source for each in found for example in each.examples)
+    names = make_example_names(source)
+    usable = {key: value for key, value in names.items() if not hasattr(module, key)}
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     failed, _ = doctest.testmod(module, optionflags=flags, extraglobs=usable)
     assert failed == 0
