@@ -1,6 +1,6 @@
-"""`localprop train` under torchrun gives the results of one process.
+"""`localprop train` on ranks gives the results of one process.
 
-That also holds after a rank was killed, and for a run that other ranks resume.
+That also holds after torchrun has restarted them, and for a run that other ranks resume.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.helpers.cli import run_train
+from tests.helpers.ranks import RankPool
+
+pytestmark = pytest.mark.xdist_group("ranks")
 
 RUN = ["--model", "mlp:16,16,16", "--modules", "4", "--method", "backlink(layers=1)"]
 RUN += ["--limit", "300", "--batch-size", "100", "--microbatches", "2", "--epochs", "3"]
@@ -43,10 +51,21 @@ def launch(ranks: int, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
     )
 
 
-def train(ranks: int, *words: str) -> tuple[int, str, str]:
-    process = launch(ranks, *words)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def train(pool: RankPool, ranks: int, *words: str) -> tuple[list[int], str, str]:
+    """Run the command on ranks that are there already; exit codes, and what all of them print."""
+    ended = pool.run(ranks, train_as_launched, words)
+    codes, outs, errs = zip(*ended, strict=True)
+    return [*codes], "".join(outs), "".join(errs)
+
+
+def train_as_launched(words: Sequence[str]) -> tuple[int, str, str]:
+    """Run the command on a rank, with the variables that torchrun sets."""
+    rank, ranks = str(dist.get_rank()), str(dist.get_world_size())
+    launched = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1"}
+    out, err = StringIO(), StringIO()
+    with mock.patch.dict(os.environ, launched), redirect_stdout(out), redirect_stderr(err):
+        code = run_train(*words, quick=False)
+    return code, out.getvalue(), err.getvalue()
 
 
 def read_results(folder: Path) -> tuple[Any, Any]:
@@ -92,12 +111,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_same_files_and_bits_on_three_ranks_and_a_resume_on_fewer(
-    alone: Path, tmp_path: Path
+def test_the_same_files_and_bits_on_four_ranks_and_a_resume_on_fewer(
+    pool: RankPool, alone: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "three"
-    code, printed, err = train(3, *RUN, "--out", str(out))
-    assert code == 0, err
+    out = tmp_path / "four"
+    codes, printed, err = train(pool, 4, *RUN, "--out", str(out))
+    assert codes == [0] * 4, err
     assert printed.count("test accuracy") == 1
     assert err.count("epoch 1/3") == 1  # rank 0 alone prints
     assert {file.name for file in out.iterdir()} == {file.name for file in alone.iterdir()}
@@ -105,9 +124,9 @@ def test_the_same_files_and_bits_on_three_ranks_and_a_resume_on_fewer(
 
     epochs = (out / "metrics.jsonl").read_text().splitlines()
     (out / "summary.json").unlink()
-    # No epoch is left to train, but fewer ranks read the checkpoint of three.
-    code, _, err = train(2, "--out", str(out), "--resume")
-    assert code == 0, err
+    # No epoch is left to train, but fewer ranks read the checkpoint of four.
+    codes, _, err = train(pool, 2, "--out", str(out), "--resume")
+    assert codes == [0, 0], err
     assert (out / "metrics.jsonl").read_text().splitlines() == epochs
     assert_same(alone, out)
     assert run_train("--out", out, "--resume", quick=False) == 0
@@ -135,9 +154,9 @@ def test_a_killed_rank_is_named_and_a_restart_ends_with_the_same_bits(tmp_path: 
     assert_same(whole, out)
 
 
-def test_a_wrong_number_of_ranks_is_reported_once() -> None:
-    code, out, err = train(2, *RUN, "--modules", "1")
-    assert code != 0
+def test_a_wrong_number_of_ranks_is_reported_once(pool: RankPool) -> None:
+    codes, out, err = train(pool, 3, *RUN, "--modules", "2")
+    assert codes == [2] * 3
     assert out == ""
-    assert err.count("2 ranks, but 1 module(s)") == 1
-    assert "localprop/cli/" not in err  # no traceback of ours; torchrun prints its own
+    assert err.count("3 ranks, but 2 module(s)") == 1
+    assert "Traceback" not in err
