@@ -12,7 +12,7 @@ import pytest
 
 from localprop.cli import main as cli
 from localprop.training import run
-from tests.helpers.cli import FILES, QUICK, names_in, run_train
+from tests.helpers.cli import FILES, names_in, run_train
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_a_signal_ends_a_process_with_130_and_whole_files(tmp_path: Path) -> Non
 
 
 def test_a_reader_that_leaves_causes_no_traceback() -> None:
-    run = start_process("train", *QUICK, "--json")
+    run = start_process("recipes")
     assert run.stdout is not None
     assert run.stderr is not None
     run.stdout.close()
     assert "Traceback" not in run.stderr.read()
-    run.wait(timeout=60)
+    assert run.wait(timeout=60) == 1
     run.stderr.close()
 
 
