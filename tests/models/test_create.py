@@ -52,7 +52,14 @@ def test_every_name_is_tried() -> None:
     assert SMALL.keys() == NETWORKS.keys()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+# They take seconds, and differ from shallower networks in depth only.
+DEEP = {"resnet110", "resnet128", "resnet101_cifar", "resnet152_cifar"}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(name, marks=[pytest.mark.long] * (name in DEEP)) for name in NETWORKS],
+)
 def test_layers_of_every_network(network: str) -> None:
     name, shape, layers = SMALL[network]
     with torch.device("meta"):
