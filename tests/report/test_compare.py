@@ -76,14 +76,14 @@ def test_a_language_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 
 def test_the_same_seed_gives_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["compare", *SMALL, "--seeds", "1", "--json", "--methods", "backlink()"]
+    words = ["compare", *TINY, "--seeds", "1", "--json", "--methods", "backlink()"]
     results = [json.loads(run_command(capsys, *words)[1])["rows"][0] for _ in range(2)]
     assert results[0]["accuracies"] == results[1]["accuracies"]
     assert results[0]["peak_bytes"] == results[1]["peak_bytes"]
 
 
 def test_the_table_says_that_digits_are_easy(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["compare", *SMALL, "--seeds", "1", "--methods", "greedy()"]
+    words = ["compare", *TINY, "--seeds", "1", "--methods", "greedy()"]
     code, out, err = run_command(capsys, *words)
     assert code == 0
     assert out.startswith("| method")

@@ -106,9 +106,16 @@ def test_losses_that_look_at_pixels(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| infopro() " in out
 
 
-@pytest.mark.parametrize("devices", ["--ranks 64 --modules 64", "--ranks 16 --replicas 64"])
-def test_many_devices(capsys: pytest.CaptureFixture[str], devices: str) -> None:
-    model = "mlp:" + ",".join(["4"] * 63)
+@pytest.mark.parametrize(
+    ("layers", "devices"),
+    [
+        (24, "--ranks 24 --modules 24"),
+        (16, "--ranks 16 --replicas 64"),
+        pytest.param(64, "--ranks 64 --modules 64", marks=pytest.mark.long),
+    ],
+)
+def test_many_devices(capsys: pytest.CaptureFixture[str], layers: int, devices: str) -> None:
+    model = "mlp:" + ",".join(["4"] * (layers - 1))
     words = f"plan --model {model} --input 4 --rounds 1 --json {devices} --methods backlink()"
     code, out, _ = run_command(capsys, *words.split())
     assert code == 0
