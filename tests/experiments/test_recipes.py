@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from types import ModuleType
 
 import pytest
@@ -119,20 +121,32 @@ def find_promised_modules(recipe: Recipe) -> int | None:
     return k - 1 if stem_counts else k
 
 
+def group_recipes(network: str, *, by_data: bool) -> Iterable[list[Recipe]]:
+    """The recipes of a network, in groups of the same cuts and method, and of the same data."""
+    groups = defaultdict[object, list[Recipe]](list)
+    for recipe in ALL:
+        c = recipe.config
+        if find_network(c) == network:
+            data = (c.data, c.image_size) if by_data else ()
+            groups[c.model, c.cuts, c.modules, c.method, c.phases, data].append(recipe)
+    return groups.values()
+
+
 @pytest.mark.parametrize("network", sorted({find_network(recipe.config) for recipe in ALL}))
-def test_every_recipe_of_a_network_is_wired(network: str) -> None:
+@pytest.mark.parametrize("by_data", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_every_recipe_of_a_network_is_wired(network: str, by_data: bool) -> None:
     """Into the modules that its name promises, with all of its heads, losses and encoders.
 
-    All tensors are on the meta device: they have shapes, but no values.
+    All tensors are on the meta device: they have shapes, but no values. Data sets differ in classes
+    and sizes of images alone, so one of them stands for all unless the test may take long.
     """
-    for recipe in ALL:
-        config = recipe.config
-        if find_network(config) != network:
-            continue
+    for recipes in group_recipes(network, by_data=by_data):
+        config = recipes[0].config
         partition = cut_network(config)
         phases = parse_phases(config.phases) if config.phases else []
         for method in [phase.method for phase in phases] or [config.method]:
             task = lp.CrossEntropy(config.label_smoothing)
             with torch.device("meta"):
                 lp.wire(parse_rule(method), partition, task=task, normalization=lp.Normalization())
-        assert find_promised_modules(recipe) in (None, len(partition.modules)), recipe.name
+        for recipe in recipes:
+            assert find_promised_modules(recipe) in (None, len(partition.modules)), recipe.name
