@@ -64,9 +64,9 @@ class Classification(Task):
             yield f"class_weights has {negative[0]}, but weights must be 0 or more."
         if self.label_smoothing and 0 in self._weights:
             yield (
-                f"class_weights has a 0, and label_smoothing={self.label_smoothing}: samples of the "
-                "class would add to the loss but not to its denominator. Use label_smoothing=0, or "
-                "ignore_index for the class."
+                f"class_weights has a 0, and label_smoothing={self.label_smoothing}: samples of "
+                "that class would add to the loss but not to its denominator. Use "
+                "label_smoothing=0, or ignore_index for the class."
             )
 
     @property
@@ -88,6 +88,9 @@ class Classification(Task):
             counts = targets != self.ignore_index
             counts &= weights[targets.where(counts, 0)] > 0
             targets = targets.where(counts, self.ignore_index)
+        return self._compare(output, targets, weights)
+
+    def _compare(self, output: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         return functional.cross_entropy(
             output,
             targets,
