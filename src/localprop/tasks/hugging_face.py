@@ -30,7 +30,8 @@ def find_hugging_face_task(model: nn.Module, targets: Any) -> Task | None:
     config = get_config(model)
     if config is None:
         return None
-    for kind in type(model).__mro__:
+    # A compiled model holds the one that it runs.
+    for kind in type(getattr(model, "_orig_mod", model)).__mro__:
         for ending, make in BY_ENDING.items():
             if kind.__name__.endswith(ending):
                 return make(model, config, targets)
