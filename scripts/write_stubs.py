@@ -27,6 +27,7 @@ SOURCES = (
     "ranks/pipeline.py",
     "rule",
     "schedule",
+    "tasks",
     "training/checkpoint.py",
     "training/config.py",
     "training/trainer.py",

@@ -21,14 +21,24 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Packages, and modules of the package itself, in the order of docs/design.md, section 3: each may
 # import from itself and from those before it. `__init__` stands for the public names.
 ORDER = [
-    "errors", "models", "data", "network", "rule", "methods", "schedule", "engine", "cost", "ranks",
-    "checks", "state_problems", "state", "learner", "__init__", "training", "experiments", "report",
-    "commands", "cli", "__main__",
+    "errors", "tasks", "models", "data", "network", "rule", "methods", "schedule", "engine", "cost",
+    "ranks", "checks", "state_problems", "state", "learner", "__init__", "training", "experiments",
+    "report", "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.
 ANYBODY = "ranks.launch"
-ONLY_ERRORS = {"models", "data"}
-NAME_NO_METHOD = {"network", "rule", "schedule", "engine", "cost", "ranks", "checks", "learner"}
+ONLY_ERRORS = {"tasks", "models", "data"}
+NAME_NO_METHOD = {
+    "tasks",
+    "network",
+    "rule",
+    "schedule",
+    "engine",
+    "cost",
+    "ranks",
+    "checks",
+    "learner",
+}
 
 
 def package_of(path: Path) -> str:

@@ -81,6 +81,16 @@ from .rule.terms import Terms as Terms
 from .schedule.notes import find_notes as find_notes
 from .schedule.schedule import Schedule as Schedule
 from .schedule.wire import wire as wire
+from .tasks.classification import CausalLM as CausalLM
+from .tasks.classification import Classification as Classification
+from .tasks.classification import MaskedLM as MaskedLM
+from .tasks.classification import Segmentation as Segmentation
+from .tasks.classification import TokenClassification as TokenClassification
+from .tasks.custom import task as task
+from .tasks.elementwise import MultiLabel as MultiLabel
+from .tasks.elementwise import Regression as Regression
+from .tasks.find import find_task as find_task
+from .tasks.task import Task as Task
 from .training.checkpoint import load as load
 from .training.checkpoint import save as save
 from .training.config import Config as Config
