@@ -38,7 +38,7 @@ def find_owned_parameters(
     """
     here = range(len(wiring.segments)) if segments is None else segments
     named = dict(model.named_parameters())
-    owned = {Action(Op.S, s): wiring.parameters_trained_by(named, s) for s in here}
+    owned = {Action(Op.S, s): wiring.parameters_trained_by(named, s, s) for s in here}
     for objective in wiring.objectives:
         if objective.segment in here:
             owned[Action(Op.H, *objective.key)] = list(wiring.head(objective).parameters())
