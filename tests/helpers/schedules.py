@@ -41,9 +41,10 @@ def partition_for(table: lp.CreditTable, ties: Iterable[Tie] = ()) -> lp.Partiti
     return lp.Partition(replace(layers, parameters=tuple(parameters)), starts)
 
 
-def wiring_of(table: lp.CreditTable) -> Wiring:
+def wiring_of(table: lp.CreditTable, ties: Iterable[Tie] = ()) -> Wiring:
     """The wiring of an MLP that fits a table."""
-    return wire(lp.Rule(lambda partition: table), partition_for(table), task=lp.CrossEntropy())
+    partition = partition_for(table, ties)
+    return wire(lp.Rule(lambda _: table), partition, task=lp.CrossEntropy())
 
 
 # --- what holds of any table ------------------------------------------------------------------

@@ -55,7 +55,7 @@ def tie_segments(segments: list[Segment], table: CreditTable) -> tuple[Segment, 
 
     The step comes after the last backward through any of them. Other parameters should not wait
     for it, too, so it is that of the segment which this backward runs through: of those that the
-    latest loss trains, the first::
+    latest loss reaches, the first::
 
         greedy      loss0  T|.|.        end_to_end      loss0  .|.|.
                     loss1  .|T|.                        loss1  .|.|.
@@ -70,7 +70,7 @@ def tie_segments(segments: list[Segment], table: CreditTable) -> tuple[Segment, 
 
     def when_done(s: int) -> tuple[int, int]:
         column = table.column(segments[s].layers[0])
-        return max(k for k, entry in enumerate(column) if entry and entry.train), -s
+        return max(k for k, entry in enumerate(column) if entry), -s
 
     owners = {name: max(using, key=when_done) for name, using in users.items()}
     return tuple(
