@@ -21,7 +21,7 @@ import localprop as lp
 from localprop.cost.timing import message_bytes
 from localprop.methods.names import find_methods
 from localprop.schedule.lowering import lower
-from localprop.schedule.placement import Placement, estimate_module_costs, find_unavailable_inputs
+from localprop.schedule.placement import Placement, estimate_module_costs, find_placement_problems
 from localprop.schedule.schedule import SENDS, Op
 
 HERE = Path(__file__).parent
@@ -105,7 +105,7 @@ def format_traffic(learner: lp.Learner) -> str:
     """The KiB that two ranks send per image, down and up."""
     wiring = learner.wiring
     placement = Placement.balanced(wiring, 2, estimate_module_costs(wiring))
-    if list(find_unavailable_inputs(wiring, placement)):
+    if list(find_placement_problems(wiring, placement)):
         return "one process only"
     size = message_bytes(wiring, 1)
     down = up = 0.0
@@ -212,7 +212,7 @@ def find_refusals(make: Callable[[], lp.Rule]) -> dict[str, str | None]:
     refusals = {kind: each if isinstance(each, str) else None for kind, each in tried.items()}
     wiring = learner.wiring
     placement = Placement.balanced(wiring, 2, estimate_module_costs(wiring))
-    return refusals | {"ranks": next(iter(find_unavailable_inputs(wiring, placement)), None)}
+    return refusals | {"ranks": next(iter(find_placement_problems(wiring, placement)), None)}
 
 
 def build_fit() -> str:

@@ -12,10 +12,12 @@ from tests.helpers.reference import Batches
 WORDS, CONTEXT, WIDTH = 11, 6, 8
 
 
-def language_model(blocks: int = 4) -> tuple[TransformerLM, Batches]:
+def language_model(blocks: int = 4, *, tied: bool = False) -> tuple[TransformerLM, Batches]:
     """A model and four batches of random words."""
     torch.manual_seed(0)
-    model = lp.models.transformer_lm(WORDS, CONTEXT, width=WIDTH, heads=2, blocks=blocks).double()
+    model = lp.models.transformer_lm(
+        WORDS, CONTEXT, width=WIDTH, heads=2, blocks=blocks, tied=tied
+    ).double()
     assert isinstance(model, TransformerLM)
     with torch.no_grad():
         # The model's initial weights are so small that heads would see almost nothing.

@@ -150,6 +150,16 @@ class Blocks(nn.Module):
         return logits
 
 
+def build_tied(*groups: tuple[int, ...]) -> Blocks:
+    """Blocks of which those of a group share the weight of their convolution."""
+    model = Blocks()
+    for first, *others in groups:
+        shared = model.get_parameter(f"blocks.{first}.conv.weight")
+        for i in others:
+            model.get_submodule(f"blocks.{i}.conv").register_parameter("weight", shared)
+    return model
+
+
 Build = Callable[[], nn.Module]
 Batches = list[tuple[Tensor, Tensor]]
 

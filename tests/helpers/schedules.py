@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 
 import hypothesis.strategies as st
@@ -26,15 +28,23 @@ def wire_mlp(credit: Credit, count: int = 12, modules: int = 4) -> Wiring:
     return wire(lp.Rule(credit), partition, task=lp.CrossEntropy())
 
 
-def partition_for(table: lp.CreditTable) -> lp.Partition:
-    """An MLP that has as many layers and modules as a table."""
+Tie = tuple[int, int]  # two layers that share a weight
+
+
+def partition_for(table: lp.CreditTable, ties: Iterable[Tie] = ()) -> lp.Partition:
+    """An MLP that has as many layers and modules as a table, with some weights in two layers."""
     starts = tuple(end + 1 for end in table.ends[:-1])
-    return lp.Partition(mlp_layers(sum(table.sizes)), starts)
+    layers = mlp_layers(sum(table.sizes))
+    parameters = list(layers.parameters)
+    for one, other in ties:
+        parameters[other] = (parameters[one][0], *parameters[other][1:])
+    return lp.Partition(replace(layers, parameters=tuple(parameters)), starts)
 
 
-def wiring_of(table: lp.CreditTable) -> Wiring:
+def wiring_of(table: lp.CreditTable, ties: Iterable[Tie] = ()) -> Wiring:
     """The wiring of an MLP that fits a table."""
-    return wire(lp.Rule(lambda partition: table), partition_for(table), task=lp.CrossEntropy())
+    partition = partition_for(table, ties)
+    return wire(lp.Rule(lambda _: table), partition, task=lp.CrossEntropy())
 
 
 # --- what holds of any table ------------------------------------------------------------------
@@ -62,6 +72,16 @@ def tables(draw: st.DrawFn) -> lp.CreditTable:
         rows.append([*[None] * (end - reach), *reached, *[None] * (count - end)])
     _train_the_rest(rows)
     return lp.CreditTable(tuple(sizes), tuple(map(tuple, rows)))
+
+
+@st.composite
+def ties_on_ranks(draw: st.DrawFn, table: lp.CreditTable, cuts: set[int]) -> list[Tie]:
+    """Any pairs of layers that one rank has, if ranks begin at the modules `cuts`."""
+    module_of = [module for module, size in enumerate(table.sizes) for _ in range(size)]
+    rank_of = [sum(cut <= module for cut in cuts) for module in module_of]
+    layers = range(len(rank_of))
+    pairs = [(a, b) for a in layers for b in layers if a < b and rank_of[a] == rank_of[b]]
+    return draw(st.lists(st.sampled_from(pairs), max_size=3)) if pairs else []
 
 
 def _train_the_rest(rows: list[Row]) -> None:

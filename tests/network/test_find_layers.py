@@ -191,21 +191,14 @@ def test_tied_weights_within_a_module_train() -> None:
     torch.testing.assert_close(model.linear(0).weight.grad, expected, rtol=0, atol=1e-14)
 
 
-def test_tied_weights_across_a_cut_are_refused_by_name() -> None:
-    layers = lp.layers_of(build_tied(1, 2), torch.zeros(2, 6, dtype=torch.float64))
-    with pytest.raises(
-        lp.BadInput,
-        match=r"'blocks\.1\.linear\.weight' is shared by the modules \[0, 1\]: untie.*modules=1",
-    ):
-        lp.Partition.uniform(layers, 2)
-
-
-def test_tied_weights_that_other_losses_train_are_refused_by_name() -> None:
-    """One module, but a link cuts it between the two users."""
-    with pytest.raises(
-        lp.BadInput, match=r"'blocks\.0\.linear\.weight' is shared by layers of module 0"
-    ):
-        build_learner(build_tied(0, 1), lp.backlink(layers=1), modules=2)
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("rule", [lp.greedy(), lp.backlink(layers=1)])
+def test_tied_weights_across_a_cut_are_used_by_two_layers(first: int, rule: lp.Rule) -> None:
+    learner = build_learner(build_tied(first, first + 1), rule, modules=4)
+    name = f"blocks.{first}.linear.weight"
+    layers = learner.partition.layers
+    assert [i for i, names in enumerate(layers.parameters) if name in names] == [first, first + 1]
+    assert learner.wiring.tied == {name: (first + 1, [first, first + 1])}
 
 
 def test_unused_parameters_are_refused_by_name() -> None:

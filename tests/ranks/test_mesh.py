@@ -26,9 +26,11 @@ from tests.helpers.ranks import (
     COMBINED,
     Batches,
     Blocks,
+    Build,
     Outcome,
     RankPool,
     Run,
+    build_tied,
     noise,
     sgd,
     train,
@@ -54,12 +56,21 @@ def noise_in_float64() -> Batches:
     return noise((12, 12, 11), dtype=torch.float64)
 
 
+def build_tied_in_float64() -> nn.Module:
+    """Each of two stages steps what two of its modules use."""
+    return build_tied((0, 1), (4, 5, 7)).double()
+
+
 def train_both(
-    pool: RankPool, rule: lp.Rule, ranks: int, microbatches: int
+    pool: RankPool,
+    rule: lp.Rule,
+    ranks: int,
+    microbatches: int,
+    build: Build = build_in_float64,
 ) -> tuple[Outcome, list[Outcome]]:
     """Train in one process, and in two replicas of `microbatches` micro-batches each."""
     options = {"modules": 6, "microbatches": 2 * microbatches, "normalization": lp.Normalization()}
-    run = Run(rule, build_in_float64, options, batches=noise_in_float64, inspect_after=(1,))
+    run = Run(rule, build, options, batches=noise_in_float64, inspect_after=(1,))
     alone = train(run, alone=True)
     run = replace(run, options=run.options | {"microbatches": microbatches}, ranks={"replicas": 2})
     together = pool.run(ranks, train_on_ranks, run)
@@ -100,6 +111,13 @@ def find_largest_difference(alone: Outcome, together: list[Outcome]) -> float:
 @each_case
 def test_one_micro_batch_each(pool: RankPool, name: str, ranks: int) -> None:
     alone, together = train_both(pool, RULES[name](), ranks, microbatches=1)
+    assert find_largest_difference(alone, together) == 0
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", ["greedy", "backlink", "interlocking", "end_to_end"])
+def test_tied_parameters(pool: RankPool, name: str, ranks: int) -> None:
+    alone, together = train_both(pool, RULES[name](), ranks, 1, build_tied_in_float64)
     assert find_largest_difference(alone, together) == 0
 
 

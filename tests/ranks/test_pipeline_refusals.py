@@ -12,7 +12,7 @@ from torch import nn
 
 import localprop as lp
 from tests.helpers.processes import TIMEOUT_S
-from tests.helpers.ranks import Blocks, RankPool, noise, sgd
+from tests.helpers.ranks import Blocks, RankPool, build_tied, noise, sgd
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -134,6 +134,26 @@ def test_stages_that_do_not_fit(pool: RankPool, options: dict[str, Any], message
     for answer in pool.run(3, carry_out, Plan(options=options)):
         assert isinstance(answer, lp.BadInput)
         assert message in str(answer)
+
+
+def tie_on_ranks(cuts: tuple[int, ...]) -> str:
+    """Train a network whose modules 3, 5 and 8 share a weight, with a rank's first at each cut."""
+    model, batch = build_tied((2, 4, 7)), noise()[0]
+    ranks = lp.Ranks(cuts=cuts)
+    lp.Learner(model, lp.greedy(), modules=9, optimizer=sgd, sample=batch, ranks=ranks).step(batch)
+    return "nothing was refused"
+
+
+def test_parameters_that_two_ranks_train_are_refused(pool: RankPool) -> None:
+    for answer in pool.run(2, tie_on_ranks, (5,)):
+        assert isinstance(answer, lp.BadInput), answer
+        assert str(answer) == (
+            "Parameter 'blocks.2.conv.weight' is tied: blocks.2, blocks.4 and blocks.7 use it, on "
+            "the ranks 0 and 1, which would train copies of it apart. Untie it (give each layer a "
+            "parameter of its own); let no rank begin at the modules 4 to 8, "
+            "ranks=Ranks(cuts=...); or train in one process, ranks=Ranks(alone=True)."
+        )
+    assert pool.run(2, tie_on_ranks, (1,)) == ["nothing was refused"] * 2
 
 
 class ShardedParameter(nn.Parameter):

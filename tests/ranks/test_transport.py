@@ -21,6 +21,7 @@ from tests.helpers.ranks import (
     Blocks,
     RankPool,
     Run,
+    build_tied,
     compare_on_ranks,
     noise,
     train_on_ranks,
@@ -94,14 +95,15 @@ def build_frozen(*prefixes: str) -> nn.Module:
     return model
 
 
-def build_tied() -> nn.Module:
+def build_tied_and_frozen() -> nn.Module:
     """A frozen weight that layers of several stages share."""
-    model = Blocks()
-    shared = model.get_parameter("blocks.3.conv.weight")
-    shared.requires_grad_(False)
-    for i in (1, 6):
-        model.get_submodule(f"blocks.{i}.conv").register_parameter("weight", shared)
+    model = build_tied((3, 1, 6))
+    model.get_parameter("blocks.3.conv.weight").requires_grad_(False)
     return model
+
+
+# Trained weights that layers of one stage share.
+build_tied_on_ranks = partial(build_tied, (0, 2), (4, 5, 7))
 
 
 def build_channels_last(build: Callable[[], nn.Module]) -> nn.Module:
@@ -171,7 +173,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "frozen at the end": {
         "build": partial(build_frozen, "head", "blocks.5", "blocks.6", "blocks.7")
     },
-    "tied and frozen": {"build": build_tied},
+    "tied and frozen": {"build": build_tied_and_frozen},
+    "tied": {"build": build_tied_on_ranks},
 }
 
 
@@ -182,6 +185,19 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_models(pool: RankPool, name: str, rule: lp.Rule) -> None:
     options = {"modules": 4, "microbatches": 2}
     compare_on_ranks(pool, Run(rule, options=options, **MODELS[name]), 2)
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize(
+    "rule",
+    [lp.greedy(), lp.backlink(), lp.backlink(2, 0.5), lp.interlocking(2), lp.interlocking(3)],
+    ids=lambda rule: str(rule.credit),
+)
+def test_tied_parameters_within_a_rank(pool: RankPool, rule: lp.Rule, microbatches: int) -> None:
+    """A module per layer, so that both ranks step what several of their modules use."""
+    options = {"modules": 9, "microbatches": microbatches}
+    ranks = {"cuts": (4,)}
+    compare_on_ranks(pool, Run(rule, build_tied_on_ranks, options=options, ranks=ranks), 2)
 
 
 @pytest.mark.parametrize("rule", [lp.contsup(), COMBINED], ids=lambda rule: str(rule.credit))

@@ -31,7 +31,7 @@ from localprop.schedule.schedule import (
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
 from tests.helpers.parallel_run import ParallelRun
-from tests.helpers.schedules import partition_for, tables, wire_mlp
+from tests.helpers.schedules import partition_for, tables, ties_on_ranks, wire_mlp
 
 # --- as text ----------------------------------------------------------------------------------
 
@@ -148,15 +148,18 @@ class LoweringCase(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn) -> LoweringCase:
-    """Any credit table, stages, micro-batches, order, costs, replicas and recomputed segments."""
+    """Any credit table, stages, micro-batches, order, costs, replicas and recomputed segments, with
+    any parameters that layers of one stage share.
+    """
     table = draw(tables())
+    modules = len(table.sizes)
+    cuts = draw(st.sets(st.integers(1, modules - 1))) if modules > 1 else set()
     context = lp.ContextSupply(
         draw(st.booleans()), draw(st.integers(0, 3)), encoder=lambda *shapes: nn.Identity()
     )
     rule = lp.Rule(lambda partition: table, context=context)
-    wiring = wire(rule, partition_for(table), task=lp.CrossEntropy())
-    modules = len(wiring.table.sizes)
-    cuts = draw(st.sets(st.integers(1, modules - 1))) if modules > 1 else set()
+    partition = partition_for(table, draw(ties_on_ranks(table, cuts)))
+    wiring = wire(rule, partition, task=lp.CrossEntropy())
     trained = [s for s, flows in enumerate(wiring.flows[:-1]) if flows]
     recomputed = draw(st.sets(st.sampled_from(trained))) if trained else set()
     options: Options = {
@@ -254,7 +257,7 @@ class OrderCheck:
         if op in (Op.F, Op.L, Op.B):
             self._check_microbatches_in_order(step, action)
         if op is Op.F and any(flow.train for flow in self._case.wiring.flows[s]):
-            assert self._steps[s] == step, "a forward before the step of the batch before"
+            assert self._stepped(s) == {step}, "a forward before the step of the batch before"
         if op is Op.R:
             assert not self._backwards[s, step, m], "a recompute after a backward"
             self._recomputes[s, step, m] += 1
@@ -271,13 +274,18 @@ class OrderCheck:
     def _check_backward(self, s: int, step: int, m: int) -> None:
         assert self._recomputes[s, step, m] == (s in self._case.options["recomputed"])
         self._backwards[s, step, m] += 1
-        assert self._steps[s] == step, "a backward through weights that have moved"
+        assert self._stepped(s) == {step}, "a backward through weights that have moved"
 
     def _check_step(self, s: int, step: int) -> None:
-        flows = len(self._case.wiring.flows[s])
-        microbatches = range(self._case.microbatches)
-        assert all(self._backwards[s, step, m] == flows for m in microbatches)
+        wiring = self._case.wiring
+        for user, flows in enumerate(wiring.flows):
+            for m in range(self._case.microbatches) if s in wiring.steps_of(user) else ():
+                assert self._backwards[user, step, m] == len(flows)
         self._steps[s] += 1
+
+    def _stepped(self, s: int) -> set[int]:
+        """How often the parameters have been stepped that a segment trains."""
+        return {self._steps[step] for step in self._case.wiring.steps_of(s)}
 
 
 @settings(max_examples=150, deadline=None)

@@ -15,7 +15,7 @@ from localprop.rule.credit import Credit
 from localprop.schedule.schedule import RECEIVES, SENDS, Action, Op
 from localprop.schedule.wiring import Wiring
 from tests.helpers.reference import tanh_mlp
-from tests.helpers.schedules import tables, wire_mlp, wiring_of
+from tests.helpers.schedules import tables, ties_on_ranks, wire_mlp, wiring_of
 
 # --- as text ----------------------------------------------------------------------------------
 
@@ -144,6 +144,22 @@ def test_a_schedule_does_what_its_table_says(
             entries = enumerate(table.column(layer))
             expected = {k: e.weight * microbatches for k, e in entries if e is not None and e.train}
             assert amounts == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), tables(), st.integers(1, 3))
+def test_a_tied_parameter_makes_no_other_wait(
+    data: st.DataObject, table: lp.CreditTable, microbatches: int
+) -> None:
+    """Its step comes after all its uses, and no action moves for that."""
+    ties = data.draw(ties_on_ranks(table, set()))
+    wiring, untied = wiring_of(table, ties), wiring_of(table)
+    schedule = lp.Schedule.compile(wiring, microbatches)
+    assert schedule == lp.Schedule.compile(untied, microbatches)
+    for step, layers in wiring.tied.values():
+        users = {s for s, each in enumerate(wiring.segments) if {*layers} & {*each.layers}}
+        backwards = [i for i, a in enumerate(schedule) if a.op is Op.B and a.segment in users]
+        assert max(backwards) < schedule.index(Action(Op.S, step))
 
 
 @settings(max_examples=60, deadline=None)

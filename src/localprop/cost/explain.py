@@ -8,7 +8,7 @@ from torch import nn
 
 from localprop.cost.alive import ActionReading, ValueReading
 from localprop.cost.memory import MemoryReading
-from localprop.schedule.schedule import Schedule
+from localprop.schedule.schedule import Action, Op, Schedule
 from localprop.schedule.wiring import Wiring
 
 _MIB = 2**20
@@ -31,6 +31,7 @@ def explain(wiring: Wiring, schedule: Schedule, reading: MemoryReading) -> str:
             "Credit: which loss trains which layers "
             "(T trained, p the gradient passes, . no gradient, | a cut)",
             str(wiring.table),
+            *_format_ties(wiring),
             "",
             "Schedule: F forward, L loss, H step of its head, B backward of a flow, S step, "
             "P update of parameter copies; by segment",
@@ -43,6 +44,16 @@ def explain(wiring: Wiring, schedule: Schedule, reading: MemoryReading) -> str:
             "(parameters, optimizer state, batch).",
         ]
     )
+
+
+def _format_ties(wiring: Wiring) -> Iterator[str]:
+    """Yield a line for each trained parameter that several layers use."""
+    for name, (step, layers) in wiring.tied.items():
+        users = ", ".join(f"{layer} {wiring.layers.names[layer]!r}" for layer in layers)
+        yield (
+            f"tied: {name!r}, used by the layers {users}; stepped once, by {Action(Op.S, step)}, "
+            "after the last backward of them all"
+        )
 
 
 def explain_values(reading: ValueReading, *, every: bool) -> str:

@@ -14,6 +14,7 @@ store, where the sum of all writers was put just before, so that the graph itsel
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -129,15 +130,16 @@ class RunBackward:
         self._gradient = next(value for value in reads if value.kind is Kind.GRADIENT)
         # `inputs=` names all that autograd may compute. A flow that only passes through leaves the
         # parameters out, which saves the gradients of the weights.
-        self._parameters = list(plan.parameters[segment]) if flow.train else []
+        by_step = plan.parameters[segment]
+        self._parameters = list(chain(*by_step.values())) if flow.train else []
         leaf = Value(Kind.LEAF, segment, microbatch=microbatch)
         self._leaf = (leaf, plan.liveness.takes(action, leaf)) if leaf in reads else None
         self._scale = flow.scale
         onward = next((value for value in writes if value.kind is Kind.GRADIENT), None)
         self._onward = None if onward is None else GradientPart(plan, onward)
         self._taps = find_taps(plan, action)
-        apart = Value(Kind.WEIGHT_GRADIENT, segment, number)
-        self._apart = apart if apart in writes else None
+        sums = [value for value in writes if value.kind is Kind.WEIGHT_GRADIENT]
+        self._apart = [(v, by_step[int(v.at)]) for v in sums if v.flow is not None]
         self._scalar = plan.scalar
         self._device_type = plan.device_type
 
@@ -160,7 +162,7 @@ class RunBackward:
             gradients.append(gradient)
         # Autograd adds to `.grad` and nowhere else, so this flow's sum stands there during its
         # backward.
-        if self._apart is not None:
+        if self._apart:
             self._swap_gradients(store)
         # One call for all roots, so that autograd runs each node once, with its summed gradient.
         # The graph's last reader frees what the nodes have saved, while it runs; for a flow that
@@ -174,7 +176,7 @@ class RunBackward:
         gradients.clear()
         if leaf is not None and self._onward is not None:
             self._onward.write(store, pop_gradient(leaf, self._scale, self._parameters))
-        if self._apart is not None:
+        if self._apart:
             self._swap_gradients(store)
 
     def _take_taps(self, store: Store) -> list[tuple[GradientEdge, Tensor]]:
@@ -190,12 +192,14 @@ class RunBackward:
         return found
 
     def _swap_gradients(self, store: Store) -> None:
-        """Exchange `.grad` of the parameters for the sums that are kept apart."""
-        assert self._apart is not None
-        apart = store.pop(self._apart, None) or [None] * len(self._parameters)
-        store[self._apart] = [parameter.grad for parameter in self._parameters]
-        for parameter, gradient in zip(self._parameters, apart, strict=True):
-            parameter.grad = gradient
+        """Exchange `.grad` of parameters for the sums that are kept apart, next to which the store
+        has their parameters.
+        """
+        for value, parameters in self._apart:
+            _, apart = store.pop(value, None) or (parameters, [None] * len(parameters))
+            store[value] = [parameters, [parameter.grad for parameter in parameters]]
+            for parameter, gradient in zip(parameters, apart, strict=True):
+                parameter.grad = gradient
 
 
 def find_taps(plan: StepPlan, action: Action) -> list[tuple[Value, bool, Value]]:

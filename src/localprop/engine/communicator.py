@@ -125,7 +125,7 @@ class StartReduce:
         """Begin."""
         # Sums of flows cross the replicas one by one, in place. The step adds them afterwards, in
         # the order in which one process does.
-        apart = [g for value in self._apart for g in step.store[value] if g is not None]
+        apart = [g for value in self._apart for g in step.store[value][1] if g is not None]
         self._communicator.start_reduce(
             self._action, self._optimizers.gradients(self._action) + apart
         )

@@ -132,7 +132,6 @@ class RunStep:
     ) -> None:
         self._action, self._optimizers, self._finish_reduce = action, optimizers, finish_reduce
         self._key = Action(action.op, action.segment, action.flow)
-        self._parameters = plan.parameters[action.segment] if action.op is Op.S else []
         self._apart = find_sums_apart(plan, action)
         self._device_type = plan.device_type
 
@@ -158,7 +157,7 @@ class RunStep:
     def _add_sums(self, step: StepContext) -> None:
         """Add the gradients that were kept apart by flow, in the order of flows."""
         for value in self._apart:
-            for parameter, gradient in zip(self._parameters, step.store.pop(value), strict=True):
+            for parameter, gradient in zip(*step.store.pop(value), strict=True):
                 if parameter.grad is None:
                     parameter.grad = gradient
                 elif gradient is not None:
@@ -166,6 +165,6 @@ class RunStep:
 
 
 def find_sums_apart(plan: StepPlan, action: Action) -> tuple[Value, ...]:
-    """The gradients of a segment that are kept apart by flow, in the order of flows."""
+    """The gradients of a step that are kept apart by flow, in the order of flows."""
     reads = plan.liveness.operands[action].reads if action.op in (Op.S, Op.REDUCE_S) else ()
     return tuple(v for v in reads if v.kind is Kind.WEIGHT_GRADIENT and v.flow is not None)

@@ -22,7 +22,7 @@ class StepPlan:
         wiring: segments, flows and objectives.
         liveness: what each action reads and writes, and who takes each value.
         stage: the part of the step that runs here.
-        parameters: of each segment here, those that are trained.
+        parameters: of each segment here, those that are trained, by the segment that steps them.
         scalar: the value of every segment's root, and the gradient there, neither of which counts.
         precision: autocast of the forwards.
         generators: torch's, which are seeded before every action that may draw.
@@ -35,7 +35,7 @@ class StepPlan:
     wiring: Wiring
     liveness: Liveness
     stage: Stage
-    parameters: dict[int, list[Tensor]]
+    parameters: dict[int, dict[int, list[Tensor]]]
     scalar: Tensor
     precision: Precision
     generators: SeededGenerators

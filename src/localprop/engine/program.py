@@ -53,11 +53,13 @@ def make_plan(
     # From the schedule and not from the wiring: a schedule of forwards alone has no losses, and its
     # segments need no graph.
     second_order = frozenset(_find_second_order_segments(wiring, schedule))
-    parameters: dict[int, list[Tensor]] = {}
+    parameters: dict[int, dict[int, list[Tensor]]] = {}
     for segment in stage.segments:
-        trained = wiring.parameters_trained_by(named, segment)
         # `autograd.backward(inputs=...)` refuses tensors that require no gradient.
-        parameters[segment] = [parameter for parameter in trained if parameter.requires_grad]
+        parameters[segment] = {
+            step: [p for p in wiring.parameters_trained_by(named, segment, step) if p.requires_grad]
+            for step in wiring.steps_of(segment)
+        }
     return StepPlan(
         wiring=wiring,
         liveness=Liveness(wiring, schedule, stage.replicas),

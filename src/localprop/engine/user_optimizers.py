@@ -38,7 +38,7 @@ def find_owned_parameters(
     """
     here = range(len(wiring.segments)) if segments is None else segments
     named = dict(model.named_parameters())
-    owned = {Action(Op.S, s): wiring.parameters_trained_by(named, s) for s in here}
+    owned = {Action(Op.S, s): wiring.parameters_trained_by(named, s, s) for s in here}
     for objective in wiring.objectives:
         if objective.segment in here:
             owned[Action(Op.H, *objective.key)] = list(wiring.head(objective).parameters())
@@ -88,12 +88,18 @@ def extend_optimizer(
 
     The group replaces the one that an earlier learner has added.
 
+    Args:
+        optimizer: may also own parameters that are not trained.
+        model: the network.
+        trained: all parameters that are trained, of network, heads and encoders.
+
     Raises:
-        BadInput: the optimizer lacks parameters of the model.
+        BadInput: the optimizer lacks parameters of the model that are trained.
     """
+    trained = list(trained)
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    missing = [name for name, parameter in named if id(parameter) not in known]
+    lacking = {id(parameter) for parameter in trained} - known
+    missing = [name for name, parameter in model.named_parameters() if id(parameter) in lacking]
     if missing:
         raise BadInput(
             f"The optimizer lacks parameters of the model ({', '.join(missing[:5])}): build it "
@@ -150,6 +156,7 @@ def _remove_gained(optimizer: Optimizer) -> None:
     older = _GAINED.pop(optimizer, set())
     groups = [g for g in optimizer.param_groups if older & set(map(id, g["params"]))]
     for group in groups:
-        optimizer.param_groups.remove(group)
+        # By identity: `remove` would compare groups by value, and so tensors of other shapes.
+        optimizer.param_groups[:] = [g for g in optimizer.param_groups if g is not group]
         for parameter in group["params"]:
             optimizer.state.pop(parameter, None)

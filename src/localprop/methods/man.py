@@ -119,12 +119,16 @@ def _move_behind_next_layer(point: AttachPoint) -> AttachPoint:
 
 def _find_source(point: AttachPoint, layer: int, name: str) -> str:
     """The name in the network of a parameter that a copy of the layer calls `name`."""
-    direct = f"{point.layers.names[layer]}.{name}"
-    if direct in point.layers.parameters[layer]:
-        return direct
-    # The copy is a sequence of the layer's modules: its names begin with their index.
-    index, _, name_in_submodule = name.partition(".")
-    return f"{point.layers.submodules[layer][int(index)].name}.{name_in_submodule}"
+    layers, model = point.layers, point.layers.model
+    # A tied parameter has several names, and the network goes by the first of them.
+    first_names = {id(parameter): each for each, parameter in model.named_parameters()}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    source = named.get(f"{layers.names[layer]}.{name}")
+    if source is None or first_names[id(source)] not in layers.parameters[layer]:
+        # The copy is a sequence of the layer's modules: its names begin with their index.
+        index, _, name_in_submodule = name.partition(".")
+        source = named[f"{layers.submodules[layer][int(index)].name}.{name_in_submodule}"]
+    return first_names[id(source)]
 
 
 class _LossBehindNextLayer(LocalLoss):

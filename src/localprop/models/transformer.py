@@ -124,8 +124,7 @@ class TransformerLM(nn.Module):
         heads: attention heads of each block, a divisor of the width.
         blocks: transformer blocks.
         dropout: probability.
-        tied: the embedding and the unembedding share one weight. Such a network cannot be cut into
-            modules.
+        tied: the embedding and the unembedding share one weight.
 
     Example:
         >>> TransformerLM(256, 16, 8, heads=2, blocks=1)(torch.zeros(2, 5, dtype=torch.int64)).shape
@@ -195,8 +194,7 @@ def transformer_lm(
         heads: attention heads of each block, a divisor of the width.
         blocks: transformer blocks.
         dropout: probability.
-        tied: the embedding and the unembedding share one weight. Such a network cannot be cut into
-            modules.
+        tied: the embedding and the unembedding share one weight.
 
     Returns:
         A network from tokens (N, T) of dtype int64 to logits (N, T, vocabulary).

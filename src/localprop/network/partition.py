@@ -27,8 +27,7 @@ class Partition:
             of a module instead, which is one less.
 
     Raises:
-        BadInput: the cuts are out of order or out of range, or two modules share a trainable
-            parameter.
+        BadInput: the cuts are out of order or out of range.
 
     Example:
         >>> import torch, localprop as lp
@@ -112,24 +111,6 @@ class Partition:
                 f"cuts={self.cuts} must increase and lie between 1 and {len(self.layers) - 1}, "
                 f"since the model has {len(self.layers)} layers."
             )
-            return
-        for name, modules in self._find_users().items():
-            if len(modules) > 1:
-                yield (
-                    f"Parameter {name!r} is shared by the modules {sorted(modules)}: untie it "
-                    "(give each user a copy of its own), or cut so that all its users are in one "
-                    "module. modules=1 (--modules 1) is end-to-end training."
-                )
-
-    def _find_users(self) -> dict[str, set[int]]:
-        """The modules that use each trainable parameter, by its name."""
-        users: dict[str, set[int]] = {}
-        for layer, names in enumerate(self.layers.parameters):
-            # Nothing trains a frozen parameter, so modules may share it.
-            for name in names:
-                if name not in self.layers.frozen:
-                    users.setdefault(name, set()).add(self.module_of(layer))
-        return users
 
 
 # --- messages -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from localprop.ranks.layout import HEADER_SIZE, Layout, view_bytes
 from localprop.ranks.mesh import count_processes, join_process_group, make_mesh
 from localprop.ranks.transport import Transport, raising_peer_lost
 from localprop.schedule.lowering import ORDERS, find_max_in_flight, lower
-from localprop.schedule.placement import Placement, estimate_module_costs, find_unavailable_inputs
+from localprop.schedule.placement import Placement, estimate_module_costs, find_placement_problems
 from localprop.schedule.schedule import Op, Schedule
 from localprop.schedule.stage import Stage
 from localprop.schedule.wiring import Wiring
@@ -157,7 +157,7 @@ class Pipeline:
         count = len(placement.stages)
         if count != stages:
             raise BadInput(f"cuts={ranks.cuts} make {count} stages for {stages} ranks.")
-        check(find_unavailable_inputs(wiring, placement))
+        check(find_placement_problems(wiring, placement))
         return placement
 
     @property

@@ -26,7 +26,7 @@ from localprop.report.value_checks import (
     parse_quantity,
 )
 from localprop.rule.local_loss import Batch
-from localprop.schedule.placement import Placement, estimate_module_costs, find_unavailable_inputs
+from localprop.schedule.placement import Placement, estimate_module_costs, find_placement_problems
 
 END_TO_END = MethodSpec.parse("end_to_end()")
 
@@ -175,4 +175,4 @@ class PipelineSetting(ImageSetting):
         cuts = Partition.uniform(layers, self.module_count).cuts
         wiring = self.make_learner(spec, layers, cuts).wiring
         placement = Placement.balanced(wiring, self.ranks, estimate_module_costs(wiring))
-        check(find_unavailable_inputs(wiring, placement))
+        check(find_placement_problems(wiring, placement))

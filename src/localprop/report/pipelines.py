@@ -19,7 +19,7 @@ from localprop.report.method_spec import MethodSpec
 from localprop.report.pipeline_setting import END_TO_END, PipelineSetting
 from localprop.rule.local_loss import Batch
 from localprop.schedule.lowering import find_max_in_flight, lower
-from localprop.schedule.placement import Placement, find_unavailable_inputs
+from localprop.schedule.placement import Placement, find_placement_problems
 from localprop.schedule.schedule import Schedule
 from localprop.schedule.stage import Stage
 
@@ -221,7 +221,7 @@ def _lower_method(
     setting: PipelineSetting, measured: MeasuredMethod, placement: Placement, order: PipelineOrder
 ) -> tuple[Schedule, ...]:
     wiring = measured.learner.wiring
-    problems = find_unavailable_inputs(wiring, placement)
+    problems = find_placement_problems(wiring, placement)
     check(f"{measured.spec.label}: {problem}" for problem in problems)
     return lower(
         wiring,

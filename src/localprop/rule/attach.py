@@ -139,8 +139,11 @@ class AttachPoint:
 
     def _contains_layer(self, modules: list[str], layer: int) -> bool:
         """Whether these modules own all parameters of a layer."""
-        prefixes = tuple(f"{module}." for module in modules)
-        return all(name.startswith(prefixes) for name in self.layers.parameters[layer])
+        model = self.layers.model
+        # Not by name: a tied parameter has the name of its first owner.
+        owned = {id(p) for module in modules for p in model.get_submodule(module).parameters()}
+        used = map(model.get_parameter, self.layers.parameters[layer])
+        return all(id(parameter) in owned for parameter in used)
 
 
 def channel_dimension(shape: torch.Size, image: tuple[int, ...] = ()) -> int:

@@ -128,7 +128,7 @@ def merge_deferred(wiring: Wiring, stage: range, split: SplitActions) -> Iterato
         deferred          2RECV_B' 1B.1' 1S'
 
     Args:
-        wiring: the copies that objectives make of parameters.
+        wiring: the steps that update what each segment uses, and the copies of objectives.
         stage: the rank's segments.
         split: the rank's actions with sends and receives.
     """
@@ -167,6 +167,7 @@ def _find_deadlines(wiring: Wiring, action: Action, forwards: Mapping[int, int])
     # losses at its end, so its position covers the steps of heads (H) and copies (P) as well.
     yield forwards[action.segment]
     if action.op is Op.S:
+        yield from (at for s, at in forwards.items() if action.segment in wiring.steps_of(s))
         for objective in wiring.objectives:
             reads = any(copy.source_segment == action.segment for copy in objective.copies)
             if reads and objective.segment in forwards:

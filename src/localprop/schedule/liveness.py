@@ -15,7 +15,7 @@ the hazards of these are looked for in the unrolled loop.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from localprop.schedule.operands import ACCUMULATORS, ROOTS, Operands, Value, find_operands
 from localprop.schedule.schedule import Action, Op, Schedule, unroll
@@ -51,7 +51,7 @@ class Liveness:
         self.last_reader: dict[Value, Action] = {}
         self.written: dict[Value, int] = {}
         self._find_last_readers()
-        check_hazards(schedule)
+        check_hazards(schedule, wiring.steps_of)
 
     def _find_last_readers(self) -> None:
         for place, action in enumerate(self.order):
@@ -95,17 +95,24 @@ class Liveness:
         return "†" if taken else ""
 
 
-def check_hazards(schedule: Schedule) -> None:
+def check_hazards(
+    schedule: Schedule, steps_of: Callable[[int], Iterable[int]] = lambda segment: (segment,)
+) -> None:
     """Check that no two batches meet in what exists once: parameters and `.grad`.
 
     Parameters must stay between a forward and its last backward, which may run the segment again;
     a step must find the gradients of its own batch, and of no other. Three rounds of the loop are
     looked at, which is one more than any action is deferred by.
 
+    Args:
+        schedule: of one process, or of one rank.
+        steps_of: of a segment, the segments whose steps update what it trains.
+
     Raises:
         RuntimeError: they do.
     """
-    # By segment: micro-batches between their forward and their last backward.
+    # By step: micro-batches between their forward and their last backward, of all segments that
+    # use what the step updates.
     graphs: Counter[int] = Counter()
     backwards = Counter((a.segment, a.microbatch) for a in schedule if a.op is Op.B)
     done: Counter[tuple[int, int, int]] = Counter()
@@ -117,14 +124,14 @@ def check_hazards(schedule: Schedule) -> None:
         # The graph has saved the parameters, and R reads them again: until the last backward of
         # this micro-batch they must not change.
         if op is Op.F and backwards[segment, action.microbatch]:
-            graphs[segment] += 1
+            graphs.update(steps_of(segment))
         if op is Op.B:
             done[batch, segment, action.microbatch] += 1
             if done[batch, segment, action.microbatch] == backwards[segment, action.microbatch]:
-                graphs[segment] -= 1
+                graphs.subtract(steps_of(segment))
         if op is Op.S and graphs[segment]:
             raise RuntimeError(f"{action} would change parameters that a backward still needs.")
-        for step in {*_find_steps(action)} & steps:
+        for step in {*_find_steps(action, steps_of)} & steps:
             # The first gradient after a step opens `.grad` for its batch, and the step closes it.
             if owed.setdefault(step, batch) != batch:
                 raise RuntimeError(f"{action} would add gradients of two batches.")
@@ -132,9 +139,12 @@ def check_hazards(schedule: Schedule) -> None:
             raise RuntimeError(f"{action} would step with gradients of another batch.")
 
 
-def _find_steps(action: Action) -> Iterator[tuple[Op, int, int | None]]:
+def _find_steps(
+    action: Action, steps_of: Callable[[int], Iterable[int]]
+) -> Iterator[tuple[Op, int, int | None]]:
     """The steps for which an action adds up gradients."""
     if action.op is Op.B:
-        yield Op.S, action.segment, None
+        for segment in steps_of(action.segment):
+            yield Op.S, segment, None
     if action.op is Op.L:
         yield Op.H, action.segment, action.flow

@@ -25,6 +25,7 @@ d:name.1<3L  its gradient from loss 3, for flow 1          L                 B
 g2.1<3B      a part of h2's gradient, flow 1, from 3B      L, B, RECV_B      B, SEND_B
 k3           what a second-order loss hands on             L                 next module's L
 G2, G2.1     gradients of parameters: .grad; of flow 1     B, L              REDUCE_S, S
+G2.1<0B      the same of tied ones, from flow 1 of 0       B                 REDUCE_S, S
 H3           the .grad of the parameters of loss 3         L                 REDUCE_H, H
 loss3        the loss, summed over micro-batches           L                 the step
 ===========  ============================================  ================  ==================
@@ -294,7 +295,8 @@ class _OperandRules:
         if objective.second_order:
             yield Value(Kind.CARRIED, objective.loss, microbatch=microbatch)
             # Such a loss trains its segment itself: its L adds to `.grad` what otherwise a B adds.
-            yield Value(Kind.WEIGHT_GRADIENT, segment)
+            for step in self.wiring.steps_of(segment):
+                yield _name_grad(step)
 
     def _second_order_loss_before(self, objective: Objective) -> Objective | None:
         if not objective.second_order:
@@ -319,19 +321,18 @@ class _OperandRules:
     def _backward_writes(self, action: Action) -> Iterator[Value]:
         segment, number = action.segment, action.flow or 0
         flow = self.wiring.flows[segment][number]
-        if flow.train:
-            # None is `.grad` itself: the first flow always adds there, so a single flow costs no
-            # more.
-            apart = number if (segment, number) in self.apart else None
-            yield Value(Kind.WEIGHT_GRADIENT, segment, apart)
+        for step in self.wiring.steps_of(segment) if flow.train else ():
+            is_apart = (segment, number) in self.apart.get(step, ())
+            # Without a flow it is `.grad` itself: the first flow always adds there, so a single
+            # flow costs no more.
+            yield _name_sum(step, segment, number) if is_apart else _name_grad(step)
         if flow.onward is not None:
             yield name_gradient(self.wiring, action)
 
     def _step_reads(self, action: Action) -> Iterator[Value]:
-        yield Value(Kind.WEIGHT_GRADIENT, action.segment)
-        for segment, number in sorted(self.apart):
-            if segment == action.segment:
-                yield Value(Kind.WEIGHT_GRADIENT, segment, number)
+        yield _name_grad(action.segment)
+        for segment, number in self.apart.get(action.segment, ()):
+            yield _name_sum(action.segment, segment, number)
 
     def _head_step_reads(self, action: Action) -> Iterator[Value]:
         yield Value(Kind.HEAD_GRADIENT, self.wiring.objective_at(action.segment, action.flow).loss)
@@ -361,13 +362,25 @@ def looks_at_module_input(wiring: Wiring, objective: Objective) -> bool:
     return bool(loss.module_input) or (objective.second_order and module > 0)
 
 
-def find_flows_set_apart(wiring: Wiring, parts: int) -> set[tuple[int, int]]:
-    """The flows (segment, flow) whose gradients of parameters are summed apart and added before the
-    segment's step.
+def _name_grad(step: int) -> Value:
+    """`.grad` of the parameters that the step of a segment updates."""
+    return Value(Kind.WEIGHT_GRADIENT, step)
+
+
+def _name_sum(step: int, segment: int, flow: int) -> Value:
+    """What a flow through a segment adds to these gradients, summed apart."""
+    maker = "" if segment == step else str(Action(Op.B, segment))
+    return Value(Kind.WEIGHT_GRADIENT, step, flow, maker)
+
+
+def find_flows_set_apart(wiring: Wiring, parts: int) -> dict[int, list[tuple[int, int]]]:
+    """By the segment of a step: the flows (segment, flow) whose gradients of parameters are summed
+    apart and added before it, in this order.
 
     Autograd adds to `.grad` in the order in which backwards run, which on several ranks depends on
-    messages. So each flow of a segment but the first has a sum of its own, and these are added in
-    the order of flows; then the result is the same, to the bit, on any number of ranks::
+    messages. So of the flows that train what a step updates, through its segment and through those
+    that use a tied parameter, each but the first has a sum of its own. These are added in the order
+    of segments and flows; then the result is the same, to the bit, on any number of ranks::
 
         flow 0   micro-batches 0 1 2 ──► .grad   ┐
         flow 1   micro-batches 0 1 2 ──► apart   ┴──► their sum, before the segment's step
@@ -376,9 +389,9 @@ def find_flows_set_apart(wiring: Wiring, parts: int) -> set[tuple[int, int]]:
         wiring: flows of all segments.
         parts: micro-batches in all replicas. One sum of two gradients is the same in either order.
     """
-    found: set[tuple[int, int]] = set()
+    training: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for segment, flows in enumerate(wiring.flows):
-        training = [number for number, flow in enumerate(flows) if flow.train]
-        if len(training) * parts > 2:
-            found |= {(segment, number) for number in training[1:]}
-    return found
+        for number, flow in enumerate(flows):
+            for step in wiring.steps_of(segment) if flow.train else ():
+                training[step].append((segment, number))
+    return {step: found[1:] for step, found in training.items() if len(found) * parts > 2}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -90,11 +90,14 @@ def estimate_module_costs(wiring: Wiring) -> list[float]:
     return [size + heads.count(module) for module, size in enumerate(wiring.table.sizes)]
 
 
-def find_unavailable_inputs(wiring: Wiring, placement: Placement) -> Iterator[str]:
-    """One problem for each loss that needs something from another rank.
+def find_placement_problems(wiring: Wiring, placement: Placement) -> Iterator[str]:
+    """One problem for each loss that needs something from another rank, and for each parameter that
+    several ranks train.
 
     Module inputs and inner outputs are always available, because a module is on one rank.
     """
+    for name, (_, layers) in wiring.tied.items():
+        yield from _find_tie_problems(wiring, placement, name, layers)
     for objective in wiring.objectives:
         if objective.second_order and len(placement.stages) > 1:
             yield (
@@ -109,6 +112,31 @@ def find_unavailable_inputs(wiring: Wiring, placement: Placement) -> Iterator[st
                 "are not sent between ranks: train in one process, or place the loss and the "
                 "parameter on one rank."
             )
+
+
+def _find_tie_problems(
+    wiring: Wiring, placement: Placement, name: str, layers: list[int]
+) -> Iterator[str]:
+    """A problem if the layers that a tied parameter belongs to are on several ranks."""
+    using = [s for s, each in enumerate(wiring.segments) if {*layers} & {*each.layers}]
+    ranks = [placement.stage_of(s) for s in using]
+    if len(set(ranks)) == 1:
+        return
+    first, last = (wiring.segments[s].module for s in (using[0], using[-1]))
+    # Enough other modules remain for the other ranks to begin at.
+    fits = len(placement.stages) <= len(wiring.table.sizes) - (last - first)
+    cuts = f"let no rank begin at the modules {first + 1} to {last}, ranks=Ranks(cuts=...); "
+    yield (
+        f"Parameter {name!r} is tied: {_join(wiring.layers.names[i] for i in layers)} use it, on "
+        f"the ranks {_join(dict.fromkeys(map(str, ranks)))}, which would train copies of it apart. "
+        f"Untie it (give each layer a parameter of its own); {cuts if fits else ''}or train in one "
+        "process, ranks=Ranks(alone=True)."
+    )
+
+
+def _join(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}"
 
 
 def _find_remote_sources(wiring: Wiring, placement: Placement, objective: Objective) -> list[str]:

@@ -263,16 +263,21 @@ def _add_steps(waits: dict[Action, set[Action]], wiring: Wiring, microbatches: i
     for objective in wiring.objectives:
         if objective.trained:
             waits[Action(Op.H, *objective.key)] = _losses(objective, microbatches)
-    made_by: dict[int, set[Action]] = defaultdict(set)  # by segment: what makes its gradients
+    # By segment: what makes the gradients that its step uses, or needs the parameters as they are.
+    # A tied parameter's step waits for the backwards of all its uses.
+    made_by: dict[int, set[Action]] = defaultdict(set)
     for action in waits:
         if action.op is Op.B:
-            made_by[action.segment].add(action)
+            for step in wiring.steps_of(action.segment):
+                made_by[step].add(action)
     for objective in wiring.objectives:
         if objective.second_order:
-            made_by[objective.segment] |= _losses(objective, microbatches)
+            for step in wiring.steps_of(objective.segment):
+                made_by[step] |= _losses(objective, microbatches)
     for s, flows in enumerate(wiring.flows):
         # A segment that gradients only pass, or never reach, has no step.
-        if wiring.has_second_order_loss(s) or any(flow.train for flow in flows):
+        trains = wiring.has_second_order_loss(s) or any(flow.train for flow in flows)
+        if trains and s in wiring.steps_of(s):
             waits[Action(Op.S, s)] = made_by[s]
     for objective in wiring.objectives:
         _add_copies(waits, objective, microbatches)

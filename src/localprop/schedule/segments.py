@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
 from itertools import pairwise
 
 from torch import nn
@@ -34,7 +34,13 @@ def find_spans(partition: Partition, table: CreditTable) -> list[range]:
 
 
 def build_segment(partition: Partition, span: range, frozen: frozenset[str]) -> Segment:
-    """The segment of a span of layers; `frozen` names the parameters that are not trained."""
+    """The segment of a span of layers, with all parameters that it trains.
+
+    Args:
+        partition: layers and modules.
+        span: the layers of the segment.
+        frozen: names of parameters that are not trained.
+    """
     # A parameter that two layers of the segment share is listed once.
     names = dict.fromkeys(
         name for layer in span for name in partition.layers.parameters[layer] if name not in frozen
@@ -44,23 +50,36 @@ def build_segment(partition: Partition, span: range, frozen: frozenset[str]) -> 
     return Segment(span, tuple(names), module, starts_module)
 
 
-def find_sharing_problems(segments: tuple[Segment, ...]) -> Iterator[str]:
-    """One problem for each trained parameter that two segments share.
+def tie_segments(segments: list[Segment], table: CreditTable) -> tuple[Segment, ...]:
+    """Leave each parameter that several segments train, a tied one, to the step of one of them.
 
-    Each segment steps its own parameters as soon as their gradients are complete, so a parameter
-    must not belong to two of them. `Partition` refuses parameters shared between modules already,
-    and what remains is sharing inside a module.
+    The step comes after the last backward through any of them. Other parameters should not wait
+    for it, too, so it is that of the segment which this backward runs through: of those that the
+    latest loss reaches, the first::
+
+        greedy      loss0  T|.|.        end_to_end      loss0  .|.|.
+                    loss1  .|T|.                        loss1  .|.|.
+                    loss2  .|.|T                        loss2  T|T|T
+        uses of w          w   w                               w   w
+        step of w              S                               S
     """
-    segment_of: dict[str, int] = {}
+    users: dict[str, list[int]] = defaultdict(list)
     for s, segment in enumerate(segments):
         for name in segment.parameters:
-            # Frozen parameters are not listed and may be shared: nothing steps them.
-            if segment_of.setdefault(name, s) != s:
-                yield (
-                    f"Parameter {name!r} is shared by layers of module {segment.module} that "
-                    "different losses train: untie it, or use a rule or a cut that gives them the "
-                    "same credit."
-                )
+            users[name].append(s)
+
+    def when_done(s: int) -> tuple[int, int]:
+        column = table.column(segments[s].layers[0])
+        return max(k for k, entry in enumerate(column) if entry), -s
+
+    owners = {name: max(using, key=when_done) for name, using in users.items()}
+    return tuple(
+        segment._replace(
+            parameters=tuple(name for name in segment.parameters if owners[name] == s),
+            tied=tuple((name, owners[name]) for name in segment.parameters if owners[name] != s),
+        )
+        for s, segment in enumerate(segments)
+    )
 
 
 def find_last_segment(segments: tuple[Segment, ...], module: int) -> int:
@@ -71,6 +90,7 @@ def find_last_segment(segments: tuple[Segment, ...], module: int) -> int:
 def find_trainable(segments: tuple[Segment, ...], encoders: nn.ModuleDict) -> list[bool]:
     """Whether each segment has something to train: unfrozen parameters or encoders at its input."""
     return [
-        bool(segment.parameters) or (segment.starts_module and str(segment.module) in encoders)
+        bool(segment.parameters or segment.tied)
+        or (segment.starts_module and str(segment.module) in encoders)
         for segment in segments
     ]

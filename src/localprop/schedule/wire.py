@@ -19,9 +19,9 @@ from localprop.schedule.heads import build_encoders, build_heads
 from localprop.schedule.segments import (
     build_segment,
     find_last_segment,
-    find_sharing_problems,
     find_spans,
     find_trainable,
+    tie_segments,
 )
 from localprop.schedule.wiring import Objective, ResolvedCopy, Segment, Tap, Wiring, get_loss
 
@@ -50,15 +50,13 @@ def wire(
             need the pixels.
 
     Raises:
-        BadInput: the credit table, a head or an encoder does not fit the network, or two segments
-            of one module share a parameter.
+        BadInput: the credit table, a head or an encoder does not fit the network.
     """
     table = rule.credit(partition)
     sources = tuple(rule.context.sources(module) for module in range(len(partition.modules)))
     encoders = build_encoders(rule, partition, sources, seed)
     spans = find_spans(partition, table)
-    segments = tuple(build_segment(partition, span, frozen) for span in spans)
-    check(find_sharing_problems(segments))
+    segments = tie_segments([build_segment(partition, span, frozen) for span in spans], table)
     heads = build_heads(rule, partition, table, task, seed, normalization)
     # Only a loss that is built says whether it is of second order, so heads come before flows.
     second_order = [k for k in table.losses if get_loss(heads, k).second_order]
@@ -154,11 +152,11 @@ def _follow_flows(
 
 
 def _resolve_copies(head: nn.Module, segments: tuple[Segment, ...]) -> Iterator[ResolvedCopy]:
-    """Find the parameter copies in a head, and the segment that trains the source of each."""
+    """Find the parameter copies in a head, and the segment that steps the source of each."""
     for prefix, module in head.named_modules():
         for copy in getattr(module, "parameter_copies", ()):
-            trained_by = (s for s, each in enumerate(segments) if copy.source in each.parameters)
-            yield ResolvedCopy(copy, f"{prefix}.{copy.target}", next(trained_by, None))
+            stepped_by = (s for s, each in enumerate(segments) if copy.source in each.parameters)
+            yield ResolvedCopy(copy, f"{prefix}.{copy.target}", next(stepped_by, None))
 
 
 def _find_second_order_problems(

@@ -37,12 +37,15 @@ class Segment(NamedTuple):
             frozen ones.
         module: the local module that the segment belongs to.
         starts_module: whether it is the first segment of that module, where context enters.
+        tied: the names of the other parameters that the segment trains, each with the segment
+            whose step updates it.
     """
 
     layers: range
     parameters: tuple[str, ...]
     module: int
     starts_module: bool
+    tied: tuple[tuple[str, int], ...] = ()
 
 
 class Objective(NamedTuple):
@@ -105,7 +108,7 @@ class ResolvedCopy(NamedTuple):
     Attributes:
         copy: the source, the interval and the decay.
         target: the name of the copy in the objective's head.
-        source_segment: the segment that trains the source, or None if no segment does.
+        source_segment: the segment that steps the source, or None if no segment does.
     """
 
     copy: ParameterCopy
@@ -169,6 +172,22 @@ class Wiring:
             objective.second_order for objective in self.objectives if objective.segment == segment
         )
 
+    @cached_property
+    def _steps(self) -> list[tuple[int, ...]]:
+        steps = []
+        for s, segment in enumerate(self.segments):
+            elsewhere = tuple(sorted({step for _, step in segment.tied}))
+            # A segment whose parameters are all stepped elsewhere needs no step of its own.
+            has_own = segment.parameters or self.encoders_at(s) or not elsewhere
+            steps.append((s, *elsewhere) if has_own else elsewhere)
+        return steps
+
+    def steps_of(self, segment: int) -> tuple[int, ...]:
+        """The segments whose steps update what the backwards of a segment train: itself first, then
+        those that step the tied parameters among it.
+        """
+        return self._steps[segment]
+
     @property
     def recomputable(self) -> frozenset[int]:
         """All segments that learn but the last, whose backward follows its forward at once."""
@@ -199,19 +218,38 @@ class Wiring:
         return head
 
     def parameters_trained_by(
-        self, named: Mapping[str, nn.Parameter], segment: int
+        self, named: Mapping[str, nn.Parameter], segment: int, step: int
     ) -> list[nn.Parameter]:
-        """The parameters that a segment's step updates.
+        """The parameters that a segment trains and that the step of `step` updates.
 
         Args:
             named: the model's parameters by name.
             segment: the segment; the encoders at its input belong to it.
+            step: the same segment, or one that steps tied parameters.
         """
+        if step != segment:
+            return [named[name] for name, owner in self.segments[segment].tied if owner == step]
         encoders = self.encoders_at(segment)
         return [
             *(named[name] for name in self.segments[segment].parameters),
             *(encoders.parameters() if encoders else ()),
         ]
+
+    @property
+    def tied(self) -> dict[str, tuple[int, list[int]]]:
+        """Of each trained parameter that several layers use, the segment that steps it, and these
+        layers.
+        """
+        layers: dict[str, list[int]] = {}
+        for layer, names in enumerate(self.layers.parameters):
+            for name in names:
+                layers.setdefault(name, []).append(layer)
+        steps = {name: s for s, each in enumerate(self.segments) for name in each.parameters}
+        return {
+            name: (steps[name], using)
+            for name, using in layers.items()
+            if name in steps and len(using) > 1
+        }
 
     def layers_in(self, segments: range) -> range:
         """The layers of consecutive segments."""
