@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from localprop.cost.kernels import correct_output
 from localprop.cost.stand_ins import StandIns
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
@@ -155,7 +156,7 @@ class _Corrections(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What a FakeTensorMode lacks; a context manager inside it.
 
     Tensors that no root has led to, such as globals, get stand-ins where an operation meets them:
-    the mode itself might write to them.
+    the mode itself might write to them. And outputs are as large as those of the real kernels.
     """
 
     def __init__(self, stand_ins: StandIns) -> None:
@@ -173,7 +174,7 @@ class _Corrections(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Numbers become tensors by `lift_fresh`. They are new, and torch keeps their values.
         if func is not torch.ops.aten.lift_fresh.default and not _are_fake(args, kwargs):
             args, kwargs = tree_map_only(Tensor, self._stand_ins.of, (args, kwargs))
-        return func(*args, **kwargs)
+        return correct_output(func, func(*args, **kwargs), args, kwargs)
 
 
 def _are_fake(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
