@@ -22,7 +22,13 @@ from torch.autograd.graph import Node
 from torch.optim import Optimizer
 
 from localprop.cost.fake_engine import list_held_tensors
-from localprop.cost.memory import LiveBytes, MemoryReading, ModulePeaks, watch_fake_step
+from localprop.cost.memory import (
+    LiveBytes,
+    MemoryReading,
+    ModulePeaks,
+    storages_of,
+    watch_fake_step,
+)
 from localprop.engine.engine import Engine
 from localprop.engine.loss import Losses
 from localprop.errors import StepFailed
@@ -72,7 +78,7 @@ def read_values(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -
     """Predict which values are alive after each action, by running the engine on fake tensors.
 
     Args:
-        engine: its model, heads and optimizers are copied as fakes and stay as they are.
+        engine: its model, heads and optimizers hold fakes meanwhile, and are then as before.
         optimizers: those that the caller steps after the engine's step.
         batch: only its shapes and dtypes are used.
     """
@@ -119,7 +125,7 @@ def measure_values(engine: Engine, held: set[int]) -> dict[Value, int]:
 def find_storages(kept: Any) -> Iterator[torch.UntypedStorage]:
     """The storages that an entry of a store holds: a tensor, its graph, or a list of them."""
     if isinstance(kept, Tensor):
-        yield kept.untyped_storage()
+        yield from storages_of(kept)
         if kept.grad_fn is not None:
             yield from _find_saved(kept.grad_fn)
     elif isinstance(kept, list):
@@ -133,7 +139,7 @@ def _find_saved(start: Node) -> Iterator[torch.UntypedStorage]:
     while nodes:
         node = nodes.pop()
         for tensor in _list_saved(node):
-            yield tensor.untyped_storage()
+            yield from storages_of(tensor)
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)

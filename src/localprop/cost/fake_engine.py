@@ -1,18 +1,29 @@
-"""A copy of an engine on fake tensors, which have shapes, dtypes and lifetimes, but no data."""
+"""An engine on fake tensors, which have shapes, dtypes and lifetimes, but no data.
+
+Model, heads and optimizers are the user's own. For the time of a prediction, fakes stand in the
+places of all their tensors.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
+from localprop.cost.kernels import correct_output
+from localprop.cost.stand_ins import StandIns
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
 from localprop.rule.local_loss import Batch
@@ -21,29 +32,18 @@ from localprop.schedule.stage import Stage, release_parameters
 from localprop.schedule.wiring import Wiring
 
 
-class FakeEngine:
-    """An engine, its model, heads, optimizers and a batch, all copied as fake tensors.
+class FakeEngine(NamedTuple):
+    """An engine whose model, heads, optimizers and batch are fake.
 
-    The originals stay as they are. Use the copy inside `with fake.mode`.
-
-    Args:
-        engine: the engine to copy.
+    Attributes:
+        engine: runs on the user's modules, which hold fakes meanwhile.
         optimizers: those that the caller steps after the engine's step.
-        batch: only its shapes and dtypes are used.
-        rank_slice: what a rank runs of the step, if not all that the engine runs.
+        batch: fake inputs and targets.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        optimizers: Iterable[Optimizer],
-        batch: Batch,
-        rank_slice: RankSlice | None = None,
-    ) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=False)
-        copies = _FakeCopies(self.mode)
-        self.engine, self.optimizers = _copy_engine(engine, list(optimizers), copies, rank_slice)
-        self.batch = Batch(copies.copy(batch.inputs), copies.copy(batch.targets))
+    engine: Engine
+    optimizers: list[Optimizer]
+    batch: Batch
 
     def step(self, observe: Callable[[Action], object] | None = None) -> None:
         """Run a whole training step."""
@@ -60,54 +60,130 @@ class FakeEngine:
         return [*list_held_tensors(modules, optimizers, self.batch), engine.plan.scalar]
 
 
+@contextmanager
+def faked(
+    engine: Engine,
+    optimizers: Iterable[Optimizer],
+    batch: Batch,
+    rank_slice: RankSlice | None = None,
+) -> Iterator[FakeEngine]:
+    """Within the context all tensors that an engine works on are fakes, and so are new ones.
+
+    Afterwards, and after a failure, everything is as it was. Nobody else may use the model
+    meanwhile.
+
+    Args:
+        engine: a new engine is made of its parts.
+        optimizers: those that the caller steps after the engine's step.
+        batch: only its shapes and dtypes are used.
+        rank_slice: what a rank runs of the step, if not all that the engine runs.
+    """
+    outside = list(optimizers)
+    mode = FakeTensorMode()
+    stand_ins = StandIns(_FakeMaker(mode, values=True))
+    modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
+    with (
+        stand_ins.placed(*modules, engine.optimizers.all(), outside),
+        torch.compiler.set_stance("force_eager"),
+        mode,
+        _Corrections(stand_ins),
+    ):
+        fake_batch = Batch(*map(_FakeMaker(mode, values=False), batch))
+        yield FakeEngine(_make_engine(engine, rank_slice), outside, fake_batch)
+
+
 def list_held_tensors(
     modules: Iterable[nn.Module], optimizers: Iterable[Optimizer], batch: Batch
 ) -> list[Tensor]:
-    """List the tensors that live between steps: parameters, buffers, optimizer state and batch."""
-    weights = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    states = [tensor for optimizer in optimizers for tensor in _list_state(optimizer)]
+    """List the tensors that live between steps: parameters, buffers and other tensors among the
+    attributes of modules, optimizer state, and batch.
+    """
+    weights = [
+        tensor
+        for module in modules
+        for each in module.modules()
+        for tensor in _list_tensors(list(vars(each).values()))
+    ]
+    states = [tensor for each in optimizers for tensor in _list_tensors(each.state)]
     return [*weights, *states, *batch]
 
 
-def _list_state(optimizer: Optimizer) -> list[Tensor]:
-    return [
-        value
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    ]
+def _list_tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _list_tensors(entry)
 
 
-class _FakeCopies:
-    """Fake copies of real tensors.
+class _FakeMaker:
+    """Makes the fake of a tensor.
 
-    Each tensor is copied once, so that layers which share a parameter still share it.
-
-    Attributes:
-        memo: the copies by the id of the real tensor, in the form that `copy.deepcopy` expects.
+    Args:
+        mode: of the fakes.
+        values: whether those of one element have a value.
     """
 
-    def __init__(self, mode: FakeTensorMode) -> None:
-        self.mode = mode
-        self.memo: dict[int, Any] = {}
+    def __init__(self, mode: FakeTensorMode, *, values: bool) -> None:
+        self._mode, self._values = mode, values
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self.memo:
-            self.memo[id(tensor)] = self._make(tensor)
-        fake: Tensor = self.memo[id(tensor)]
+    def __call__(self, tensor: Tensor) -> Tensor:
+        try:
+            fake = self._convert(tensor.detach())
+        except UnsupportedFakeTensorException:  # quantized: it fails where it is used, if it is
+            return tensor
+        if isinstance(tensor, nn.Parameter):
+            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        elif tensor.is_leaf:  # others are features that the model has kept, with their graph
+            fake.requires_grad_(tensor.requires_grad)
+        vars(fake).update(vars(tensor))
         return fake
 
-    def _make(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, nn.Parameter):
-            fake = self.mode.from_tensor(tensor.detach(), static_shapes=True)
-            return nn.Parameter(fake, requires_grad=tensor.requires_grad)
-        if tensor.ndim == 0:
-            # Adam reads the value of its step counter. A fake tensor has a value if it was made
-            # from a number inside the mode.
-            value = tensor.item()
-            with self.mode:
-                return torch.tensor(value, dtype=tensor.dtype, device=tensor.device)
-        return self.mode.from_tensor(tensor.detach(), static_shapes=True)
+    def _convert(self, tensor: Tensor) -> Tensor:
+        converter = self._mode.fake_tensor_converter
+        if tensor.is_meta:  # as for the same model on the CPU
+            return converter.from_meta_and_device(self._mode, tensor, torch.device("cpu"))
+        if self._values and tensor.numel() == 1 and tensor.layout is torch.strided:
+            # Its value stays known until something unknown is written into it. Code that reads
+            # values reads counters: Adam's of its steps, BatchNorm's of the batches. torch supports
+            # such constants of one element only.
+            return converter.from_real_tensor(self._mode, tensor.clone(), make_constant=True)
+        return self._mode.from_tensor(tensor, static_shapes=True)
+
+
+class _Corrections(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What a FakeTensorMode lacks; a context manager inside it.
+
+    Tensors that no root has led to, such as globals, get stand-ins where an operation meets them:
+    the mode itself might write to them. And outputs are as large as those of the real kernels.
+    """
+
+    def __init__(self, stand_ins: StandIns) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stand_ins = stand_ins
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Numbers become tensors by `lift_fresh`. They are new, and torch keeps their values.
+        if func is not torch.ops.aten.lift_fresh.default and not _are_fake(args, kwargs):
+            args, kwargs = tree_map_only(Tensor, self._stand_ins.of, (args, kwargs))
+        return correct_output(func, func(*args, **kwargs), args, kwargs)
+
+
+def _are_fake(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether all tensors among the arguments of an operation are; quick, as most are."""
+    for arg in (*args, *kwargs.values()):
+        for each in arg if isinstance(arg, (list, tuple)) else (arg,):
+            if isinstance(each, Tensor) and not isinstance(each, FakeTensor):
+                return False
+    return True
 
 
 class RankSlice(NamedTuple):
@@ -190,18 +266,10 @@ class NullCommunicator:
         self.sums.pop((action.op, action.segment, action.flow), None)
 
 
-def _copy_engine(
-    engine: Engine, shared: list[Optimizer], copies: _FakeCopies, rank_slice: RankSlice | None
-) -> tuple[Engine, list[Optimizer]]:
-    """Copy an engine and all that it works on, and the optimizers that the caller steps."""
-    modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
-    _copy_tensors(modules, [*engine.optimizers.all(), *shared], copies)
-    # One deepcopy for all, with the fake tensors as its memo: modules and optimizers of the copy
-    # refer to the same fake parameters.
-    (model, heads, encoders), by_action, shared_copies = copy.deepcopy(
-        (modules, engine.optimizers.by_action, shared), copies.memo
-    )
-    wiring = replace(engine.wiring, heads=heads, encoders=encoders)
+def _make_engine(engine: Engine, rank_slice: RankSlice | None) -> Engine:
+    """An engine of the same parts, which hold fakes."""
+    model, wiring, by_action = engine.model, engine.wiring, engine.optimizers.by_action
+    device = torch.device("cpu") if engine.device.type == "meta" else engine.device
     if rank_slice is None and engine.communicator is not None:
         rank_slice = RankSlice(engine.stage, engine.schedule, engine.communicator.max_in_flight)
     stage, communicator = None, None
@@ -213,33 +281,17 @@ def _copy_engine(
             for step, optimizer in by_action.items()
             if step.segment in rank_slice.stage.segments
         }
-        communicator = NullCommunicator(
-            wiring, engine.autocast, engine.device, rank_slice.max_in_flight
-        )
-    with copies.mode:  # what the engine itself makes is fake, too
-        fake = Engine(
-            model,
-            wiring,
-            rank_slice.schedule if rank_slice else engine.schedule,
-            Optimizers(by_action),
-            device=engine.device,
-            autocast=engine.autocast,
-            stage=stage,
-            communicator=communicator,
-        )
+        communicator = NullCommunicator(wiring, engine.autocast, device, rank_slice.max_in_flight)
+    fake = Engine(
+        model,
+        wiring,
+        rank_slice.schedule if rank_slice else engine.schedule,
+        Optimizers(by_action),
+        device=device,
+        autocast=engine.autocast,
+        stage=stage,
+        communicator=communicator,
+    )
     if fake.recompute is not None:
         fake.recompute.compare_nothing()  # fake tensors have no values
-    return fake, shared_copies
-
-
-def _copy_tensors(
-    modules: Iterable[nn.Module], optimizers: Iterable[Optimizer], copies: _FakeCopies
-) -> None:
-    """Copy all tensors of modules and optimizers, so that `copies.memo` has them."""
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            copies.copy(tensor)
-    for optimizer in optimizers:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for tensor in (*_list_state(optimizer), *parameters):
-            copies.copy(tensor)
+    return fake

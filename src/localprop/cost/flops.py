@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from localprop.cost.fake_engine import FakeEngine
+from localprop.cost.fake_engine import faked
 from localprop.engine.engine import Engine
 from localprop.rule.local_loss import Batch
 
@@ -53,12 +53,11 @@ def count_flops(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -
     """Count the operations of one training step, forward and backward, with heads and encoders.
 
     Args:
-        engine: runs on fake copies; the engine itself stays as it is.
+        engine: its model, heads and optimizers hold fakes meanwhile, and are then as before.
         optimizers: those that the caller steps after the engine's step.
         batch: only its shapes and dtypes are used.
     """
-    fake = FakeEngine(engine, optimizers, batch)
-    with fake.mode, FlopCounter() as counter:
+    with faked(engine, optimizers, batch) as fake, FlopCounter() as counter:
         fake.step()
     total: int = counter.total
     return total

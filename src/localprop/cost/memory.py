@@ -9,7 +9,7 @@ itself on fake tensors, which have shapes and lifetimes but no data.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from localprop.cost.fake_engine import FakeEngine, RankSlice
+from localprop.cost.fake_engine import RankSlice, faked
 from localprop.engine.engine import Engine
 from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import Action
@@ -73,15 +73,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return peak
 
     def _track(self, tensor: Tensor) -> None:
-        # Views share one storage, so its address in C++ is the key. torch keeps the storage's
-        # Python object alive as long as the storage itself, so finalize runs when it is freed.
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._known:
-            self._known.add(key)
-            self.current += storage.nbytes()
-            self.peak = max(self.peak, self.current)
-            weakref.finalize(storage, self._forget, key, storage.nbytes())
+        for storage in storages_of(tensor):
+            # Views share one storage, so its address in C++ is the key. torch keeps the storage's
+            # Python object alive as long as the storage itself, so finalize runs when it is freed.
+            key, nbytes = storage._cdata, storage.nbytes()
+            if key not in self._known:
+                self._known.add(key)
+                self.current += nbytes
+                self.peak = max(self.peak, self.current)
+                weakref.finalize(storage, self._forget, key, nbytes)
 
     def keys(self) -> set[int]:
         """The keys of the storages that are alive, those held from the beginning included."""
@@ -90,6 +90,24 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, nbytes: int) -> None:
         self._known.discard(key)
         self.current -= nbytes
+
+
+def storages_of(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+    """The storages that a tensor lives in: one, or those of a sparse tensor's indices and values.
+
+    oneDNN's own layout has none that can be seen.
+    """
+    layout = tensor.layout
+    if layout is torch.strided or layout is torch.jagged:
+        yield tensor.untyped_storage()
+    elif layout is torch.sparse_coo:
+        yield from (part.untyped_storage() for part in (tensor._indices(), tensor._values()))
+    elif layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+        yield from (part.untyped_storage() for part in parts)
+    elif layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+        yield from (part.untyped_storage() for part in parts)
 
 
 @dataclass(frozen=True)
@@ -139,7 +157,7 @@ def predict_memory(
     """Predict the memory of a step by running the same engine on fake tensors, twice.
 
     Args:
-        engine: its model, heads and optimizers are copied as fakes and stay as they are.
+        engine: its model, heads and optimizers hold fakes meanwhile, and are then as before.
         optimizers: those that the caller steps after the engine's step.
         batch: only its shapes and dtypes are used.
         rank_slice: what a rank runs of the step, if not all that the engine runs.
@@ -171,7 +189,7 @@ def watch_fake_step(
     """Run a step of an engine on fake tensors, as it is in the steady loop.
 
     Args:
-        engine: its model, heads and optimizers are copied as fakes and stay as they are.
+        engine: its model, heads and optimizers hold fakes meanwhile, and are then as before.
         optimizers: those that the caller steps after the engine's step.
         batch: only its shapes and dtypes are used.
         rank_slice: what a rank runs of the step, if not all that the engine runs.
@@ -180,8 +198,7 @@ def watch_fake_step(
     Returns:
         The watcher, and the bytes that are alive between steps.
     """
-    fake = FakeEngine(engine, optimizers, batch, rank_slice)
-    with fake.mode:
+    with faked(engine, optimizers, batch, rank_slice) as fake:
         fake.step()  # makes the optimizer state
         live = LiveBytes(fake.list_held())
         watcher = make_watcher(fake.engine, live)

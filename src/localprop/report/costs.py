@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -106,8 +107,10 @@ def time_steps(
 def measure_peak_bytes(learner: Learner, batch: Batch) -> int:
     """Measure the peak of a step of a learner, which has stepped before."""
     networks = [learner.model, learner.heads, learner.encoders]
-    held = list_held_tensors(networks, learner.optimizers, batch)
-    held.append(learner.engine.plan.scalar)
+    # No list, which would keep what the model itself drops in the step.
+    held = chain(
+        list_held_tensors(networks, learner.optimizers, batch), [learner.engine.plan.scalar]
+    )
     return measure_peak(partial(learner.step, batch), held, learner.device).peak_bytes
 
 
