@@ -36,8 +36,8 @@ from localprop.engine.engine import Engine
 from localprop.models import CifarResNet, create_model
 from localprop.network.balance import find_balanced_cuts
 from localprop.ranks.pipeline import Ranks
-from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import Action
+from localprop.tasks.batch import Batch
 
 METHODS = {
     "greedy": lp.greedy(),
@@ -117,7 +117,7 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(samples, 3, 32, 32, generator=generator)
         targets = torch.randint(10, (samples,), generator=generator)
-        self.batch = Batch(inputs.to(self.device), targets.to(self.device))
+        self.batch = Batch.of((inputs.to(self.device), targets.to(self.device)))
         self.layers = lp.layers_of(self.build_network(), self.batch.inputs)
         self.cuts: dict[tuple[str, int], int] = {}
         self.bounds: dict[int, Sequence[int]] = {}
@@ -160,7 +160,7 @@ class Bench:
         """
         learner = self.build_learner(method, cuts, 1, Ranks(alone=True))
         samples = self.samples // microbatches
-        batch = Batch(self.batch.inputs[:samples], self.batch.targets[:samples])
+        batch = self.batch.select(samples)
         watch = Stopwatch(learner.engine, batch)
         for _ in range(rounds):
             dist.barrier()
@@ -286,7 +286,7 @@ class Bench:
         """End-to-end training by one of torch's schedules."""
         bounds = bounds or self.bounds[pipelines.count_stages(schedule)]
         train = pipelines.build_pipeline_step(
-            schedule, self.build_network(), self.batch, microbatches, self.sgd, bounds
+            schedule, self.build_network(), self.batch.data, microbatches, self.sgd, bounds
         )
         meter = Meter()
         for stage in train.stages:
@@ -296,7 +296,7 @@ class Bench:
         modules = [stage.submod for stage in train.stages]
         return MethodSpec(
             f"torch {schedule}, {microbatches}",
-            lambda: train(*self.batch),
+            lambda: train(*self.batch.data),
             meter,
             list_held=lambda: list_held_tensors(modules, [train.optimizer], self.batch),
             one_process=f"{PLAIN}, {MICROBATCHES}, one process",
@@ -326,7 +326,7 @@ class Bench:
             output = half(x)
             if not is_first:
                 return functional.cross_entropy(output, y)
-            loss: Tensor = head["loss"](output, head["aux"], lp.LossInputs(x, y))
+            loss: Tensor = head["loss"](output, head["aux"], lp.LossInputs(x, y, batch=(x, y)))
             return loss
 
         def step() -> None:
@@ -349,7 +349,7 @@ class Bench:
         """
         if method == PLAIN:
             plain = pipelines.make_plain_step(self.build_network(), microbatches, self.sgd)
-            step: Callable[[], object] = partial(plain, *self.batch)
+            step: Callable[[], object] = partial(plain, *self.batch.data)
         else:
             cuts = (self.cuts[method, microbatches],)
             learner = self.build_learner(method, cuts, microbatches, Ranks(alone=True))

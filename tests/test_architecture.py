@@ -22,7 +22,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 # import from itself and from those before it. `__init__` stands for the public names.
 ORDER = [
     "errors", "tasks", "models", "data", "network", "rule", "methods", "schedule", "engine", "cost",
-    "ranks", "checks", "state_problems", "state", "learner", "__init__", "training", "experiments",
+    "ranks", "checks", "state_problems", "state", "learner", "model_check",
+    "__init__", "training", "experiments",
     "report", "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.
@@ -38,6 +39,7 @@ NAME_NO_METHOD = {
     "ranks",
     "checks",
     "learner",
+    "model_check",
 }
 
 

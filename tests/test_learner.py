@@ -97,8 +97,8 @@ AROUND = "a path from the input to the output goes around it. To make layers of 
     [
         (
             "added",
-            f"blocks.0, blocks.1, blocks.2: {AROUND}put what goes around a module, as the addition "
-            "of h + block(h), into the forward of that module.",
+            f"blocks.1, blocks.2: {AROUND}put what goes around a module, as the addition of "
+            "h + block(h), into the forward of that module.",
         ),
         ("around", f"blocks.1, blocks.2: {AROUND}"),
         (
@@ -127,9 +127,10 @@ def test_a_model_from_torch_compile_gets_advice() -> None:
         raise RuntimeError("as inductor on a meta device")
 
     compiled = cast(nn.Module, torch.compile(lp.models.resnet8(), backend=backend))
+    layers = lp.layers_of(compiled, sample())
     words = r"pass the model before torch\.compile, or compile it in place with model\.compile"
     with pytest.raises(lp.BadInput, match=words):
-        lp.layers_of(compiled, sample())
+        lp.Partition.uniform(layers, 2)
 
 
 def make_other_partition() -> lp.Partition:
@@ -151,11 +152,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"microbatches": "2"}, "whole number"),
     ({"rule": lp.greedy}, "call a method"),
     ({"modules": None, "partition": [1, 2]}, "must be a localprop.Partition"),
-    ({"task": nn.CrossEntropyLoss()}, "must build a loss"),
+    ({"task": "mse"}, "must be a task such as"),
+    ({"task": nn.CrossEntropyLoss(reduction="sum")}, "must be a mean"),
     ({"optimizer": torch.optim.LBFGS}, "runs the model again"),
-    ({"sample": ()}, "not ()"),
-    ({"sample": torch.tensor(1.0)}, "not scalars"),
-    ({"sample": (torch.zeros(8, 3, 8, 8), torch.zeros(8))}, "use targets.long()"),
+    ({"sample": ()}, "No task is usual for CifarResNet with the batch ()"),
+    ({"sample": torch.tensor(1.0)}, "No task is usual for CifarResNet"),
+    ({"sample": (torch.zeros(8, 3, 8, 8), torch.zeros(8))}, "say what they are"),
     ({"model": "resnet8"}, "must be a torch.nn.Module"),
     ({"precision": "fp8"}, "fp32, bf16"),
     ({"optimizer": "sgd"}, "function of parameters"),
@@ -163,8 +165,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": lambda params: sgd(params[:1])}, "owns 1 of"),
     ({"microbatches": 0}, "microbatches=0"),
     ({"sample": make_batch(8, 5, 8, 8)}, "sample of shape (8, 5, 8, 8)"),
-    ({"sample": "a batch"}, "tuple of tensors"),
-    ({"model": OfTuples(), "sample": make_batch(2, 4)}, "returns a tuple"),
+    ({"sample": "a batch"}, "No task is usual for CifarResNet with the batch str"),
+    ({"model": OfTuples(), "sample": make_batch(2, 4)}, "the model has 2 layer(s)"),
     (
         {
             "model": NO_CONTEXT,
@@ -217,9 +219,17 @@ def test_rules_that_cannot_train_are_refused(build: Callable[[], lp.Rule], messa
         (lp.models.resnet8(), torch.randn(8, 10), "a sum of 1 in each row"),
         (lp.models.resnet8(), torch.ones(8, 10), "a sum of 1 in each row"),
         (lp.models.resnet8(), torch.eye(10)[:8] * 2 - torch.eye(10)[1:9], "0 or more"),
-        (lp.models.resnet8(), torch.eye(4)[:8].repeat(2, 1), "(N, 10)"),
+        (
+            lp.models.resnet8(),
+            torch.eye(4)[:8].repeat(2, 1),
+            "or probabilities (8, 10)",
+        ),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), torch.zeros(8, 1), "1 output"),
-        (nn.Linear(8, 10), torch.full((8, 3, 8, 10), 0.1), "an output for each position"),
+        (
+            nn.Linear(8, 10),
+            torch.full((8, 3, 8, 10), 0.1),
+            "lp.Classification(dim=-1)",
+        ),
     ],
 )
 def test_targets_that_are_no_probabilities_are_refused(
@@ -227,7 +237,7 @@ def test_targets_that_are_no_probabilities_are_refused(
 ) -> None:
     batch = (torch.randn(8, 3, 8, 8), targets)
     with pytest.raises(lp.BadInput) as refused:
-        make(model=model, modules=1, sample=batch).step(batch)
+        make(model=model, modules=1, sample=batch, task=lp.Classification())
     assert message in str(refused.value)
 
 
@@ -239,16 +249,16 @@ def test_probabilities_of_classes_are_targets() -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((torch.zeros(8, 3, 9, 9), torch.zeros(8, dtype=torch.long)), "(N, 3, 8, 8)"),
+        ((torch.zeros(8, 4, 8, 8), torch.zeros(8, dtype=torch.long)), "(8, 4, 8, 8)"),
         ((torch.zeros(8, 3, 8, 8).double(), torch.zeros(8, dtype=torch.long)), "torch.float64"),
         ((torch.zeros(8, 3, 8, 8), torch.full((8,), 10)), "0..9"),
         ((torch.zeros(8, 3, 8, 8), torch.full((8,), -1)), "from -1"),
-        ((torch.zeros(8, 3, 8, 8), torch.zeros(7, dtype=torch.long)), "one per input"),
+        ((torch.zeros(8, 3, 8, 8), torch.zeros(7, dtype=torch.long)), "one per sample"),
         ((torch.zeros(8, 3, 8, 8), torch.zeros(8, dtype=torch.int32)), "torch.int32"),
-        ((torch.zeros(8, 3, 8, 8), torch.zeros(8, 1, dtype=torch.long)), "they must be (N)"),
+        ((torch.zeros(8, 3, 8, 8), torch.zeros(8, 1, dtype=torch.long)), "the sample was (N)"),
         ((torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long)), "empty"),
-        ((torch.zeros(8, 3, 8, 8),), "(inputs, targets)"),
-        ({"images": torch.zeros(8)}, "tuple of tensors"),
+        ((torch.zeros(8, 3, 8, 8),), "but the sample was (a float32 tensor (8, 3, 8, 8), a"),
+        ({"images": torch.zeros(8)}, "A batch is {images: a float32 tensor (8,)}, but"),
     ],
 )
 def test_bad_batches_are_refused_and_change_nothing(batch: Any, message: str) -> None:

@@ -12,6 +12,8 @@ from .errors import RunFailed as RunFailed
 from .errors import StepFailed as StepFailed
 from .experiments.recipe import Recipe as Recipe
 from .learner import Learner as Learner
+from .model_check import ModelCheck as ModelCheck
+from .model_check import check as check
 from .methods.auglocal import SampledLayers as SampledLayers
 from .methods.auglocal import auglocal as auglocal
 from .methods.backlink import BackwardLinks as BackwardLinks
@@ -67,11 +69,11 @@ from .rule.context import ContextSupply as ContextSupply
 from .rule.context import ConvEncoder as ConvEncoder
 from .rule.credit import LocalCredit as LocalCredit
 from .rule.credit import make_table as make_table
-from .rule.local_loss import Batch as Batch
 from .rule.local_loss import LocalLoss as LocalLoss
 from .rule.local_loss import LossInputs as LossInputs
 from .rule.losses import CrossEntropy as CrossEntropy
 from .rule.losses import NoPenalty as NoPenalty
+from .rule.losses import TaskLoss as TaskLoss
 from .rule.parameter_copy import ParameterCopy as ParameterCopy
 from .rule.rule import Rule as Rule
 from .rule.table import CreditTable as CreditTable
@@ -81,6 +83,7 @@ from .rule.terms import Terms as Terms
 from .schedule.notes import find_notes as find_notes
 from .schedule.schedule import Schedule as Schedule
 from .schedule.wire import wire as wire
+from .tasks.batch import Batch as Batch
 from .tasks.classification import CausalLM as CausalLM
 from .tasks.classification import Classification as Classification
 from .tasks.classification import MaskedLM as MaskedLM

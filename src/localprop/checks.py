@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from localprop.errors import BadInput, check
-from localprop.network.find_layers import layers_of
+from localprop.network.find_layers import layers_of, look_again
 from localprop.network.partition import Partition
-from localprop.rule.local_loss import Batch, LocalLoss
+from localprop.rule.local_loss import LossInputs
+from localprop.rule.losses import BuiltTask
 from localprop.rule.rule import Rule
+from localprop.schedule.check_heads import check_heads
 from localprop.schedule.wiring import Wiring
+from localprop.tasks.batch import Batch, unwrap
+from localprop.tasks.custom import task as make_task_of
+from localprop.tasks.find import find_task
+from localprop.tasks.task import Task, describe
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
-BatchLike = Tensor | tuple[Tensor, ...] | list[Tensor]
 _FACTORY = "optimizer=lambda params: torch.optim.SGD(params, lr=0.1)"
 
 
@@ -58,8 +65,11 @@ def find_argument_problems(
             f"optimizer is a {_name(optimizer)}, but must be a function of parameters, or a torch "
             "optimizer."
         )
-    if not callable(task) or isinstance(task, nn.Module):
-        yield (f"task is a {_name(task)}, but must build a loss, as localprop.CrossEntropy() does.")
+    if task is not None and not isinstance(task, Task) and not callable(task):
+        yield (
+            f"task is a {_name(task)}, but must be a task such as localprop.Classification(), or a "
+            "loss such as nn.MSELoss()."
+        )
 
 
 def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
@@ -82,13 +92,20 @@ def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
 
 
 def make_partition(
-    model: nn.Module, sample: list[Tensor], modules: int | None, partition: Partition | None
+    model: nn.Module,
+    sample: Any,
+    task: Task,
+    batch_dims: Any,
+    modules: int | None,
+    partition: Partition | None,
 ) -> Partition:
     """The given partition, or a uniform one.
 
     Args:
         model: the primary network.
         sample: a batch.
+        task: how it enters the model.
+        batch_dims: where it holds its samples.
         modules: the number of modules, if no partition is given.
         partition: the cuts.
 
@@ -98,7 +115,8 @@ def make_partition(
     """
     if partition is None:
         assert modules is not None
-        return Partition.uniform(layers_of(model, tuple(sample)), modules)
+        layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
+        return Partition.uniform(layers, modules)
     known = {name for name, _ in model.named_parameters()}
     named = {name for layer in partition.layers.parameters for name in layer}
     strange = sorted(named - known)
@@ -139,107 +157,137 @@ class BatchCheck:
 
     Args:
         model: the network.
-        sample: inputs and targets.
-        task: the loss of the last module.
-        outputs: the shape of the network's outputs.
+        sample: a batch.
+        wiring: the segments and losses.
+        batch_dims: where a batch holds its samples.
     """
 
-    def __init__(
-        self, model: nn.Module, sample: tuple[Tensor, Tensor], task: LocalLoss, outputs: torch.Size
-    ) -> None:
-        self._sample, self._task, self._outputs = sample, task, outputs
+    def __init__(self, model: nn.Module, sample: Batch, wiring: Wiring, batch_dims: Any) -> None:
+        self._sample, self._wiring = sample, wiring
+        self._dims = sample.spread_dims() if batch_dims is ... else batch_dims
         self._parameters = list(model.parameters())
         self._trainable = [parameter.requires_grad for parameter in self._parameters]
+        self._task_loss = wiring.task_loss
+        self._checked: set[object] = set()
+        self._known: dict[object, torch.Size] = {}
 
-    def __call__(self, batch: BatchLike) -> Batch:
+    def __call__(self, data: Any) -> Batch:
         """The batch on the model's device.
 
         Raises:
             BadInput: something is wrong with it.
         """
-        tensors = unpack_batch(batch)
         if [parameter.requires_grad for parameter in self._parameters] != self._trainable:
             raise BadInput(
                 "requires_grad of some parameters has changed since the Learner was made: call "
                 "learner.rebuild(), or make a new Learner."
             )
-        check(find_batch_problems(tensors, self._sample, self._task, self._outputs))
-        device = self._parameters[0].device
-        return Batch(*[tensor.to(device, non_blocking=True) for tensor in tensors])
+        batch = self._find_samples(data)
+        check(_find_shape_problems(batch, self._sample))
+        outputs = self._known.get((batch.signature, batch.samples))
+        if outputs is None:
+            outputs = self._look_at(batch)
+        inputs = LossInputs(batch.inputs, batch.targets, batch=batch.data)
+        check(self._task_loss.find_problems(inputs, outputs))
+        return batch.to(self._parameters[0].device)
+
+    def _look_at(self, batch: Batch) -> torch.Size:
+        """Look at a batch of a new shape on fakes, and find the shape of the output."""
+        wiring = self._wiring
+        # Losses on one sample differ from others: BatchNorm has nothing to compare it with.
+        shape = batch.signature, batch.samples == 1
+        if shape not in self._checked:
+            check_heads(wiring, batch)
+            self._checked.add(shape)
+        layers = look_again(wiring.layers, wiring.task.forward, batch)
+        outputs = layers.shape_for(layers.output_shape, layers.output_growth, batch.samples)
+        self._known[batch.signature, batch.samples] = outputs
+        return outputs
+
+    def _find_samples(self, data: Any) -> Batch:
+        data = unwrap(data)
+        try:
+            return Batch.of(data, self._wiring.task.targets(data), self._dims)
+        except BadInput as error:
+            raise BadInput(
+                f"A batch is {describe(data)}, but the sample was {describe(self._sample.data)}."
+            ) from error
 
 
-def find_batch_problems(
-    tensors: list[Tensor], sample: tuple[Tensor, Tensor], task: LocalLoss, outputs: torch.Size
-) -> Iterator[str]:
-    """What is wrong with a batch.
-
-    Args:
-        tensors: the batch.
-        sample: inputs and targets that the learner was made for.
-        task: the loss of the last module.
-        outputs: the shape of the network's outputs.
-    """
-    if len(tensors) != 2:
-        yield f"A batch must be (inputs, targets), but this one has {len(tensors)} part(s)."
+def _find_shape_problems(batch: Batch, sample: Batch) -> Iterator[str]:
+    """What in a batch differs from the sample that must not."""
+    tensors, like = batch.tensors(), sample.tensors()
+    if len(tensors) != len(like):
+        yield f"A batch is {describe(batch.data)}, but the sample was {describe(sample.data)}."
         return
-    inputs, targets = tensors
-    like, like_targets = sample
-    if inputs.ndim == 0 or inputs.shape[1:] != like.shape[1:]:
-        wanted = ", ".join(["N", *map(str, like.shape[1:])])
-        yield f"Inputs have shape {tuple(inputs.shape)}, but the sample was ({wanted})."
-    elif len(inputs) == 0:
+    if not batch.samples:
         yield "The batch is empty."
-    if inputs.dtype != like.dtype:
-        yield f"Inputs are {inputs.dtype}, but the sample was {like.dtype}: convert one of them."
-    if targets.dtype != like_targets.dtype:
-        yield (
-            f"Targets are {targets.dtype}, but the sample's were {like_targets.dtype}: convert one "
-            "of them."
-        )
-    if targets.shape != (*inputs.shape[:1], *like_targets.shape[1:]):
-        wanted = ", ".join(["N", *map(str, like_targets.shape[1:])])
-        yield (
-            f"{len(inputs)} inputs, but targets of shape {tuple(targets.shape)}: they must be "
-            f"({wanted}), one per input."
-        )
-    elif targets.device.type == "cpu" and targets.numel():
-        # On an accelerator a look at the values would wait for it.
-        yield from task.find_problems(targets, outputs)
+    names = {sample.input: "Inputs", sample.target: "Targets"}
+    for i, (tensor, other) in enumerate(zip(tensors, like, strict=True)):
+        name, dim = names.get(i, f"Tensor {i} of the batch"), batch.dims[i]
+        sizes = ["N" if d == sample.dims[i] else str(n) for d, n in enumerate(other.shape)]
+        wanted, shape = f"({', '.join(sizes)})", tuple(tensor.shape)
+        if tensor.ndim != other.ndim:
+            yield f"{name} have shape {shape}, but the sample was {wanted}."
+        elif dim is not None and tensor.shape[dim] != batch.samples:
+            yield (
+                f"{batch.samples} samples, but {name.lower()} of shape {shape}: they must be "
+                f"{wanted}, one per sample."
+            )
+        if tensor.dtype != other.dtype:
+            yield f"{name} are {tensor.dtype}, but the sample was {other.dtype}: convert one."
 
 
-def make_zero_batch(sample: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A batch of zeros in the shape of the sample, which itself is not kept.
-
-    Targets that are probabilities give each class the same.
-    """
-    inputs, *rest = sample
-    targets = rest[0] if rest else torch.empty(len(inputs), dtype=torch.long)
-    are_probabilities = targets.is_floating_point() and targets.ndim > 1 and targets.shape[-1]
-    share = 1 / targets.shape[-1] if are_probabilities else 0
-    return torch.zeros_like(inputs, device="cpu"), torch.full_like(targets, share, device="cpu")
-
-
-def unpack_batch(batch: object) -> list[Tensor]:
-    """The tensors of a batch.
+def check_grad_mode() -> None:
+    """Check that tensors can get gradients here.
 
     Raises:
-        BadInput: the batch is no tensor and no tuple or list of tensors.
+        BadInput: not within torch.inference_mode(). torch.no_grad() is no obstacle.
     """
-    entries: list[object] = [batch] if isinstance(batch, Tensor) else []
-    if isinstance(batch, (tuple, list)):
-        entries = list(batch)
-    tensors = [entry for entry in entries if isinstance(entry, Tensor) and entry.ndim > 0]
-    if not entries or len(tensors) < len(entries):
-        strange = [
-            "scalars" if isinstance(e, Tensor) else _name(e) for e in entries if not _has_samples(e)
-        ]
-        seen = ", ".join(strange) or f"{batch!r:.60}"
-        raise BadInput(f"A batch must be a tuple of tensors (inputs, targets), not {seen}.")
-    return tensors
+    if torch.is_inference_mode_enabled():
+        raise BadInput(
+            "This is inside torch.inference_mode(), where nothing can be trained: call it outside, "
+            "or use torch.no_grad() there."
+        )
 
 
-def _has_samples(entry: object) -> bool:
-    return isinstance(entry, Tensor) and entry.ndim > 0
+def add_targets(sample: Any) -> Any:
+    """A sample of inputs alone, with the class 0 for each, which stands for any."""
+    if not isinstance(sample, Tensor) or not sample.ndim:
+        return sample
+    return sample, torch.zeros(len(sample), dtype=torch.long)
+
+
+def resolve_task(task: Any, model: nn.Module, sample: Any) -> Task:
+    """What a user gives as the task, as a `Task`.
+
+    Args:
+        task: a task; a loss of torch; a function (output, targets); a builder of a `LocalLoss`; or
+            None for the usual task of the model and the sample.
+        model: the network.
+        sample: a batch.
+
+    Raises:
+        BadInput: it is none of these, or there is no usual task.
+    """
+    if task is None:
+        return find_task(model, sample)
+    if isinstance(task, Task):
+        return task
+    if is_builder(task):
+        return BuiltTask(task)
+    return make_task_of(loss=task)
+
+
+def is_builder(task: Any) -> bool:
+    """Whether something builds a local loss: a function of an attach point alone."""
+    if isinstance(task, nn.Module) or not callable(task):
+        return False
+    try:
+        parameters = inspect.signature(task).parameters.values()
+    except ValueError:  # a function of C++
+        return False
+    return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters) == 1
 
 
 def _name(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from itertools import chain
@@ -12,17 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from localprop.checks import (
-    PRECISIONS,
-    BatchCheck,
-    BatchLike,
-    find_argument_problems,
-    find_rank_problems,
-    find_wiring_problems,
-    make_partition,
-    make_zero_batch,
-    unpack_batch,
-)
+from localprop import checks
 from localprop.cost.alive import ValueReading, read_values
 from localprop.cost.explain import explain, explain_values
 from localprop.cost.flops import count_flops
@@ -41,18 +31,18 @@ from localprop.engine.user_optimizers import (
 )
 from localprop.errors import BadInput, check
 from localprop.network.contextual import add_contexts
-from localprop.network.find_layers import layers_of
+from localprop.network.find_layers import layers_of, look_again
 from localprop.network.modes import evaluation_mode
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Ranks
 from localprop.ranks.stages import gather_network, join_pipeline, make_predictor
-from localprop.rule.local_loss import Batch
-from localprop.rule.losses import CrossEntropy, LossBuilder
 from localprop.rule.rule import Rule
 from localprop.schedule.notes import find_notes
 from localprop.schedule.schedule import Schedule
 from localprop.schedule.wire import wire
 from localprop.state import carry_over, collect_by_name, restore, state_of
+from localprop.tasks.batch import Batch, unwrap
+from localprop.tasks.task import Task
 
 __all__ = ["Learner"]
 
@@ -61,17 +51,19 @@ class Learner:
     """Trains a model by a rule.
 
     Args:
-        model: any module whose forward maps one tensor to one tensor. It is trained in place and
-            stays the plain model.
+        model: any module. It is trained in place and stays the plain model.
         rule: the training rule, from `localprop.methods` or composed of parts.
         modules: the number of local modules, cut uniformly; or give `partition`.
         partition: the cuts.
         optimizer: a factory, called with the parameters of each segment and of each local loss; or
             an existing optimizer, which gains the parameters of heads and encoders as a group and
             steps once, after the last backward.
-        sample: a batch as the loader gives it, (inputs, targets). Every batch must have its shapes,
-            but for the number of samples, and its dtypes.
-        task: the loss of the last module, on the model's own output.
+        sample: a batch as the loader gives it. Others may differ in size and shape, as far as the
+            model lets them.
+        task: how a batch enters the model, and the loss of its output: a `Task`, a loss such as
+            nn.MSELoss(), or a function (output, targets); by default the usual (`lp.check`).
+        batch_dims: the dimensions with the samples, if not 0: a number, or numbers in the structure
+            of the batch; None for what all samples share.
         recompute: run segments again before their backward instead of keeping their activations.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
@@ -101,10 +93,11 @@ class Learner:
         rule: Rule,
         *,
         optimizer: OptimizerFactory | Optimizer,
-        sample: BatchLike,
+        sample: Any,
         modules: int | None = None,
         partition: Partition | None = None,
-        task: LossBuilder = CrossEntropy(),  # noqa: B008 - parts are frozen
+        task: Task | Callable[..., Any] | None = None,
+        batch_dims: Any = ...,
         recompute: bool = False,
         microbatches: int = 1,
         precision: str = "fp32",
@@ -113,14 +106,15 @@ class Learner:
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
         check(
-            find_argument_problems(
+            checks.find_argument_problems(
                 model, rule, modules, partition, precision, optimizer, microbatches, task
             )
         )
-        check(find_rank_problems(model, optimizer) if ranks.is_used() else ())
+        check(checks.find_rank_problems(model, optimizer) if ranks.is_used() else ())
         self._arguments: dict[str, Any] = {
             "optimizer": optimizer,
             "task": task,
+            "batch_dims": batch_dims,
             "recompute": recompute,
             "microbatches": microbatches,
             "precision": precision,
@@ -132,8 +126,11 @@ class Learner:
         self.rule = rule
         self.seed = seed
         self.steps = 0
-        self.partition = make_partition(model, unpack_batch(sample), modules, partition)
-        self._sample = make_zero_batch(unpack_batch(sample))
+        sample = checks.add_targets(unwrap(sample))
+        task = checks.resolve_task(task, model, sample)
+        self.partition = checks.make_partition(model, sample, task, batch_dims, modules, partition)
+        own = Batch.of(sample, task.targets(sample), batch_dims).clone().to(torch.device("cpu"))
+        self._sample = own.forget_classes().data
         named = model.named_parameters()
         self.wiring = wire(
             rule,
@@ -146,11 +143,10 @@ class Learner:
         self.wiring.to(self.device)
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._outside = [] if self._shared is None else [self._shared]
-        one_optimizer = self._shared is not None
-        check(find_wiring_problems(self.wiring, recompute=recompute, one_optimizer=one_optimizer))
-        outputs = self.partition.layers.output_shape
-        self._check_batch = BatchCheck(model, self._sample, self.wiring.task, outputs)
-        self._check_batch(self._sample)
+        needs = {"recompute": recompute, "one_optimizer": self._shared is not None}
+        check(checks.find_wiring_problems(self.wiring, **needs))
+        self._check_batch = checks.BatchCheck(model, own, self.wiring, batch_dims)
+        self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders
         self.network = add_contexts(model, self.encoders, self.partition, self.wiring.sources)
         recomputed = self.wiring.recomputable if recompute else frozenset[int]()
@@ -159,7 +155,7 @@ class Learner:
         self.pipeline, stage = None, None
         if ranks.is_used():
             self.pipeline = join_pipeline(
-                ranks, self.wiring, microbatches, recomputed, model, self._sample[0], seed
+                ranks, self.wiring, microbatches, recomputed, model, own, seed
             )
             self.schedule, stage = self.pipeline.schedule, self.pipeline.stage
         else:
@@ -171,14 +167,15 @@ class Learner:
             self.schedule,
             Optimizers(make_optimizers(optimizer, owned)),
             device=self.device,
-            autocast=PRECISIONS[precision],
+            autocast=checks.PRECISIONS[precision],
             seed=seed,
             stage=stage,
             communicator=self.pipeline.transport if self.pipeline else None,
         )
         self.engine.initialise_copies()
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
-            extend_optimizer(self._shared, model, chain(*owned.values()))
+            unreached = self.partition.layers.unreached
+            extend_optimizer(self._shared, model, chain(*owned.values()), unreached)
         self._named = list(self.named_parameters())
 
     def rebuild(self, *, modules: int | None = None, partition: Partition | None = None) -> None:
@@ -200,7 +197,13 @@ class Learner:
         self.flush()
         if modules is None and partition is None:
             cuts = [module[-1] for module in self.partition.modules[:-1]]
-            partition = Partition.at(layers_of(self.model, self._sample), cuts)
+            layers = layers_of(
+                self.model,
+                self._sample,
+                task=self.wiring.task,
+                batch_dims=self._arguments["batch_dims"],
+            )
+            partition = Partition.at(layers, cuts)
         before = collect_by_name(self, self._named)
         arguments = {**self._arguments, "modules": modules, "partition": partition}
         with exchange_parameters(self._shared, self._named, self.model):
@@ -210,7 +213,7 @@ class Learner:
 
     # --- stepping -------------------------------------------------------------------------------
 
-    def step(self, batch: BatchLike, *, observe: Observer | None = None) -> Losses:
+    def step(self, batch: Any, *, observe: Observer | None = None) -> Losses:
         """Run one training step, which updates every parameter once.
 
         On several ranks the losses are those of the rank's own modules. With replicas they are this
@@ -227,6 +230,7 @@ class Learner:
             BadInput: a batch of another shape or dtype, labels out of range.
             StepFailed: an action failed; what had been stepped before stays stepped.
         """
+        checks.check_grad_mode()
         checked = self._check_batch(batch)  # outside: all ranks see what is wrong with a batch
         with self.report_failures():
             losses = self.engine.step(checked, number=self.steps, observe=observe)
@@ -236,7 +240,7 @@ class Learner:
         self.steps += 1
         return losses
 
-    def backward(self, batch: BatchLike, *, backward: Backward = Tensor.backward) -> Losses:
+    def backward(self, batch: Any, *, backward: Backward = Tensor.backward) -> Losses:
         """Leave all gradients in `.grad`, and step nothing; for training loops of others.
 
         Gradients add to those that are there. A failure drops all of them. Averages of parameters
@@ -256,7 +260,8 @@ class Learner:
                 "learner.backward runs in one process: on several ranks call learner.step, or use "
                 "each process for itself with ranks=Ranks(alone=True)."
             )
-        check(find_wiring_problems(self.wiring, recompute=False, one_optimizer=True))
+        checks.check_grad_mode()
+        check(checks.find_wiring_problems(self.wiring, recompute=False, one_optimizer=True))
         checked = self._check_batch(batch)
         losses = self.engine.step(checked, number=self.steps, stepping=False, backward=backward)
         self.steps += 1
@@ -274,21 +279,21 @@ class Learner:
                 self.pipeline.transport.wait_for_sends()
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor) -> Tensor:
+    def predict(self, batch: Any) -> Tensor:
         """The deployed network's outputs (N, ...) in evaluation mode, on all ranks.
 
         Args:
-            inputs: (N, ...) as in the sample; moved to the model's device.
+            batch: as in the sample, or only its inputs; moved to the model's device.
         """
         self.flush()
-        inputs = inputs.to(self.device)
+        task = self.wiring.task
+        entered = Batch.of(batch, task.targets(batch)).to(self.device)
         with evaluation_mode(self.network), self.report_failures():
             if self.pipeline is None:
-                outputs: Tensor = self.network(inputs)
-                return outputs
-            batch = Batch(inputs, inputs[:0])
+                return task.forward(self.network, entered.data)
+            look_again(self.partition.layers, task.forward, entered)
             predictor = make_predictor(self.pipeline, self.model, self.wiring, self.device)
-            output = predictor.predict(batch, number=self.steps)
+            output = predictor.predict(entered, number=self.steps)
             return self.pipeline.broadcast_output(output)
 
     # --- several ranks --------------------------------------------------------------------------
@@ -337,15 +342,15 @@ class Learner:
 
     # --- costs: nothing runs, and of a batch only the shapes count ------------------------------
 
-    def memory(self, batch: BatchLike | None = None) -> MemoryReading:
+    def memory(self, batch: Any | None = None) -> MemoryReading:
         """Predict the memory of a step on such a batch, by default the sample, in bytes."""
         return predict_memory(self.engine, self._outside, self._like(batch))
 
-    def values(self, batch: BatchLike | None = None) -> ValueReading:
+    def values(self, batch: Any | None = None) -> ValueReading:
         """Predict which values are alive after each action of such a step, in bytes."""
         return read_values(self.engine, self._outside, self._like(batch))
 
-    def flops(self, batch: BatchLike | None = None) -> int:
+    def flops(self, batch: Any | None = None) -> int:
         """Count the floating-point operations of such a step: convolutions and matrix products,
         forward and backward, heads and encoders included.
         """
@@ -366,7 +371,7 @@ class Learner:
         """A sentence for each argument of the rule that this network caps or ignores."""
         return find_notes(self.rule, self.partition)
 
-    def _like(self, batch: BatchLike | None) -> Batch:
+    def _like(self, batch: Any | None) -> Batch:
         return self._check_batch(self._sample if batch is None else batch)
 
     # --- what is trained ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.cost.kernels import count_lstm_workspace
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 from tests.helpers.predictions import CLASSES, STEPS, WIDTH, compare, make_batch
 
 
@@ -102,8 +102,8 @@ def test_norms_in_both_layouts(memory_format: torch.memory_format) -> None:
     model = nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, CLASSES)
     ).to(memory_format=memory_format)
-    images, labels = make_batch(WIDTH, 8, 8)
-    compare(model, Batch(images.contiguous(memory_format=memory_format), labels))
+    images, labels = make_batch(WIDTH, 8, 8).data
+    compare(model, Batch.of((images.contiguous(memory_format=memory_format), labels)))
 
 
 @pytest.mark.parametrize(

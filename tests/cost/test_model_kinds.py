@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import localprop as lp
 from localprop.cost.memory import LiveBytes
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 from tests.helpers.predictions import (
     CLASSES,
     SAMPLES,
@@ -92,7 +92,7 @@ class SparseText(nn.Module):
 
 
 def test_sparse_gradients() -> None:
-    batch = Batch(torch.randint(500, (SAMPLES, 60)), torch.randint(CLASSES, (SAMPLES,)))
+    batch = Batch.of((torch.randint(500, (SAMPLES, 60)), torch.randint(CLASSES, (SAMPLES,))))
     compare(SparseText(), batch, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
 
 

@@ -13,10 +13,10 @@ import localprop as lp
 from localprop.cost.simulate import simulate
 from localprop.cost.timing import ActionKind, LinkModel, Seconds, measure_seconds, message_bytes
 from localprop.errors import BadInput
-from localprop.rule.local_loss import Batch
 from localprop.schedule.lowering import lower
 from localprop.schedule.placement import Placement
 from localprop.schedule.schedule import Action, Op
+from localprop.tasks.batch import Batch
 from tests.helpers.reference import sgd
 from tests.helpers.timelines import make_cost, make_wiring
 
@@ -27,7 +27,7 @@ def make_learner(
     rule: lp.Rule, modules: int, samples: int = 4, **options: Any
 ) -> tuple[lp.Learner, Batch]:
     torch.manual_seed(0)
-    batch = Batch(torch.randn(samples, 3, 8, 8), torch.randint(10, (samples,)))
+    batch = Batch.of((torch.randn(samples, 3, 8, 8), torch.randint(10, (samples,))))
     model = lp.models.resnet8()
     learner = lp.Learner(model, rule, modules=modules, optimizer=sgd, sample=batch, **options)
     return learner, batch

@@ -50,7 +50,7 @@ def select_engine(files: set[str]) -> set[str]:
 def test_a_greedy_step_visits_few_files() -> None:
     files = visit_step(lp.greedy())
     assert len(select_engine(files)) <= 6, sorted(files)
-    assert len(files) <= 14, sorted(files)
+    assert len(files) <= 15, sorted(files)
 
 
 def test_a_greedy_step_pays_for_no_other_method() -> None:
@@ -61,7 +61,7 @@ def test_a_greedy_step_pays_for_no_other_method() -> None:
 
 def test_a_recomputed_end_to_end_step_visits_few_files() -> None:
     files = visit_step(lp.end_to_end(), recompute=True)
-    assert len(files) <= 18, sorted(files)
+    assert len(files) <= 19, sorted(files)
     assert "engine/recompute.py" in files
 
 

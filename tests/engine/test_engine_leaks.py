@@ -17,9 +17,9 @@ from localprop.cost.memory import LiveBytes
 from localprop.engine import engine
 from localprop.engine.optimizers import values_equal
 from localprop.engine.store import StepContext, Store
-from localprop.rule.local_loss import Batch as LossBatch
 from localprop.schedule.schedule import Op
 from localprop.state import restore, state_of
+from localprop.tasks.batch import Batch as LossBatch
 from tests.helpers.methods import Method, each_method
 from tests.helpers.small_resnet import (
     BATCHES,
@@ -169,7 +169,7 @@ def modules_of(learner: lp.Learner) -> tuple[nn.Module, ...]:
 def list_held(learner: lp.Learner) -> list[Tensor]:
     """The tensors that live between steps, and those of all batches."""
     batches = [tensor for batch in BATCHES for tensor in batch]
-    first = LossBatch(*BATCHES[0])
+    first = LossBatch.of(BATCHES[0])
     held = list_held_tensors(modules_of(learner), learner.optimizers, first)
     return [*held, learner.engine.plan.scalar, *batches]
 

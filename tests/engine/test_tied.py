@@ -14,8 +14,8 @@ from torch.optim import SGD
 import localprop as lp
 from localprop.cost.alive import check_values
 from localprop.report.costs import measure_peak_bytes
-from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import Op
+from localprop.tasks.batch import Batch
 from tests.helpers import reference
 from tests.helpers.language_models import language_model
 from tests.helpers.methods import METHODS
@@ -306,7 +306,7 @@ def test_a_network_is_tied_untied_and_frozen_on_the_way(existing: bool) -> None:
 def test_only_what_the_plan_lists_is_alive(name: str, rule: str, variant: str) -> None:
     learner = make_learner(name, RULES[rule][0], **VARIANTS[variant])
     learner.step(NETWORKS[name].batches()[0])
-    check_values(learner.engine, Batch(*NETWORKS[name].batches()[1]), number=1)
+    check_values(learner.engine, Batch.of(NETWORKS[name].batches()[1]), number=1)
 
 
 @networks
@@ -317,7 +317,7 @@ def test_memory_is_predicted(name: str, rule: str, microbatches: int) -> None:
     batch = NETWORKS[name].batches()[0]
     predicted = learner.memory(batch).peak_bytes
     learner.step(batch)
-    assert measure_peak_bytes(learner, Batch(*batch)) == pytest.approx(predicted, rel=0.005)
+    assert measure_peak_bytes(learner, Batch.of(batch)) == pytest.approx(predicted, rel=0.005)
 
 
 def test_explain_names_ties_and_when_they_are_stepped() -> None:

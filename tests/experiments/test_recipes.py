@@ -145,7 +145,7 @@ def test_every_recipe_of_a_network_is_wired(network: str, by_data: bool) -> None
         partition = cut_network(config)
         phases = parse_phases(config.phases) if config.phases else []
         for method in [phase.method for phase in phases] or [config.method]:
-            task = lp.CrossEntropy(config.label_smoothing)
+            task = lp.Classification(config.label_smoothing)
             with torch.device("meta"):
                 lp.wire(parse_rule(method), partition, task=task, normalization=lp.Normalization())
         for recipe in recipes:

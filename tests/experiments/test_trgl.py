@@ -97,7 +97,7 @@ def test_features_and_pools_on_tinyimagenet(network: str, pools: list[int]) -> N
     config = find_config(f"{network}_tinyimagenet_trgl_k4")
     layers = find_layers(config)
     with torch.device("meta"):
-        wiring = lp.wire(parse_rule(config.method), cut_network(config), task=lp.CrossEntropy())
+        wiring = lp.wire(parse_rule(config.method), cut_network(config))
     assert make_blank_dataset(replace(config, batch_size=2)).shape == (3, 64, 64)
     assert list(dict.fromkeys(shape[2] for shape in layers.shapes[:-1])) == [32, 16, 8, 4]
     found = []

@@ -27,7 +27,6 @@ def build_wiring(depth: int, rule: lp.Rule, modules: int) -> Wiring:
         return wire(
             rule,
             lp.Partition.uniform(find_layers(depth), modules),
-            task=lp.CrossEntropy(),
             normalization=lp.Normalization(),
         )
 

@@ -32,8 +32,11 @@ def make_point(
     shape = torch.Size((2, *features))
     made_up = {
         "shapes": (shape, shape),
+        "growths": ((1, *[0] * len(features)),) * 2,
+        "channels": (1 if len(features) == 3 else len(features),) * 2,
         "input_shape": torch.Size((2, *image)),
         "output_shape": torch.Size((2, *outputs)),
+        "output_channel": len(outputs),
     }
     layers = lp.Layers(**{**vars(find_layers_once(model, (torch.zeros(2, 2),))), **made_up})
     return lp.AttachPoint(

@@ -25,7 +25,7 @@ def mlp_layers(count: int) -> lp.Layers:
 def wire_mlp(credit: Credit, count: int = 12, modules: int = 4) -> Wiring:
     """The wiring of an MLP of `count` layers."""
     partition = lp.Partition.uniform(mlp_layers(count), modules)
-    return wire(lp.Rule(credit), partition, task=lp.CrossEntropy())
+    return wire(lp.Rule(credit), partition)
 
 
 Tie = tuple[int, int]  # two layers that share a weight
@@ -44,7 +44,7 @@ def partition_for(table: lp.CreditTable, ties: Iterable[Tie] = ()) -> lp.Partiti
 def wiring_of(table: lp.CreditTable, ties: Iterable[Tie] = ()) -> Wiring:
     """The wiring of an MLP that fits a table."""
     partition = partition_for(table, ties)
-    return wire(lp.Rule(lambda _: table), partition, task=lp.CrossEntropy())
+    return wire(lp.Rule(lambda _: table), partition)
 
 
 # --- what holds of any table ------------------------------------------------------------------

@@ -84,9 +84,8 @@ def test_groups_that_agree_on_wrong_classes_have_the_penalty_1() -> None:
 def test_probabilities_are_no_targets_of_groups() -> None:
     model, ((images, targets), *_) = network("resnet14")
     soft = functional.one_hot(targets, 10).double()
-    learner = lp.Learner(model, lp.gn_dgl(), modules=3, optimizer=sgd, sample=(images, soft))
     with pytest.raises(lp.BadInput, match="needs targets that are classes"):
-        learner.step((images, soft))
+        lp.Learner(model, lp.gn_dgl(), modules=3, optimizer=sgd, sample=(images, soft))
 
 
 # --- the auxiliary networks -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Bottlenecks, leaves and depths of small autograd graphs."""
+"""Lifetimes, leaves and depths of small autograd graphs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from torch import nn
 from torch.autograd.graph import GradientEdge
 
 from localprop.network.autograd_graph import (
-    find_bottlenecks,
+    find_crossing,
     find_leaves,
+    find_lifetimes,
     gradient_edge_of,
     measure_depth,
 )
@@ -20,15 +21,24 @@ def edge_of(tensor: torch.Tensor) -> GradientEdge:
     return edge
 
 
-def test_an_edge_that_jumps_over_a_tensor_makes_it_no_bottleneck() -> None:
-    """The graph that is drawn in the docstring, and a parameter, which goes around nothing."""
-    inputs = torch.ones(3, requires_grad=True) * 1
-    a = inputs * nn.Parameter(torch.ones(3))
-    b = a * 2
+def test_a_tensor_crosses_every_moment_between_its_making_and_its_last_reading() -> None:
+    def read_time() -> int:
+        return int(torch._C._autograd._get_sequence_nr())
+
+    a = nn.Parameter(torch.ones(3)) * 1
+    after_a = read_time()
+    b = a * nn.Parameter(torch.ones(3))  # a parameter is there all the time
+    after_b = read_time()
+    unread = a * 3
     c = a + b
+    after_c = read_time()
     output = c * 2
-    found = find_bottlenecks(edge_of(output), edge_of(inputs))
-    assert found == {edge_of(tensor) for tensor in (inputs, a, c, output)}
+    end = read_time()
+    times = [after_a, after_b, after_c, end]
+    found = find_crossing(find_lifetimes(edge_of(output)), times)
+    expected = [[a], [a, b], [c], [output]]
+    assert list(found) == [{edge_of(tensor) for tensor in tensors} for tensors in expected]
+    assert unread.grad_fn is not None
 
 
 def test_outputs_of_one_operation_are_different_tensors() -> None:
@@ -57,3 +67,13 @@ def test_depth_counts_the_weights_of_the_longest_path() -> None:
     short, inputs = nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True)
     assert measure_depth(edge_of(short(inputs))) == 1
     assert measure_depth(edge_of(long(inputs) + short(inputs))) == 3
+
+
+def test_what_lies_before_the_start_does_not_count() -> None:
+    before, after = nn.Linear(2, 2), nn.Linear(2, 2)
+    start = before(torch.ones(1, 2))
+    output = after(start).relu()
+    leaves = find_leaves(edge_of(output), edge_of(start))
+    assert {id(leaf) for leaf in leaves} == {id(leaf) for leaf in after.parameters()}
+    assert measure_depth(edge_of(output), edge_of(start)) == 1
+    assert measure_depth(edge_of(output)) == 2

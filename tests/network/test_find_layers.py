@@ -201,29 +201,46 @@ def test_tied_weights_across_a_cut_are_used_by_two_layers(first: int, rule: lp.R
     assert learner.wiring.tied == {name: (first + 1, [first, first + 1])}
 
 
-def test_unused_parameters_are_refused_by_name() -> None:
+def test_parameters_that_no_path_reaches_are_named() -> None:
+    """They may belong to a branch that other batches take, so they are trained if it is taken."""
     tower = Tower(lambda b, x: b[2](b[0](x)))
-    with pytest.raises(
-        lp.BadInput,
-        match=r"blocks\.1\.linear\.weight, blocks\.1\.linear\.bias, .*Remove them, or freeze",
-    ) as caught:
-        lp.layers_of(tower, torch.zeros(2, 6, dtype=torch.float64))
-    assert "blocks.3.linear.weight" in str(caught.value)
-    for i in (1, 3):
-        tower.blocks[i].requires_grad_(False)
     layers = lp.layers_of(tower, torch.zeros(2, 6, dtype=torch.float64))
     assert layers.names == ("blocks.0", "blocks.2")
+    unreached = [f"blocks.{i}.linear.{name}" for i in (1, 3) for name in ("weight", "bias")]
+    assert sorted(layers.unreached) == sorted(unreached)
+    assert set(unreached) < {name for own in layers.parameters for name in own}
 
 
-def test_parameters_under_no_grad_are_refused_by_name() -> None:
+def test_parameters_under_no_grad_stay_as_they_are() -> None:
     def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
         with torch.no_grad():
             x = blocks[0](x)
         output: Tensor = blocks[2](blocks[1](x))
         return output
 
-    with pytest.raises(lp.BadInput, match=r"blocks\.0\.linear\.weight"):
-        lp.layers_of(Tower(forward, count=3), torch.zeros(2, 6, dtype=torch.float64))
+    tower, batch = Tower(forward, count=3), batches_of((6,), 1)[0]
+    before = copy.deepcopy(tower.blocks[0])
+    learner = build_learner(tower, lp.greedy(), modules=2)
+    learner.step(batch)
+    assert_same_state(tower.blocks[0], before)
+    assert learner.partition.layers.unreached[0] == "blocks.0.linear.weight"
+
+
+def test_a_branch_that_the_sample_does_not_take_is_trained() -> None:
+    def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        output: Tensor = blocks[2](blocks[0](x) if bool((x == 0).all()) else blocks[1](x))
+        return output
+
+    tower, (inputs, targets) = Tower(forward, count=3), batches_of((6,), 1)[0]
+    plain = copy.deepcopy(tower)
+    learner = lp.Learner(
+        tower, lp.end_to_end(), modules=1, optimizer=sgd, sample=(torch.zeros_like(inputs), targets)
+    )
+    learner.step((inputs, targets))
+    optimizer = sgd(plain.parameters())
+    torch.autograd.backward(nn.functional.cross_entropy(plain(inputs), targets))
+    optimizer.step()
+    assert_same_state(tower, plain)
 
 
 def test_nothing_to_train_is_refused() -> None:

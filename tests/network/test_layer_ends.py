@@ -96,31 +96,46 @@ def test_a_branch_around_a_block_makes_it_part_of_a_layer(recompute: bool) -> No
     )
 
 
-def test_a_block_that_returns_a_tuple_is_no_cut() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_block_that_returns_a_tuple_is_cut_at_its_one_tensor(recompute: bool) -> None:
     tower = Tower(lambda b, x: b[3](b[2](b[1](b[0](x))[0])))
     tower.blocks[1] = Pair().double()
     layers = lp.layers_of(tower, batches_of((6,), 3)[0])
-    assert layers.names == ("blocks.0", "blocks.2", "blocks.3")
-    assert layers.not_cuttable["blocks.1"] == "it returns a tuple, not one tensor"
+    assert layers.names == ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
 
-    def unpack_pair(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        output: Tensor = blocks[1](blocks[0](x)[0])
+    def take_first(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        output: Tensor = blocks[0](x)[0]
         return output
 
     check_tower(
-        tower, lambda b, head: [b[0], Through(unpack_pair, b[1], b[2]), nn.Sequential(b[3], head)]
+        tower,
+        lambda b, head: [b[0], Through(take_first, b[1]), b[2], nn.Sequential(b[3], head)],
+        recompute,
     )
-    with pytest.raises(
-        lp.BadInput, match=r"modules=5, but the model has 3 layer.*blocks\.1: it returns a tuple"
-    ):
+
+
+def test_a_block_that_returns_two_tensors_is_no_cut() -> None:
+    class Two(Pair):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return torch.tanh(self.linear(x)), self.linear(x)
+
+    def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        one, two = blocks[1](blocks[0](x))
+        output: Tensor = blocks[3](blocks[2](one + two))
+        return output
+
+    tower = Tower(forward)
+    tower.blocks[1] = Two().double()
+    layers = lp.layers_of(tower, batches_of((6,), 3)[0])
+    assert layers.names == ("blocks.0", "blocks.2", "blocks.3")
+    reason = "it returns 2 tensors that are read later, not one"
+    with pytest.raises(lp.BadInput, match=rf"modules=5, but .* 3 layer.*blocks\.1: {reason}"):
         lp.Partition.uniform(layers, 5)
-    with pytest.raises(
-        lp.BadInput, match=r"cannot be cut at 'blocks\.1': it returns a tuple, not one tensor"
-    ):
+    with pytest.raises(lp.BadInput, match=rf"cannot be cut at 'blocks\.1': {reason}"):
         lp.Partition.at(layers, ["blocks.1"])
 
 
-def test_whole_numbers_without_an_embedding_are_refused() -> None:
-    model = Through(lambda b, x: b[1](b[0](x / 255)), Block(), nn.Linear(6, 3))
-    with pytest.raises(lp.BadInput, match=r"uint8.*nn\.Embedding"):
-        lp.layers_of(model, torch.zeros(2, 6, dtype=torch.uint8))
+def test_whole_numbers_need_no_embedding() -> None:
+    model = Through(lambda b, x: b[1](b[0](x / 255)), nn.Linear(6, 6), nn.Linear(6, 3))
+    layers = lp.layers_of(model, torch.zeros(2, 6, dtype=torch.uint8))
+    assert layers.names == ("blocks.0", "blocks.1")

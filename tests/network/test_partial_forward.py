@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import localprop as lp
 from localprop.network.partial_forward import check_isolated, skip_layers
+from localprop.tasks.batch import Batch
 from tests.helpers.towers import Tower, build_preactivated, forward_in_order
 
 
@@ -25,7 +26,8 @@ def test_a_forward_from_a_later_layer_gives_the_same_output(first: int, inplace:
     handle = end.register_forward_hook(lambda module, args, output: at_cut.append(output.clone()))
     expected = model(inputs)
     handle.remove()
-    with skip_layers(model, find_layers(model), first, inputs, at_cut[0].clone):
+    batch = Batch.of(inputs)
+    with skip_layers(model, find_layers(model), first, batch, at_cut[0].clone):
         assert torch.equal(model(torch.full_like(inputs, torch.nan)), expected)
 
 
@@ -37,7 +39,8 @@ def test_skipped_layers_do_not_run() -> None:
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
     inputs = torch.zeros(5, 6, dtype=torch.float64)
-    with skip_layers(tower, layers, 2, inputs, lambda: torch.zeros(5, 6, dtype=torch.float64)):
+    batch = Batch.of(inputs)
+    with skip_layers(tower, layers, 2, batch, lambda: torch.zeros(5, 6, dtype=torch.float64)):
         tower(inputs)
     assert ran == ["blocks.2.linear", "blocks.3.linear", "head"]
 
@@ -50,7 +53,7 @@ def test_a_forward_of_the_users_on_an_instance_comes_back() -> None:
         return 2 * x
 
     tower.blocks[0].forward = double
-    with skip_layers(tower, layers, 1, torch.zeros(2, 6), lambda: torch.zeros(2, 6)):
+    with skip_layers(tower, layers, 1, Batch.of(torch.zeros(2, 6)), lambda: torch.zeros(2, 6)):
         assert tower.blocks[0].forward is not double
     assert tower.blocks[0].forward is double
     assert "forward" not in vars(tower.blocks[1])
@@ -63,10 +66,11 @@ def test_data_that_passes_a_cut_without_a_gradient_is_refused() -> None:
 
     model = Tower(forward).train()
     layers = find_layers(model)
-    like = torch.zeros(4, 6, dtype=torch.float64)
-    check_isolated(model, layers, range(1, 4), like)  # it begins where the data is made
+    like, forward_batch = Batch.of(torch.zeros(4, 6, dtype=torch.float64)), lp.Task().forward
+    # It begins where the data is made.
+    check_isolated(model, layers, range(1, 4), forward_batch, like)
     with pytest.raises(
         lp.BadInput, match=r"'blocks\.2' to 'blocks\.3' give another output when they run alone"
     ):
-        check_isolated(model, layers, range(2, 4), like)
+        check_isolated(model, layers, range(2, 4), forward_batch, like)
     assert model.training

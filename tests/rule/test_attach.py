@@ -5,10 +5,12 @@ Of images that are not square, of channels that come last, of sequences and of v
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import localprop as lp
 from localprop.errors import BadInput
@@ -81,10 +83,81 @@ def test_channels_of_sequences_and_volumes_come_first(
         torch.testing.assert_close(gradient, gradient[:, :, :1].expand_as(gradient))
 
 
-def test_features_of_five_dimensions_without_conv3d_are_refused() -> None:
+def test_features_of_five_dimensions_with_channels_last() -> None:
     body = nn.Sequential(
         nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Sequential(nn.Linear(6, 6), nn.ReLU())
     )
     model = nn.Sequential(body, nn.Flatten(), nn.Linear(6 * 8, 10))
-    with pytest.raises(BadInput, match="no Conv3d or BatchNorm3d shows"):
-        lp.Head()(make_point_at(model, torch.zeros(2, 2, 2, 2, 6), 0))
+    assert make_point_at(model, torch.zeros(2, 2, 2, 2, 6), 0).dimension() == 4
+
+
+class SqueezeExcite(nn.Module):
+    """Scales the channels of (N, C, T) by what linear layers make of their averages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        scaled: Tensor = x * self.linear(x.mean(2))[:, :, None].sigmoid()
+        return scaled
+
+
+AFTER_CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
+    "group norm": lambda: nn.Sequential(nn.Conv1d(6, 6, 3, padding=1), nn.GroupNorm(2, 6)),
+    "instance norm": lambda: nn.Sequential(
+        nn.Conv1d(6, 6, 3, padding=1), nn.InstanceNorm1d(6, affine=True)
+    ),
+    "prelu": lambda: nn.Sequential(nn.Conv1d(6, 6, 3, padding=1), nn.PReLU(6)),
+    "squeeze and excite": SqueezeExcite,
+}
+
+
+@pytest.mark.parametrize("length", [6, 40])
+@pytest.mark.parametrize("name", AFTER_CONVOLUTIONS)
+def test_channels_are_those_of_the_convolution(name: str, length: int) -> None:
+    """Whatever stands behind it, and where positions are as many as channels."""
+    blocks = [AFTER_CONVOLUTIONS[name]() for _ in range(2)]
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(6 * length, 10))
+    for layer in range(2):
+        assert make_point_at(model, torch.zeros(2, 6, length), layer).dimension() == 1
+
+
+class TokenConv(nn.Module):
+    """Tokens (N, T, C) that end with a convolution over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(6, 6), nn.Conv1d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.conv(self.linear(x).transpose(1, 2)).transpose(1, 2)
+        return output
+
+
+def test_channels_of_tokens_that_end_with_a_convolution() -> None:
+    model = nn.Sequential(TokenConv(), TokenConv(), nn.Linear(6, 3))
+    for layer in range(2):
+        assert make_point_at(model, torch.zeros(2, 6, 6), layer).dimension() == 2
+
+
+@pytest.mark.parametrize("length", [2, 5])
+def test_samples_that_are_not_first_are_refused(length: int) -> None:
+    """Also where there are as many positions as samples."""
+
+    class Sequences(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(6, 2, 8) for _ in range(2))
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.transpose(0, 1)
+            for layer in self.layers:
+                x = layer(x)
+            output: Tensor = self.head(x.mean(0))
+            return output
+
+    with pytest.raises(BadInput, match=r"layers\.0.*dimension 0 counts the samples.*batch_first"):
+        lp.Head()(make_point_at(Sequences(), torch.zeros(2, length, 6), 0))

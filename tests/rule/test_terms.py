@@ -89,7 +89,9 @@ def test_a_sum_asks_for_what_its_losses_ask_for() -> None:
 
 def test_a_sum_reports_the_problems_of_its_losses() -> None:
     loss = lp.Terms()(make_point(6, 4, 4))
-    (problem,) = loss.find_problems(torch.tensor([0, 9]), torch.Size((2, 3)))
+    labels = torch.tensor([0, 9])
+    inputs = lp.LossInputs(torch.zeros(2, 6), labels, batch=(torch.zeros(2, 6), labels))
+    (problem,) = loss.find_problems(inputs, torch.Size((2, 3)))
     assert "Labels run from 0 to 9" in problem
 
 

@@ -102,7 +102,7 @@ def wirings(draw: st.DrawFn, table: lp.CreditTable, cuts: set[int]) -> Wiring:
     )
     rule = lp.Rule(lambda partition: table, loss=losses, context=context)
     partition = partition_for(table, draw(ties_on_ranks(table, cuts)))
-    return wire(rule, partition, task=lp.CrossEntropy())
+    return wire(rule, partition)
 
 
 @st.composite
@@ -359,7 +359,7 @@ def test_a_second_order_gradient_goes_from_loss_to_loss() -> None:
     Loss 1 compares the gradient at its module's input i1 with k0, which loss 0 has left for it.
     """
     layers = lp.layers_of(lp.models.resnet8(), torch.zeros(2, 3, 8, 8))
-    wiring = wire(lp.sgr(), lp.Partition.uniform(layers, 2), task=lp.CrossEntropy())
+    wiring = wire(lp.sgr(), lp.Partition.uniform(layers, 2))
     liveness = Liveness(wiring, Schedule.compile(wiring))
     expected = """
         0F    x                     -> h0 f0

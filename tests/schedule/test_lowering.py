@@ -159,7 +159,7 @@ def cases(draw: st.DrawFn) -> LoweringCase:
     )
     rule = lp.Rule(lambda partition: table, context=context)
     partition = partition_for(table, draw(ties_on_ranks(table, cuts)))
-    wiring = wire(rule, partition, task=lp.CrossEntropy())
+    wiring = wire(rule, partition)
     trained = [s for s, flows in enumerate(wiring.flows[:-1]) if flows]
     recomputed = draw(st.sets(st.sampled_from(trained))) if trained else set()
     options: Options = {

@@ -31,12 +31,12 @@ def wire_resnet8(rule: lp.Rule, modules: int = 4) -> Wiring:
     """The wiring of a ResNet-8, whose stem and three blocks are four layers."""
     layers = lp.layers_of(lp.models.resnet8(), torch.zeros(2, 3, 8, 8))
     partition = lp.Partition.uniform(layers, modules)
-    return wire(rule, partition, task=lp.CrossEntropy(), normalization=lp.Normalization())
+    return wire(rule, partition, normalization=lp.Normalization())
 
 
 def wire_rule(rule: lp.Rule, count: int, modules: int) -> Wiring:
     """The wiring of an MLP of `count` layers."""
-    return wire(rule, lp.Partition.uniform(mlp_layers(count), modules), task=lp.CrossEntropy())
+    return wire(rule, lp.Partition.uniform(mlp_layers(count), modules))
 
 
 def split_lines(text: str) -> list[str]:

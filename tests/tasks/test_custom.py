@@ -56,7 +56,12 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=str)
+def name(value: object) -> str:
+    """The same in every process, unlike the text of a function."""
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=name)
 def test_parts_sum_to_the_whole(loss: Any, make: Callable[[], Tensor]) -> None:
     outputs, targets = make_outputs(7, 5), make()
     if isinstance(loss, nn.BCELoss):
@@ -66,7 +71,7 @@ def test_parts_sum_to_the_whole(loss: Any, make: Callable[[], Tensor]) -> None:
     assert [*task.find_problems((None, targets), outputs.shape)] == []
 
 
-@pytest.mark.parametrize(("loss", "make"), LOSSES[:9], ids=str)
+@pytest.mark.parametrize(("loss", "make"), LOSSES[:9], ids=name)
 def test_measured_weights_are_the_known_ones(loss: Any, make: Callable[[], Tensor]) -> None:
     outputs, targets = make_outputs(7, 5), make()
     task = lp.task(loss=loss)

@@ -13,7 +13,8 @@ module that ends a segment, until the network's forward goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -32,9 +33,10 @@ from localprop.cost.memory import (
 from localprop.engine.engine import Engine
 from localprop.engine.loss import Losses
 from localprop.errors import StepFailed
-from localprop.rule.local_loss import Batch
+from localprop.network.outputs import list_tensors
 from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action, Op
+from localprop.tasks.batch import Batch
 
 
 class ActionReading(NamedTuple):
@@ -274,26 +276,31 @@ class _Frames:
     """
 
     def __init__(self, engine: Engine, keys: set[int]) -> None:
-        self._recompute = engine.recompute
-        names = [engine.wiring.end_name(s) for s in engine.stage.segments[:-1]]
-        self._modules = [engine.model.get_submodule(name) for name in dict.fromkeys(names)]
-        self._keys = keys
-        self._handles: list[Any] = []
+        self._engine, self._keys = engine, keys
+        self._hooks = engine.hooks
 
     def __enter__(self) -> None:
-        for module in self._modules:
-            self._handles.append(module.register_forward_hook(self._note, prepend=True))
+        # The engine's own hooks come first on a module, so what is noted must come within them.
+        engine = self._engine
+        names = [engine.wiring.end_name(s) for s in engine.stage.segments[:-1]]
+        ends = {engine.model.get_submodule(name) for name in names}
+        engine.hooks = [
+            (module, partial(self._note, hook) if module in ends else hook)
+            for module, hook in self._hooks
+        ]
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._engine.hooks = self._hooks
 
-    def _note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._recompute is not None and self._recompute.running is not None:
-            return
-        for tensor in (*args, output):
-            if isinstance(tensor, Tensor):
-                self._keys.add(tensor.untyped_storage()._cdata)
+    def _note(
+        self, hook: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], output: Any
+    ) -> Any:
+        recompute = self._engine.recompute
+        if recompute is None or recompute.running is None:
+            for tensor in (*args, *list_tensors(output)):
+                if isinstance(tensor, Tensor):
+                    self._keys.add(tensor.untyped_storage()._cdata)
+        return hook(module, args, output)
 
 
 def _join(values: set[Value]) -> str:

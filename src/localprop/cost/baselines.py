@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.flops import FlopCounter
 from localprop.cost.memory import measure_peak
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 
 Step = Callable[[], object]
 

@@ -26,10 +26,10 @@ from localprop.cost.kernels import correct_output
 from localprop.cost.stand_ins import StandIns
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
-from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import RECEIVES, REDUCES, Action, Op, Schedule
 from localprop.schedule.stage import Stage, release_parameters
 from localprop.schedule.wiring import Wiring
+from localprop.tasks.batch import Batch
 
 
 class FakeEngine(NamedTuple):
@@ -88,7 +88,7 @@ def faked(
         mode,
         _Corrections(stand_ins),
     ):
-        fake_batch = Batch(*map(_FakeMaker(mode, values=False), batch))
+        fake_batch = batch.map(_FakeMaker(mode, values=False))
         yield FakeEngine(_make_engine(engine, rank_slice), outside, fake_batch)
 
 
@@ -105,7 +105,7 @@ def list_held_tensors(
         for tensor in _list_tensors(list(vars(each).values()))
     ]
     states = [tensor for each in optimizers for tensor in _list_tensors(each.state)]
-    return [*weights, *states, *batch]
+    return [*weights, *states, *batch.tensors()]
 
 
 def _list_tensors(value: object) -> Iterator[Tensor]:
@@ -234,7 +234,7 @@ class NullCommunicator:
         for action in sorted(rank_schedule, key=lambda action: action.deferred):
             if action.op in RECEIVES:
                 channel = (action.op, action.peer)
-                samples = len(parts[action.microbatch].inputs)
+                samples = parts[action.microbatch].samples
                 self.pending[channel].append((action.segment, samples))
                 self._post_receives(channel)
 
@@ -248,7 +248,7 @@ class NullCommunicator:
                 dtype = self.autocast
             posted.append(torch.empty(shape, dtype=dtype, device=self.device))
 
-    def send(self, action: Action, tensor: Tensor, samples: int) -> None:
+    def send(self, action: Action, tensor: Tensor, batch: Batch) -> None:
         self.sent[action.op, action.peer].append(tensor)
 
     def receive(self, action: Action) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from localprop.cost.fake_engine import faked
 from localprop.engine.engine import Engine
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 
 
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

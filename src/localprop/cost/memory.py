@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from localprop.cost.fake_engine import RankSlice, faked
 from localprop.engine.engine import Engine
-from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import Action
+from localprop.tasks.batch import Batch
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -25,9 +25,9 @@ import torch
 
 from localprop.engine.engine import Engine
 from localprop.errors import check
-from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import REDUCES, SENDS, Action, ActionCost, Op
 from localprop.schedule.wiring import Wiring
+from localprop.tasks.batch import Batch
 
 _PER_BATCH = (Op.H, Op.S, Op.P)  # other actions run once for each micro-batch
 
@@ -131,7 +131,7 @@ def measure_seconds(
         BadInput: no rounds.
 
     Example:
-        >>> batch = Batch(images[:16].float() / 255, labels[:16])
+        >>> batch = Batch.of((images[:16].float() / 255, labels[:16]))
         >>> seconds = measure_seconds(learner.engine, batch, rounds=1)
         >>> seconds(learner.schedule[0]) > 0
         True
@@ -173,7 +173,7 @@ class Stopwatch:
     def seconds(self) -> Seconds:
         """The medians of all rounds so far."""
         medians = {kind: statistics.median(spent) for kind, spent in self._spent.items()}
-        return Seconds(medians, len(self._batch.inputs) // self._microbatches)
+        return Seconds(medians, self._batch.samples // self._microbatches)
 
 
 def _read_clock(device: torch.device) -> float:

@@ -16,9 +16,9 @@ from localprop.engine.forward import canonical_layout
 from localprop.engine.optimizers import Optimizers, find_sums_apart
 from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext
-from localprop.rule.local_loss import Batch
 from localprop.schedule.operands import Kind
 from localprop.schedule.schedule import Action, Schedule
+from localprop.tasks.batch import Batch
 
 
 class Communicator(Protocol):
@@ -39,8 +39,8 @@ class Communicator(Protocol):
     ) -> None:
         """Begin a step: agree with the rank before on its number and batch."""
 
-    def send(self, action: Action, tensor: Tensor, samples: int) -> None:
-        """Send a tensor made from so many samples, which nobody may write to any more; wait if too
+    def send(self, action: Action, tensor: Tensor, batch: Batch) -> None:
+        """Send a tensor made from a micro-batch, which nobody may write to any more; wait if too
         many are under way.
         """
 
@@ -70,8 +70,8 @@ class SendValue:
 
     def __call__(self, step: StepContext) -> None:
         """Send it."""
-        samples = len(step.batches[self._action.microbatch].inputs)
-        self._communicator.send(self._action, self._take(step), samples)
+        batch = step.batches[self._action.microbatch]
+        self._communicator.send(self._action, self._take(step), batch)
 
     def _take(self, step: StepContext) -> Tensor:
         tensor: Tensor = step.store.pop(self._value) if self._takes else step.store[self._value]

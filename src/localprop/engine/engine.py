@@ -33,14 +33,16 @@ from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
+from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
+from localprop.network.outputs import list_tensors, replace_tensors
 from localprop.network.partial_forward import StopForward, skip_layers
-from localprop.rule.local_loss import Batch
 from localprop.schedule.operands import Value
 from localprop.schedule.randomness import derive_seeds
 from localprop.schedule.schedule import Action, Schedule
 from localprop.schedule.stage import Stage
 from localprop.schedule.wiring import Wiring
+from localprop.tasks.batch import Batch
 
 
 class Engine:
@@ -89,7 +91,7 @@ class Engine:
         # The network's last segment ends with the model's return: code may follow its last module.
         ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
         self._ends = {segment: model.get_submodule(name) for segment, name in ends.items()}
-        self._hooks = list(self._list_hooks())
+        self.hooks = list(self._list_hooks())
         self._cursor = Cursor()
         self._running_step: StepContext | None = None
         # The batch before, while some of its actions are still to come.
@@ -124,13 +126,19 @@ class Engine:
                 already.
         """
         plan, stage = self.plan, self.stage
-        parts = split_batch(batch, plan.microbatches * stage.replicas)
-        batches = parts[plan.first : plan.first + plan.microbatches]
+        parts = batch.split(plan.microbatches * stage.replicas)
+        here = slice(plan.first, plan.first + plan.microbatches)
         # Of the whole batch, those of other replicas included: gradients are summed over them.
-        weights = [len(part.inputs) / len(batch.inputs) for part in batches]
+        weights = [part.samples / batch.samples for part in parts]
+        task_weights: list[Tensor | float] = [1.0]
+        if len(parts) > 1:
+            task_weights = weigh_parts(self.wiring, batch, parts, weights)
+        batches, weights, task_weights = parts[here], weights[here], task_weights[here]
         autocast = self.autocast is not None or torch.is_autocast_enabled(self.device.type)
         seeds = derive_seeds(self.seed, number, self._draws)
-        step = StepContext(number, seeds, batches, weights, backward, stepping, autocast)
+        step = StepContext(
+            number, seeds, batches, weights, task_weights, backward, stepping, autocast
+        )
         self._run_step(step, batch, observe, training=True)
         if self._program.deferred:
             self._pending = step
@@ -144,7 +152,7 @@ class Engine:
             The network's output, where the last segment is; None elsewhere.
         """
         seeds = derive_seeds(self.seed, number, self._draws)
-        step = StepContext(number, seeds, [batch], [1.0], Tensor.backward, False, False)
+        step = StepContext(number, seeds, [batch], [1.0], [1.0], Tensor.backward, False, False)
         return self._run_step(step, batch, None, training=False)
 
     def flush(self) -> None:
@@ -242,23 +250,23 @@ class Engine:
 
     def _run_forward(self, step: StepContext, first: int) -> Tensor:
         """The output of the last segment that runs here; on the way, hooks end the others."""
-        inputs = step.batches[self._cursor.microbatch].inputs
-        output = self._run_model(step, first, inputs)
+        output = self._run_model(step, first, step.batches[self._cursor.microbatch])
         if self._cursor.expected != self.stage.segments[-1]:
             awaited = self.wiring.end_name(self._cursor.expected)
             raise RuntimeError(f"the forward ended before module {awaited!r} had run")
         return output
 
-    def _run_model(self, step: StepContext, first: int, inputs: Tensor) -> Tensor:
+    def _run_model(self, step: StepContext, first: int, batch: Batch) -> Tensor:
+        forward = self.wiring.task.forward
         try:
             if first == 0:
-                output: Tensor = self.model(self._enter_segment(step, 0, inputs))
-                return output
+                self._enter_segment(step, 0, batch.inputs)
+                return forward(self.model, batch.data)
             layer = self.wiring.segments[first].layers[0]
+            layers = self.wiring.layers.at(batch)
             enter = partial(self._enter_received, step, first)
-            with skip_layers(self.model, self.wiring.layers, layer, inputs, enter):
-                output = self.model(inputs)
-                return output
+            with skip_layers(self.model, layers, layer, batch, enter):
+                return forward(self.model, batch.data)
         except StopForward as stop:
             return stop.output
 
@@ -294,12 +302,13 @@ class Engine:
     # --- hooks ----------------------------------------------------------------------------------
 
     def _list_hooks(self) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
-        # Hooks of one module run in the order of registration. Where a segment ends at a tap, the
-        # tap must see the output before the next segment's input takes its place.
+        # Where a segment ends at a tap, the tap must see the output before the next segment's input
+        # takes its place, so its hook runs first: it comes last here (`_hooked`).
+        for segment, end in self._ends.items():
+            positions = self.wiring.layers.positions[self.wiring.segments[segment].layers[-1]]
+            yield end, partial(self._cut, segment, positions)
         for module, tap in self._program.taps:
             yield module, partial(self._keep_inner_output, tap)
-        for segment, end in self._ends.items():
-            yield end, partial(self._cut, segment)
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -307,17 +316,31 @@ class Engine:
         # deep copy of the model, such as an average of the weights, would take it along.
         handles: list[RemovableHandle] = []
         try:
-            for module, hook in self._hooks:
-                handles.append(module.register_forward_hook(hook))
+            for module, hook in self.hooks:
+                # Before all hooks that are there: those of Hugging Face's models, for instance,
+                # keep outputs, and would keep one that is not cut.
+                handles.append(module.register_forward_hook(hook, prepend=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _cut(self, segment: int, module: nn.Module, args: object, output: Tensor) -> Tensor:
+    def _cut(
+        self, segment: int, positions: tuple[int, ...], module: nn.Module, args: object, output: Any
+    ) -> Any:
         """The hook at the end of a segment: what it returns takes the place of the module's
         output.
         """
+        # A model that checkpoints its own blocks calls them again in a backward.
+        if torch._C._current_graph_task_id() != -1:
+            return output
+        if isinstance(output, Tensor):
+            return self._cut_tensor(segment, output)
+        held = [list_tensors(output)[positions[0]]]
+        return replace_tensors(output, positions, self._cut_tensor(segment, held.pop()))
+
+    def _cut_tensor(self, segment: int, output: Tensor) -> Tensor:
+        """End a segment with its output, and begin the next one with what this returns."""
         if self.recompute is not None and self.recompute.running is not None:
             return self.recompute.arrive(segment, output)
         cursor, step = self._cursor, self._running_step
@@ -337,6 +360,8 @@ class Engine:
     def _keep_inner_output(
         self, tap: KeepInnerOutput, module: nn.Module, args: object, output: Tensor
     ) -> Tensor:
+        if torch._C._current_graph_task_id() != -1:
+            return output
         running = self.recompute.running if self.recompute is not None else None
         if running is None:
             assert self._running_step is not None
@@ -351,19 +376,3 @@ def is_profiled() -> bool:
     # torch has no public question for this. Its other private one, `autograd._profiler_enabled`,
     # does not know profilers of all threads. Should the name go, steps run without ranges.
     return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", False))
-
-
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in so many parts, whose sizes differ by at most one.
-
-    Raises:
-        BadInput: fewer samples than parts.
-    """
-    if parts == 1:
-        return [batch]
-    if len(batch.inputs) < parts:
-        raise BadInput(
-            f"A batch of {len(batch.inputs)} cannot be split into {parts} micro-batches: use fewer."
-        )
-    inputs, targets = batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts)
-    return [Batch(x, y) for x, y in zip(inputs, targets, strict=True)]

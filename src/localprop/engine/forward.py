@@ -236,7 +236,7 @@ class LeaveSegment:
     def __init__(self, plan: StepPlan, action: Action, recompute: Recompute | None) -> None:
         segment = action.segment
         writes = plan.liveness.operands[action].writes
-        self._segment, self._name = segment, plan.wiring.end_name(segment)
+        self._segment = segment
         self._has_graph = has_graph(plan, action)
         self._graph, self._scalar = _only(writes, Kind.GRAPH), plan.scalar
         self._features = _only(writes, Kind.FEATURES)
@@ -246,10 +246,6 @@ class LeaveSegment:
 
     def __call__(self, step: StepContext, output: Tensor) -> None:
         """Keep what others read of the output."""
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"{self._name!r} returned a {type(output).__name__}, a layer must return one tensor"
-            )
         store = step.store
         if self._graph is not None:
             store[self._graph] = InjectGradient.apply(output, store, self._scalar)
@@ -292,9 +288,9 @@ class RecomputeSegment:
 
     def __call__(self, step: StepContext) -> None:
         """Run the segment again."""
-        inputs = step.batches[self._microbatch].inputs
+        batch = step.batches[self._microbatch]
         # In a list that `enter` empties, so that no frame keeps the input alive.
-        held = [self._take_input(step.store, inputs)]
+        held = [self._take_input(step.store, batch.inputs)]
 
         def enter() -> Tensor:
             # Seeded here and not before the forward: a module in front of the segment that cannot
@@ -306,7 +302,7 @@ class RecomputeSegment:
             return segment_input
 
         with self._precision.forward():
-            output = self._recompute.run(self._segment, inputs, enter, step, self._microbatch)
+            output = self._recompute.run(self._segment, batch, enter, step, self._microbatch)
         assert self._graph is not None
         step.store[self._graph] = InjectGradient.apply(output, step.store, self._scalar)
 

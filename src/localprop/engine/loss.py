@@ -213,10 +213,12 @@ class RunLoss:
         return features.requires_grad_(self._learns)
 
     def _collect_inputs(self, step: StepContext) -> LossInputs:
-        batch = step.batches[self._microbatch]
+        batch, weight = step.batches[self._microbatch], step.task_weights[self._microbatch]
+        known = LossInputs(batch.inputs, batch.targets, batch=batch.data, task_weight=weight)
         if self._more is None:
-            return LossInputs(batch.inputs, batch.targets)
-        return LossInputs(batch.inputs, batch.targets, *self._more.take(step.store))
+            return known
+        module_input, taps, gradients = self._more.take(step.store)
+        return known._replace(module_input=module_input, taps=taps, gradients=gradients)
 
     def _evaluate(self, step: StepContext, features: Tensor, inputs: LossInputs) -> Tensor:
         loss: Tensor = self._head["loss"](features, self._head["aux"], inputs)

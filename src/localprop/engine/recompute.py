@@ -20,6 +20,7 @@ from localprop.engine.store import StepContext
 from localprop.errors import BadInput
 from localprop.network.partial_forward import StopForward, allclose_within_rounding, skip_layers
 from localprop.schedule.wiring import Wiring
+from localprop.tasks.batch import Batch
 
 
 class Running(NamedTuple):
@@ -83,7 +84,7 @@ class Recompute:
     def run(
         self,
         segment: int,
-        inputs: Tensor,
+        batch: Batch,
         enter: Callable[[], Tensor],
         step: StepContext,
         microbatch: int,
@@ -92,7 +93,7 @@ class Recompute:
 
         Args:
             segment: the segment.
-            inputs: the network's input (N, ...).
+            batch: what the network runs on.
             enter: called when the forward reaches the segment: sets the random state, makes the
                 segment's input.
             step: the step that the segment runs again for.
@@ -106,7 +107,7 @@ class Recompute:
         before, self.running = self.running, Running(segment, step, microbatch)
         try:
             with self._preserved_buffers(segment):
-                self._run_model(segment, inputs, enter)
+                self._run_model(segment, batch, enter)
         # The only way out: the last segment, which no hook ends, never runs again.
         except StopForward as stop:
             output = stop.output
@@ -115,14 +116,17 @@ class Recompute:
         self._compare(segment, output)
         return output
 
-    def _run_model(self, segment: int, inputs: Tensor, enter: Callable[[], Tensor]) -> None:
+    def _run_model(self, segment: int, batch: Batch, enter: Callable[[], Tensor]) -> None:
+        forward = self._wiring.task.forward
         first = self._wiring.segments[segment].layers[0]
-        # Nothing to skip, and no hook begins the first segment: its input is the argument.
+        # Nothing to skip, and no hook begins the first segment: its input is the batch.
         if first == 0:
-            self._model(enter())
+            enter()
+            forward(self._model, batch.data)
             return
-        with skip_layers(self._model, self._wiring.layers, first, inputs, enter):
-            self._model(inputs)
+        layers = self._wiring.layers.at(batch)
+        with skip_layers(self._model, layers, first, batch, enter):
+            forward(self._model, batch.data)
 
     def _compare(self, segment: int, output: Tensor) -> None:
         first = self._first_outputs.pop(segment, None)

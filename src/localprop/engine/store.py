@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from localprop.rule.local_loss import Batch
 from localprop.schedule.operands import Value
 from localprop.schedule.randomness import Draw
 from localprop.schedule.schedule import Action
+from localprop.tasks.batch import Batch
 
 Backward = Callable[[Tensor], object]
 Observer = Callable[[Action], object]
@@ -35,7 +35,8 @@ class StepContext:
         number: the number of the step.
         seeds: of the random draws of F, R and L.
         batches: the micro-batches.
-        weights: the share of each of them in the batch.
+        weights: the share of each of them in the samples of the batch.
+        task_weights: what the task counts in each of them, relative to that share.
         backward: called on each local loss.
         updating: whether parameters are stepped; else gradients stay in `.grad`.
         autocast: whether autocast is on, be it ours or a host's, so that backwards must switch it
@@ -49,6 +50,7 @@ class StepContext:
     seeds: dict[Draw, int]
     batches: list[Batch]
     weights: list[float]
+    task_weights: list[Tensor | float]
     backward: Backward
     updating: bool
     autocast: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -82,7 +82,10 @@ def check_optimizer(made: Any, parameters: list[nn.Parameter]) -> Optimizer:
 
 
 def extend_optimizer(
-    optimizer: Optimizer, model: nn.Module, trained: Iterable[nn.Parameter]
+    optimizer: Optimizer,
+    model: nn.Module,
+    trained: Iterable[nn.Parameter],
+    unreached: Collection[str] = (),
 ) -> None:
     """Add the parameters of heads and encoders to an existing optimizer, as one more group.
 
@@ -92,6 +95,7 @@ def extend_optimizer(
         optimizer: may also own parameters that are not trained.
         model: the network.
         trained: all parameters that are trained, of network, heads and encoders.
+        unreached: the names of parameters that may be missing, since no gradient reaches them.
 
     Raises:
         BadInput: the optimizer lacks parameters of the model that are trained.
@@ -99,7 +103,11 @@ def extend_optimizer(
     trained = list(trained)
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     lacking = {id(parameter) for parameter in trained} - known
-    missing = [name for name, parameter in model.named_parameters() if id(parameter) in lacking]
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in lacking and name not in unreached
+    ]
     if missing:
         raise BadInput(
             f"The optimizer lacks parameters of the model ({', '.join(missing[:5])}): build it "

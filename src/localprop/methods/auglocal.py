@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
 from localprop.models.resnet import BasicBlock, init_convs
-from localprop.network.probe import copy_to_meta
+from localprop.network.fake_tensors import FakeMode, quiet_fakes
+from localprop.network.untouched import untouched
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import Pool, pool_or_norm
 from localprop.rule.credit import LocalCredit
@@ -213,11 +214,13 @@ def _build_copy_head(point: AttachPoint, positions: list[int]) -> nn.Sequential:
 
 
 def _check_copies_fit(point: AttachPoint, positions: list[int], head: nn.Module) -> None:
-    """Run the head on the meta device, which costs no memory, to see whether its layers fit."""
-    dtype = point.layers.dtypes[point.layer]
-    features = torch.empty((2, *point.features[1:]), dtype=dtype, device="meta")
+    """Run the head on fake tensors, which cost no memory, to see whether its layers fit."""
+    dtype, device = point.layers.dtypes[point.layer], next(head.parameters()).device
+    head.to(dtype)  # as it will be
+    mode = FakeMode(head.parameters())
     try:
-        copy_to_meta(head).to(dtype)(features)
+        with untouched(head), quiet_fakes(), mode:
+            head(torch.empty(point.features, dtype=dtype, device=device))
     except Exception as error:  # the user's layers may raise anything
         names = ", ".join(point.layers.names[position] for position in positions)
         raise BadInput(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.context import ContextSupply
 from localprop.rule.credit import LocalCredit
-from localprop.rule.losses import CrossEntropy, LossBuilder
+from localprop.rule.losses import LossBuilder, TaskLoss
 from localprop.rule.rule import Rule
 
 __all__ = ["contsup"]
@@ -15,7 +15,7 @@ def contsup(
     input: bool = True,
     previous: int = 1,
     aux: AuxBuilder = Head(),  # noqa: B008 - parts are frozen
-    loss: LossBuilder = CrossEntropy(),  # noqa: B008
+    loss: LossBuilder = TaskLoss(),  # noqa: B008
 ) -> Rule:
     """ContSup: greedy local learning whose modules receive context, encodings of earlier inputs.
 

@@ -14,7 +14,7 @@ from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.credit import make_table
 from localprop.rule.local_loss import LocalLoss, LossInputs
-from localprop.rule.losses import CrossEntropy
+from localprop.rule.losses import TaskLoss
 from localprop.rule.rule import Rule
 from localprop.rule.table import CreditTable, Entry
 from localprop.rule.terms import Term, Terms
@@ -124,12 +124,12 @@ class LocalAndWindowLosses:
 
     def __call__(self, point: AttachPoint) -> LocalLoss:
         if point.objective == 0:
-            return Terms((Term(CrossEntropy(), self.local),))(point)
+            return Terms((Term(TaskLoss(), self.local),))(point)
         reconstruction, task = self.weights(point.module, point.modules)
         if reconstruction == task == 0:
             return _ZeroLoss()
         pixels = PixelReconstruction(patches=self.patches)
-        return Terms((Term(pixels, reconstruction), Term(CrossEntropy(), task)))(point)
+        return Terms((Term(pixels, reconstruction), Term(TaskLoss(), task)))(point)
 
     def weights(self, module: int, modules: int) -> tuple[float, float]:
         """The weights of reconstruction and cross-entropy.

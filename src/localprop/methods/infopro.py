@@ -20,7 +20,7 @@ from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head, Pool, find_width_problems
 from localprop.rule.credit import LocalCredit
 from localprop.rule.local_loss import LocalLoss, LossInputs
-from localprop.rule.losses import CrossEntropy, LossBuilder, find_label_problems
+from localprop.rule.losses import LossBuilder, TaskLoss, find_label_problems
 from localprop.rule.rule import Rule
 from localprop.rule.terms import Term, Terms
 
@@ -176,7 +176,7 @@ class PixelReconstruction:
             yield (
                 f"PixelReconstruction makes images from maps (N, C, H, W), but inputs are "
                 f"{tuple(image)} and module {point.module} ends with {tuple(features)}: use "
-                "another loss, such as loss=CrossEntropy()."
+                "another loss, such as loss=TaskLoss()."
             )
         elif min(*image[2:], *features[2:]) < self.patches:
             yield (
@@ -212,13 +212,14 @@ class _SupervisedContrastiveLoss(LocalLoss):
 
     def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
         outputs = aux(features)
-        check(self.find_problems(inputs.targets, outputs.shape))
+        check(self.find_problems(inputs, outputs.shape))
         with torch.autocast(features.device.type, enabled=False):
             wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
             return self._compute(functional.normalize(wide), inputs.targets)
 
-    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+    def find_problems(self, inputs: LossInputs, outputs: torch.Size) -> Iterable[str]:
         """Targets must be classes, int64."""
+        targets = inputs.targets
         if targets.dtype != torch.int64 or targets.ndim != 1:
             yield (
                 f"Targets are {targets.dtype} of shape {tuple(targets.shape)}, but ContrastiveLoss "
@@ -389,7 +390,7 @@ def infopro(
     """
     if contrast and isinstance(aux, Head) and not aux.outputs:
         aux = replace(aux, outputs=aux.hidden)
-    task: LossBuilder = ContrastiveLoss() if contrast else CrossEntropy()
+    task: LossBuilder = ContrastiveLoss() if contrast else TaskLoss()
     terms = Terms((Term(decoder, first[0], last[0]), Term(task, first[1], last[1])))
     return Rule(
         credit=LocalCredit(), aux=aux, loss=terms, reference="Wang et al. 2021, arXiv 2101.10832"

@@ -16,7 +16,7 @@ from localprop.methods.dgl import MlpSrHead
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.local_loss import LocalLoss, LossInputs
-from localprop.rule.losses import CrossEntropy, LossBuilder
+from localprop.rule.losses import LossBuilder, TaskLoss
 from localprop.rule.parameter_copy import ParameterCopy
 from localprop.rule.rule import Rule
 
@@ -147,8 +147,8 @@ class _LossBehindNextLayer(LocalLoss):
         value: Tensor = self.loss(aux.add_layers(features), aux.head, inputs)
         return value
 
-    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
-        return self.loss.find_problems(targets, outputs)
+    def find_problems(self, inputs: LossInputs, outputs: torch.Size) -> Iterable[str]:
+        return self.loss.find_problems(inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class NextLayerLoss:
     Source: InfoPro with MAN, Su et al., ECCV 2024, arXiv 2407.05623, official code.
     """
 
-    loss: LossBuilder = field(default=CrossEntropy())
+    loss: LossBuilder = field(default=TaskLoss())
 
     def __call__(self, point: AttachPoint) -> LocalLoss:
         return _LossBehindNextLayer(self.loss(_move_behind_next_layer(point)))
@@ -184,7 +184,7 @@ class NextLayerLoss:
 def man(
     decay: float = 0.995,
     aux: AuxBuilder = Head(),  # noqa: B008 - parts are frozen
-    loss: LossBuilder = CrossEntropy(),  # noqa: B008
+    loss: LossBuilder = TaskLoss(),  # noqa: B008
 ) -> Rule:
     """MAN: each head looks through a moving average of the next module's first layer.
 
@@ -218,7 +218,7 @@ def man(
     Example:
         >>> import localprop as lp
         >>> pixels = lp.Term(lp.PixelReconstruction(), 5.0)
-        >>> terms = lp.Terms((pixels, lp.Term(lp.CrossEntropy(), 0.5)))
+        >>> terms = lp.Terms((pixels, lp.Term(lp.TaskLoss(), 0.5)))
         >>> rule = lp.man(aux=lp.Head(convs=2), loss=terms)          # InfoPro with MAN
 
     Reference: Su, Cai, Zhu, He, Xu, Guan, Si, Momentum Auxiliary Network for Supervised Local
@@ -231,7 +231,7 @@ def man(
 def man_plus(
     decay: float = 0.995,
     aux: AuxBuilder = MlpSrHead(size=8, width=128, pooled=1, hidden=512),  # noqa: B008
-    loss: LossBuilder = CrossEntropy(),  # noqa: B008
+    loss: LossBuilder = TaskLoss(),  # noqa: B008
 ) -> Rule:
     """MAN++: `man` with a learned share of the trained and the averaged layer.
 

@@ -14,7 +14,7 @@ from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint, channel_dimension
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.local_loss import LocalLoss, LossInputs
-from localprop.rule.losses import CrossEntropy
+from localprop.rule.losses import TaskLoss
 from localprop.rule.rule import Rule
 from localprop.rule.terms import Term, Terms
 
@@ -176,7 +176,7 @@ def _check_features(point: AttachPoint) -> None:
     raise BadInput(
         "FeatureReconstruction decodes maps (N, C, H, W), tokens (N, T, C) and vectors, but module "
         f"{point.module} ends with {tuple(features)}, whose channels come first: use another loss, "
-        "such as loss=CrossEntropy()."
+        "such as loss=TaskLoss()."
     )
 
 
@@ -226,5 +226,5 @@ def pathak(
     2022, arXiv 2212.14215.
     """
     decoded = Term(FeatureReconstruction(hidden=hidden), reconstruction)
-    loss = Terms((decoded, Term(CrossEntropy(), task)))
+    loss = Terms((decoded, Term(TaskLoss(), task)))
     return Rule(aux=aux, loss=loss, reference="Pathak et al. 2022, arXiv 2212.14215")

@@ -16,7 +16,7 @@ from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import NoHead, pool_or_norm
 from localprop.rule.credit import LocalCredit
 from localprop.rule.local_loss import LocalLoss, LossInputs
-from localprop.rule.losses import CrossEntropy, LossBuilder, find_label_problems
+from localprop.rule.losses import LossBuilder, TaskLoss, find_label_problems
 from localprop.rule.rule import Rule
 from localprop.rule.terms import Term, Terms
 
@@ -232,7 +232,7 @@ def predsim(beta: float = 0.99, features: int = 2048) -> Rule:
     reference = "Nøkland and Eidnes 2019, arXiv 1901.06656"
     if beta == 1:
         return Rule(credit=LocalCredit(), aux=NoHead(), loss=SimilarityLoss(), reference=reference)
-    loss: LossBuilder = CrossEntropy()
+    loss: LossBuilder = TaskLoss()
     if beta:
-        loss = Terms((Term(SimilarityLoss(), beta), Term(CrossEntropy(), 1 - beta)))
+        loss = Terms((Term(SimilarityLoss(), beta), Term(TaskLoss(), 1 - beta)))
     return Rule(credit=LocalCredit(), aux=PooledHead(features), loss=loss, reference=reference)

@@ -1,4 +1,4 @@
-"""Questions about an autograd graph: what every path goes through, what a tensor depends on.
+"""Questions about an autograd graph: what is alive at a moment, what a tensor depends on.
 
 A `GradientEdge` of torch stands for one tensor of the graph: the node that made it, and the number
 of the output of that node. Edges compare equal, and hash equal, if both agree.
@@ -6,7 +6,8 @@ of the output of that node. Edges compare equal, and hash equal, if both agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
@@ -21,46 +22,66 @@ def gradient_edge_of(tensor: Tensor) -> GradientEdge | None:
     return GradientEdge(tensor.grad_fn, tensor.output_nr)
 
 
-def find_bottlenecks(output: GradientEdge, entry: GradientEdge) -> set[GradientEdge]:
-    """Find the tensors through which every path from the output back to the input goes.
+def find_lifetimes(output: GradientEdge) -> dict[GradientEdge, tuple[int, int]]:
+    """When each tensor that `output` depends on was made and last read, in autograd's numbers.
 
-    In a topological order, a tensor is on every path if and only if no edge jumps over it::
-
-        input ──► a ──► b ──► c ──► output         a and c are bottlenecks of this graph, b is not:
-                  └───────────┘                    the edge a → c jumps over it
+    Parameters and other leaves are left out: they are there all the time.
 
     Args:
-        output: where the network ends.
-        entry: where it begins.
+        output: where the network ends; it is read for ever.
     """
-    # Parameters, masks and constants are side branches that end without reaching the input. They do
-    # not bypass anything, so only the tensors that depend on the input are put in order.
-    order = _sort_topologically(output)
-    dependent = _find_dependents(order, entry)
-    position = {edge: i for i, edge in enumerate(edge for edge in order if edge in dependent)}
-    bottlenecks, farthest = set(), 0
-    # Walk from the output to the input. `farthest` is the farthest jump seen so far: a tensor
-    # before it is jumped over.
-    for edge, here in position.items():
-        if here >= farthest:
-            bottlenecks.add(edge)
+    last_read: dict[GradientEdge, int] = {output: sys.maxsize}
+    for edge in _sort_topologically(output):
+        if _get_leaf(edge) is not None:
+            continue
+        last_read.setdefault(edge, 0)
         for source in _list_sources(edge):
-            if source in position:
-                farthest = max(farthest, position[source])
-    return bottlenecks
+            if _get_leaf(source) is None:
+                read = edge.node._sequence_nr()
+                last_read[source] = max(last_read.get(source, 0), read)
+    return {edge: (edge.node._sequence_nr(), read) for edge, read in last_read.items()}
 
 
-def find_leaves(edge: GradientEdge) -> list[Tensor]:
-    """The leaf tensors (parameters, and inputs that require grad) that a tensor depends on."""
-    leaves = (_get_leaf(source) for source in _sort_topologically(edge))
+def find_crossing(
+    lifetimes: Mapping[GradientEdge, tuple[int, int]], times: Iterable[int]
+) -> Iterator[set[GradientEdge]]:
+    """For each moment, the tensors that were made before and are read after it.
+
+    Args:
+        lifetimes: when each tensor was made and last read.
+        times: the moments, in order.
+    """
+    # A sweep in time: at each moment only the tensors that are alive are looked at.
+    coming = sorted(lifetimes, key=lambda edge: lifetimes[edge][0], reverse=True)
+    alive: set[GradientEdge] = set()
+    for time in times:
+        while coming and lifetimes[coming[-1]][0] < time:
+            alive.add(coming.pop())
+        alive = {edge for edge in alive if lifetimes[edge][1] >= time}
+        yield set(alive)
+
+
+def find_leaves(edge: GradientEdge, start: GradientEdge | None = None) -> list[Tensor]:
+    """The leaf tensors (parameters, and inputs that require grad) that a tensor depends on.
+
+    Args:
+        edge: the tensor.
+        start: where to stop; what this tensor depends on is left out.
+    """
+    leaves = (_get_leaf(source) for source in _sort_topologically(edge, start))
     return [leaf for leaf in leaves if leaf is not None]
 
 
-def measure_depth(edge: GradientEdge) -> int:
-    """Count the weights, tensors of two dimensions or more, on the longest path to a tensor."""
+def measure_depth(edge: GradientEdge, start: GradientEdge | None = None) -> int:
+    """Count the weights, tensors of two dimensions or more, on the longest path to a tensor.
+
+    Args:
+        edge: the tensor.
+        start: where the paths begin; by default at the leaves.
+    """
     depth: dict[GradientEdge, int] = {}
-    for here in reversed(_sort_topologically(edge)):
-        sources = _list_sources(here)
+    for here in reversed(_sort_topologically(edge, start)):
+        sources = [] if here == start else _list_sources(here)
         # A linear layer uses its weight through a transpose. The transpose counts as the weight,
         # and only the product that uses it adds one; otherwise the weight would count twice.
         uses_weight = not _is_weight(here) and any(map(_is_weight, sources))
@@ -75,8 +96,12 @@ def _list_sources(edge: GradientEdge) -> list[GradientEdge]:
     ]
 
 
-def _sort_topologically(output: GradientEdge) -> list[GradientEdge]:
-    """All tensors that `output` depends on, itself included, each before its sources."""
+def _sort_topologically(
+    output: GradientEdge, start: GradientEdge | None = None
+) -> list[GradientEdge]:
+    """All tensors that `output` depends on, itself included, each before its sources; `start` is
+    taken to have none.
+    """
     # Depth first with a stack of our own: the graph of a deep network is longer than Python's limit
     # of recursion. The list also keeps the Python objects of the nodes alive. torch makes a new
     # object for a node whose object has died, and the two would not be equal.
@@ -90,21 +115,13 @@ def _sort_topologically(output: GradientEdge) -> list[GradientEdge]:
         for source in remaining:
             if source not in visited:
                 visited.add(source)
-                stack.append((source, iter(_list_sources(source))))
+                sources = [] if source == start else _list_sources(source)
+                stack.append((source, iter(sources)))
                 break
         else:
             stack.pop()
             finished.append(edge)
     return finished[::-1]
-
-
-def _find_dependents(order: list[GradientEdge], entry: GradientEdge) -> set[GradientEdge]:
-    """The tensors of `order` that depend on the entry, the entry included."""
-    dependent: set[GradientEdge] = set()
-    for edge in reversed(order):
-        if edge == entry or any(source in dependent for source in _list_sources(edge)):
-            dependent.add(edge)
-    return dependent
 
 
 def _get_leaf(edge: GradientEdge) -> Tensor | None:

@@ -1,110 +1,160 @@
 """Where layers end: the modules at which a model can be cut, and the choice among them.
 
-A clean cut is a tensor that every path from the model's output back to its input goes through::
+A model can be cut where a module returns, if its output is all that the rest of the forward reads
+of what came before, and that carries a gradient to the task's loss. It is then a *clean cut*::
 
     input ──► conv ──► relu ─┬─► conv1 ──► conv2 ─►(+)──► fc ──► output
                        ║     └──── skip connection ─┘ ║
                      clean                          clean
 
-The output of `conv1` is not a clean cut: the skip connection goes around it. If training cut the
-graph there, gradients and activations would pass by the cut.
+The output of `conv1` is no clean cut: when it returns, that of `relu` is still to be read. If
+training cut the graph there, gradients and activations would pass by the cut.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.graph import GradientEdge
 
 from localprop.errors import BadInput
-from localprop.network.autograd_graph import find_bottlenecks, find_leaves, gradient_edge_of
-from localprop.network.probe import Call, ForwardTrace
+from localprop.network.autograd_graph import (
+    find_crossing,
+    find_leaves,
+    find_lifetimes,
+    gradient_edge_of,
+)
+from localprop.network.probe import Call, ForwardTrace, Output, count_calls
+
+
+class CleanCut(NamedTuple):
+    """A moment at which a model can be cut: a module returns.
+
+    Attributes:
+        call: the call that returns.
+        positions: where the one tensor that goes on stands among the tensors that it returns.
+    """
+
+    call: Call
+    positions: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the module."""
+        return self.call.name
+
+    @property
+    def module(self) -> nn.Module:
+        """The module."""
+        return self.call.module
+
+    @property
+    def output(self) -> Output:
+        """The tensor that goes on."""
+        return self.call.outputs[self.positions[0]]
+
+    @property
+    def edge(self) -> GradientEdge:
+        """Its place in the graph."""
+        assert self.output.edge is not None
+        return self.output.edge
+
+    @property
+    def time(self) -> int:
+        """When the tensor was made, in autograd's numbers."""
+        return self.edge.node._sequence_nr()
+
 
 # --- which modules could end a layer --------------------------------------------------------------
 
 
 def find_clean_cuts(
-    model: nn.Module, trace: ForwardTrace, inputs: Tensor
-) -> tuple[dict[str, Call], dict[str, str]]:
+    model: nn.Module, trace: ForwardTrace
+) -> tuple[dict[str, CleanCut], dict[str, str]]:
     """Find the modules whose output is a clean cut.
 
     Returns:
-        The call of each module with a clean cut at its end, by name, and for each module a reason
-        why no layer ends there, which holds if none does.
+        The cut at the end of each module that has one, by name, and for each module a reason why no
+        layer ends there, which holds if none does.
 
     Raises:
-        BadInput: the output depends on no parameter, or the input is of whole numbers and no module
-            makes features of it.
+        BadInput: the output depends on no parameter.
     """
-    entry, output = _find_entry(trace, inputs), gradient_edge_of(trace.output)
-    assert output is not None
-    bottlenecks = find_bottlenecks(output, entry)
-    times = Counter(call.name for call in trace.calls)
-    clean: dict[str, Call] = {}
+    output = gradient_edge_of(trace.output)
+    if output is None:
+        raise BadInput(["The model's output depends on no parameter: there is nothing to train."])
+    crossing = find_crossing(find_lifetimes(output), (call.end for call in trace.calls))
+    times = count_calls(trace)
+    clean: dict[str, CleanCut] = {}
     reasons = {name: "it does not run in the forward" for name, _ in model.named_modules() if name}
-    for call in trace.calls:
-        reason = _explain_not_clean(call, times[call.name], bottlenecks)
+    for call, alive in zip(trace.calls, crossing, strict=True):
+        reason = _explain_not_clean(call, times[call.name], alive)
         if reason is None:
-            clean[call.name] = call
+            positions = [i for i, each in enumerate(call.outputs) if each.edge in alive]
+            clean[call.name] = CleanCut(call, tuple(positions))
         reasons[call.name] = reason or "it is part of a layer"
     return clean, reasons
 
 
-def _find_entry(trace: ForwardTrace, inputs: Tensor) -> GradientEdge:
-    """Where the graph begins: at the input or, for whole numbers, at the first module's output."""
-    if trace.output.grad_fn is None:
-        raise BadInput(["The model's output depends on no parameter: there is nothing to train."])
-    entry = gradient_edge_of(inputs)
-    if entry is not None:
-        return entry
-    # Whole numbers carry no gradient, so the graph begins where an embedding makes features of
-    # them.
-    for call in trace.calls:
-        if id(inputs) in call.input_ids and call.edge is not None:
-            return call.edge
-    raise BadInput(
-        [f"Inputs of dtype {inputs.dtype} must go through an nn.Embedding (a module) first."]
-    )
+def _explain_not_clean(call: Call, times: int, alive: set[GradientEdge]) -> str | None:
+    """Why the end of a call is not a clean cut; None if it is one.
 
-
-def _explain_not_clean(call: Call, times: int, bottlenecks: set[GradientEdge]) -> str | None:
-    """Why the end of a call is not a clean cut; None if it is one."""
+    Args:
+        call: the call.
+        times: how many times its module is called.
+        alive: what was made before its return and is read after it.
+    """
+    if _runs_compiled(call):
+        return "it runs inside a compiled module"
     if times > 1:
         return f"it is called {times} times in one forward"
-    if not isinstance(call.output, Tensor):
-        return f"it returns a {type(call.output).__name__}, not one tensor"
-    if call.edge is None:
+    if not call.outputs:
+        return f"it returns a {type(call.output).__name__}, no tensor"
+    returned = {output.edge for output in call.outputs if output.edge is not None}
+    if not returned:
         return "its output needs no gradient"
-    if call.edge not in bottlenecks:
+    if not returned & alive:
+        return "the model's output does not depend on what it returns"
+    if not alive <= returned:
         return "a path from the input to the output goes around it"
+    if len(alive) > 1:
+        return f"it returns {len(alive)} tensors that are read later, not one"
     # An Identity returns the tensor of an earlier module. To replace the tensor at its return would
     # replace it for one reader only, while others may read the original.
-    if not call.creates_output:
+    (edge,) = alive
+    if edge.node._sequence_nr() < call.start:
         return "it only passes a tensor on"
     return None
+
+
+def _runs_compiled(call: Call) -> bool:
+    """Whether a call is made by the wrapper of torch.compile, whose graph takes no hooks."""
+    # A wrapper's own name ends with that of its module.
+    return call.name.startswith("_orig_mod") or "._orig_mod" in call.name
 
 
 # --- which of them do -----------------------------------------------------------------------------
 
 
-def choose_layer_ends(model: nn.Module, clean: dict[str, Call]) -> list[Call]:
-    """Choose the calls at whose return a layer ends, in the order of the forward.
+def choose_layer_ends(model: nn.Module, clean: dict[str, CleanCut]) -> list[CleanCut]:
+    """Choose the cuts at which a layer ends, in the order of the forward.
 
     The candidates are the modules that stand in a list. One with a weight ends a layer of its own,
     and one without joins the layer before it. A stem before the first candidate is a layer, too.
     """
     block_groups = _find_block_group_classes(model, clean)
     names = _iterate_listed_modules(model, "", clean, block_groups, siblings=True)
-    candidates = sorted((clean[name] for name in names), key=lambda call: call.sequence_of_output)
-    ends: list[Call] = []
-    for call in candidates:
-        if owns_matrix(call.module):
-            stem = None if ends else _find_stem(clean, call)
-            ends += [stem, call] if stem else [call]
+    candidates = sorted((clean[name] for name in names), key=lambda cut: cut.time)
+    ends: list[CleanCut] = []
+    for cut in candidates:
+        if owns_matrix(cut.module):
+            stem = None if ends else _find_stem(clean, cut)
+            ends += [stem, cut] if stem else [cut]
         elif ends:
-            ends[-1] = call
+            ends[-1] = cut
     return ends
 
 
@@ -113,15 +163,14 @@ def owns_matrix(module: nn.Module) -> bool:
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
-def _find_stem(clean: dict[str, Call], first: Call) -> Call | None:
+def _find_stem(clean: dict[str, CleanCut], first: CleanCut) -> CleanCut | None:
     """The last clean cut before the first candidate, if there are weights before it."""
-    before = [call for call in clean.values() if call.sequence_of_output <= first.sequence_at_start]
+    before = [cut for cut in clean.values() if cut.time < first.call.start]
     if not before:
         return None
     # A Sequential and its last child return the same tensor. `max` takes the first of equal ones,
     # and calls are in the order of their returns, so the stem ends with the child.
-    end = max(before, key=lambda call: call.sequence_of_output)
-    assert end.edge is not None
+    end = max(before, key=lambda cut: cut.time)
     weights = [leaf for leaf in find_leaves(end.edge) if isinstance(leaf, nn.Parameter)]
     return end if any(weight.ndim > 1 for weight in weights) else None
 
@@ -129,7 +178,7 @@ def _find_stem(clean: dict[str, Call], first: Call) -> Call | None:
 def _iterate_listed_modules(
     module: nn.Module,
     name: str,
-    clean: dict[str, Call],
+    clean: dict[str, CleanCut],
     block_groups: frozenset[type],
     *,
     siblings: bool,
@@ -139,7 +188,7 @@ def _iterate_listed_modules(
     Args:
         module: where to look.
         name: its name in the model.
-        clean: the calls with a clean cut at their end, by name.
+        clean: the clean cuts, by the names of the modules that return.
         block_groups: classes that are opened like lists.
         siblings: whether several children of one class make a list.
     """
@@ -189,7 +238,7 @@ def _select_list_members(
     }
 
 
-def _find_block_group_classes(model: nn.Module, clean: dict[str, Call]) -> frozenset[type]:
+def _find_block_group_classes(model: nn.Module, clean: dict[str, CleanCut]) -> frozenset[type]:
     """Find the classes whose instances only group blocks, such as a stage of ConvNeXt.
 
     Every instance holds a list of modules with clean cuts, and some instance has several of them.

@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from localprop.errors import BadInput
+from localprop.tasks.batch import Batch
 
 __all__ = ["Layers"]
 
 
+class TensorShape(NamedTuple):
+    """A tensor of a forward, without its values.
+
+    Attributes:
+        shape: its shape on the sample.
+        growth: by how much each of its sizes grows with a sample.
+        dtype: its dtype.
+        modified_in_place: whether the model later writes into it.
+    """
+
+    shape: torch.Size
+    growth: tuple[int, ...]
+    dtype: torch.dtype
+    modified_in_place: bool
+
+
 class Submodule(NamedTuple):
-    """A module that begins and ends within one layer, and the tensor that it returns.
+    """A module that begins and ends within one layer, and what it returns.
 
     Attributes:
         name: the name of the module.
-        shape: the shape of the tensor.
-        dtype: its dtype.
-        modified_in_place: whether the model later writes into the tensor.
+        tensors: the tensors that it returns, in the order of torch's pytree.
+        leaves: the leaves of what it returns, without the tensors.
+        spec: their structure.
     """
 
     name: str
-    shape: torch.Size
-    dtype: torch.dtype
-    modified_in_place: bool
+    tensors: tuple[TensorShape, ...]
+    leaves: tuple[Any, ...]
+    spec: TreeSpec
+
+    def make_output(self, tensors: Iterable[Tensor]) -> Any:
+        """What the module returns, with other tensors."""
+        own = iter(tensors)
+        leaves = [next(own) if leaf is _TENSOR else leaf for leaf in self.leaves]
+        return tree_unflatten(leaves, self.spec)
+
+
+class _Tensor:
+    """Stands for a tensor among leaves."""
+
+
+_TENSOR = _Tensor()
+
+
+def describe_submodule(name: str, output: Any, tensors: Iterable[TensorShape]) -> Submodule:
+    """Describe a module by what it has returned."""
+    leaves, spec = tree_flatten(output)
+    kept = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    return Submodule(name, tuple(tensors), kept, spec)
 
 
 @dataclass(frozen=True)
@@ -40,6 +78,10 @@ class Layers:
     Attributes:
         names: the name of the module at whose return each layer ends.
         shapes: the shape of the tensor that this module returns.
+        growths: by how much each of its sizes grows with a sample: (1, 0, 0) for (N, T, C).
+        channels: the dimension of its channels, as the next layer uses it; None where that cannot
+            be told.
+        positions: where it stands among the tensors that the module returns; of one tensor (0,).
         dtypes: the dtype of that tensor.
         parameters: the names of the parameters that each layer uses. A shared parameter appears in
             several layers.
@@ -51,14 +93,26 @@ class Layers:
         input_shape: the shape of the sample.
         input_dtype: the dtype of the sample.
         output_shape: the shape of the model's output.
+        output_growth: by how much each of its sizes grows with a sample.
+        output_dtype: its dtype.
+        output_channel: the dimension that holds what it says of each position: classes, say.
+        follows_targets: for each layer, whether its output has as many positions as the targets of
+            a network that reads them; the encoder of an encoder-decoder has not.
+        samples: the number of samples.
         frozen: the names of the parameters that require no gradient.
         not_cuttable: for every other module, why no layer ends with it.
         modified_outputs: the names of all modules whose outputs the model later writes into.
         model: the model itself.
+        way: how the model was looked at: "fake", "imagined" or "real" (`lp.check`).
+        unreached: the names of trainable parameters that the forward did not reach.
+        others: the same layers on batches of other shapes, as `look_again` has found them.
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    growths: tuple[tuple[int, ...], ...]
+    channels: tuple[int | None, ...]
+    positions: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     parameters: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
@@ -68,13 +122,34 @@ class Layers:
     input_shape: torch.Size
     input_dtype: torch.dtype
     output_shape: torch.Size
+    output_growth: tuple[int, ...]
+    output_dtype: torch.dtype
+    output_channel: int
+    follows_targets: tuple[bool, ...]
+    samples: int
     frozen: frozenset[str]
     not_cuttable: Mapping[str, str] = field(repr=False, compare=False)
     modified_outputs: frozenset[str] = field(repr=False)
     model: nn.Module = field(repr=False, compare=False)
+    way: str = "fake"
+    unreached: tuple[str, ...] = ()
+    others: dict[object, Layers] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def at(self, batch: Batch) -> Layers:
+        """The layers on a batch of another shape, which somebody has looked at."""
+        return self.others.get(batch.signature, self)
+
+    def find_channel(self, layer: int) -> int | None:
+        """The dimension that holds the channels of a layer's output; None if it cannot be told."""
+        known = self.channels[layer]
+        if known is None:  # a neighbour that keeps the shape has them where this layer has them
+            near = [at for at in (layer - 1, layer + 1) if 0 <= at < len(self)]
+            same = (self.channels[at] for at in near if self.shapes[at] == self.shapes[layer])
+            known = next(same, None)
+        return known
 
     def sizes_of(self, layer: int) -> Iterator[tuple[str, int]]:
         """The names of a layer's parameters, each with its number of elements."""
@@ -91,9 +166,9 @@ class Layers:
                 return layer
         raise BadInput(f"The model has no module {name!r} that runs once, within one layer.")
 
-    def shape_for(self, shape: torch.Size, count: int) -> torch.Size:
+    def shape_for(self, shape: torch.Size, growth: tuple[int, ...], count: int) -> torch.Size:
         """A shape from the sample's forward, changed to a batch of `count` samples."""
-        return torch.Size((count, *shape[1:])) if shape[:1] == self.input_shape[:1] else shape
+        return resize_shape(shape, growth, count - self.samples)
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.names)
@@ -103,4 +178,6 @@ class Layers:
         return "\n".join(lines)
 
 
-# --- the second run: each layer alone -------------------------------------------------------------
+def resize_shape(shape: torch.Size, growth: tuple[int, ...], more: int) -> torch.Size:
+    """A shape after so many more samples, or fewer."""
+    return torch.Size(size + more * each for size, each in zip(shape, growth, strict=True))

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput
-from localprop.network.layers import Layers, Submodule
+from localprop.network.layers import Layers, Submodule, TensorShape
 from localprop.network.modes import evaluation_mode
+from localprop.tasks.batch import Batch
+from localprop.tasks.task import Forward
 
 
 class StopForward(Exception):
@@ -33,7 +35,7 @@ class StopForward(Exception):
 
 @contextmanager
 def skip_layers(
-    model: nn.Module, layers: Layers, first: int, inputs: Tensor, make_input: Callable[[], Tensor]
+    model: nn.Module, layers: Layers, first: int, batch: Batch, make_input: Callable[[], Tensor]
 ) -> Iterator[None]:
     """Within the context, the model's forward skips the layers before `first`.
 
@@ -46,17 +48,16 @@ def skip_layers(
 
     Args:
         model: the primary network.
-        layers: its layers.
+        layers: its layers, as they are on this batch.
         first: the layer to begin with, 1 or more.
-        inputs: the network's input (N, ...); only N and the device are used.
+        batch: what the network runs on.
         make_input: makes the input of layer `first`, when the forward gets there.
     """
     skipped = [submodule for layer in range(first) for submodule in layers.submodules[layer]]
     previous: list[tuple[nn.Module, Callable[..., Any] | None]] = []
     for submodule in skipped:
         module = model.get_submodule(submodule.name)
-        is_cut = submodule.name == layers.names[first - 1]
-        make = make_input if is_cut else partial(_make_zeros, layers, submodule, inputs)
+        make = partial(_make_output, layers, submodule, batch, first, make_input)
         # nn.Module has `forward` on its class. Users may set another one on the instance, and that
         # one has to come back afterwards.
         previous.append((module, module.__dict__.get("forward")))
@@ -72,7 +73,9 @@ def skip_layers(
 
 
 @torch.no_grad()
-def check_isolated(model: nn.Module, layers: Layers, segment: range, like: Tensor) -> None:
+def check_isolated(
+    model: nn.Module, layers: Layers, segment: range, forward: Forward, like: Batch
+) -> None:
     """Check that a range of layers gives the same output in the whole network and alone.
 
     It does not if the range reads data that passes the cut without a gradient, for example
@@ -83,7 +86,8 @@ def check_isolated(model: nn.Module, layers: Layers, segment: range, like: Tenso
         model: the primary network.
         layers: its layers.
         segment: the range of layers.
-        like: a batch of inputs. Of a floating-point batch only shape and dtype are used.
+        forward: runs the model on a batch's data.
+        like: a batch. Of fractions only shape and dtype are used.
 
     Raises:
         BadInput: the outputs differ.
@@ -94,13 +98,18 @@ def check_isolated(model: nn.Module, layers: Layers, segment: range, like: Tenso
     # would be out of their range. The generator is our own, so that the run's random state stays as
     # it is.
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(like.shape, generator=generator) if like.is_floating_point() else like
-    inputs = noise.to(device=next(model.parameters()).device, dtype=like.dtype)
+
+    def add_noise(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+
+    batch = like.map(add_noise).to(next(model.parameters()).device)
     with evaluation_mode(model):
-        segment_input, expected = _run_segment(model, layers, segment, inputs)
+        segment_input, expected = _run_segment(model, layers, segment, forward, batch)
         assert segment_input is not None
-        with skip_layers(model, layers, segment[0], inputs, segment_input.clone):
-            _, alone = _run_segment(model, layers, segment, inputs)
+        with skip_layers(model, layers, segment[0], batch, segment_input.clone):
+            _, alone = _run_segment(model, layers, segment, forward, batch)
     if not allclose_within_rounding(expected, alone):
         raise BadInput(
             f"The layers from {layers.names[segment[0]]!r} to {layers.names[segment[-1]]!r} give "
@@ -119,7 +128,7 @@ def allclose_within_rounding(one: Tensor, other: Tensor) -> bool:
 
 
 def _run_segment(
-    model: nn.Module, layers: Layers, segment: range, inputs: Tensor
+    model: nn.Module, layers: Layers, segment: range, forward: Forward, batch: Batch
 ) -> tuple[Tensor | None, Tensor]:
     """The input and the output of a range of layers, in one forward of the model."""
     received: list[Tensor] = []
@@ -137,7 +146,7 @@ def _run_segment(
     if segment[-1] < len(layers) - 1:
         handles.append(end.register_forward_hook(stop))
     try:
-        output: Tensor = model(inputs)
+        output = forward(model, batch.data)
     except StopForward as stopped:
         output = stopped.output
     finally:
@@ -146,14 +155,30 @@ def _run_segment(
     return received[0] if received else None, output
 
 
-def _make_zeros(layers: Layers, submodule: Submodule, inputs: Tensor) -> Tensor:
-    """Zeros of the shape that a submodule returns, for a batch as large as `inputs`."""
-    shape = layers.shape_for(submodule.shape, len(inputs))
+def _make_output(
+    layers: Layers,
+    submodule: Submodule,
+    batch: Batch,
+    first: int,
+    make_input: Callable[[], Tensor],
+) -> Any:
+    """What a skipped submodule returns: zeros or, where layer `first` begins, its input."""
+    if submodule.name != layers.names[first - 1]:
+        return submodule.make_output(_make_zeros(layers, each, batch) for each in submodule.tensors)
+    positions, segment_input = layers.positions[first - 1], make_input()
+    return submodule.make_output(
+        segment_input if i in positions else _make_zeros(layers, each, batch)
+        for i, each in enumerate(submodule.tensors)
+    )
+
+
+def _make_zeros(layers: Layers, tensor: TensorShape, batch: Batch) -> Tensor:
+    shape = layers.shape_for(tensor.shape, tensor.growth, batch.samples)
     # An expanded scalar has the shape without the memory, but one element stands for all, so the
     # model cannot write into it.
-    zeros = torch.zeros((), dtype=submodule.dtype, device=inputs.device).expand(shape)
-    return zeros.clone() if submodule.modified_in_place else zeros
+    zeros = torch.zeros((), dtype=tensor.dtype, device=batch.inputs.device).expand(shape)
+    return zeros.clone() if tensor.modified_in_place else zeros
 
 
-def _ignore_arguments(make: Callable[[], Tensor]) -> Callable[..., Tensor]:
+def _ignore_arguments(make: Callable[[], Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: make()

@@ -118,7 +118,7 @@ class Partition:
 
 def _describe_bad_count(layers: Layers, modules: int) -> str:
     names = ", ".join(layers.names[:6]) + (", ..." if len(layers) > 6 else "")
-    hint = _explain_missing_layers(layers) if modules > len(layers) else ""
+    hint = explain_missing_layers(layers) if modules > len(layers) else ""
     return (
         f"modules={modules}, but the model has {len(layers)} layer(s) ({names}): "
         f"choose between 1 and {len(layers)}.{hint}"
@@ -132,11 +132,15 @@ _ADVICE = {
         "module"
     ),
     "it is called": "give each use a module of its own",
-    "it returns a": "return one tensor",
+    "a random draw": "let every layer run (layerdrop=0, or whatever the model calls it)",
+    "inside a compiled module": (
+        "pass the model before torch.compile, or compile it in place with model.compile()"
+    ),
+    "it returns": "return one tensor that the rest reads",
 }
 
 
-def _explain_missing_layers(layers: Layers) -> str:
+def explain_missing_layers(layers: Layers) -> str:
     """Say which modules with weights could be layers after a change, and which change that is."""
     refused = _group_refused_modules(layers)
     if not refused:
@@ -169,7 +173,7 @@ def _describe_bad_order(layers: Layers, last: Sequence[str | int]) -> str:
     given = ", ".join(map(str, last))
     allowed = [f"{i} ({name})" for i, name in enumerate(layers.names[:-1])]
     if not allowed:
-        hint = _explain_missing_layers(layers)
+        hint = explain_missing_layers(layers)
         return f"Cuts after {given}: the model has one layer and cannot be cut.{hint}"
     count = len(allowed)
     listed = allowed if count <= 6 else [*allowed[:4], "...", allowed[-1]]

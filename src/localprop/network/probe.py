@@ -1,213 +1,290 @@
-"""Look at one forward pass of a model on the `meta` device: which modules run, what they return.
+"""Look at one forward pass of a model: which modules run, what they return, and the graph.
 
-The user's model stays as it is: the probe copies its structure and replaces its tensors by empty
-ones on the `meta` device, which have a shape and an autograd graph but no data.
+The pass runs on fake tensors (fake_tensors.py), with the model's own parameters as leaves of the
+graph, and leaves no trace (untouched.py).
 """
 
 from __future__ import annotations
 
-import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
+from torch.nn.parameter import is_lazy
+from torch.utils.checkpoint import CheckpointFunction
 
-from localprop.errors import BadInput
+from localprop.errors import BadInput, check
 from localprop.network.autograd_graph import gradient_edge_of
+from localprop.network.channels import ChannelFinder
+from localprop.network.draws import constant_draws, read_states
+from localprop.network.fake_tensors import FakeMode, quiet_fakes
+from localprop.network.outputs import list_tensors
+from localprop.network.untouched import untouched
+from localprop.tasks.batch import Batch
+from localprop.tasks.task import Forward
 
 
-def copy_with_tensors(model: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
-    """Copy `model`, with every parameter and buffer replaced by `replace(tensor)`.
+class Output(NamedTuple):
+    """A tensor that a call returned, as it was at that moment.
 
-    Tied parameters stay tied, and no storage is copied.
+    Attributes:
+        tensor: the tensor.
+        edge: its place in the autograd graph, if it has one.
+        version: its version counter.
     """
-    # deepcopy looks an object up in its memo before it copies it. With the replacements in the
-    # memo, it never reaches the data, and two modules that share a parameter share its replacement.
-    memo: dict[int, object] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            replace(parameter.detach()), requires_grad=parameter.requires_grad
-        )
-    for buffer in model.buffers():
-        memo[id(buffer)] = replace(buffer)
-    return copy.deepcopy(model, memo)
 
+    tensor: Tensor
+    edge: GradientEdge | None
+    version: int
 
-def copy_to_meta(model: nn.Module) -> nn.Module:
-    """Copy `model` to the `meta` device, in training mode.
-
-    Every parameter of floating point requires a gradient, frozen ones too.
-    """
-    # In training mode, because the layers are those of training: a stochastic depth, for instance,
-    # returns its input itself in evaluation mode.
-    meta = copy_with_tensors(model, lambda tensor: torch.empty_like(tensor, device="meta")).train()
-    # Autograd records only what needs a gradient. With frozen parameters left frozen, the graph
-    # would miss the tensors that are computed from them alone, and a path through those would be
-    # unseen.
-    for parameter in meta.parameters():
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    return meta
-
-
-def make_meta_input(inputs: Tensor) -> Tensor:
-    """An empty tensor like `inputs` on the `meta` device, which requires a gradient if it can."""
-    empty = torch.empty_like(inputs, device="meta")
-    # The clone is no leaf. Autograd refuses to modify a leaf in place, and the first module may do
-    # that to its input.
-    return empty.requires_grad_().clone() if empty.is_floating_point() else empty
+    @property
+    def modified_in_place(self) -> bool:
+        """Whether the model wrote into the tensor after the call had returned it."""
+        return self.tensor._version != self.version
 
 
 @dataclass(eq=False)
 class Call:
     """One call of one submodule during a forward pass.
 
+    Autograd numbers its operations in the order in which the forward makes them, which gives every
+    moment a time::
+
+        4 ... │ begin block │ 5 conv   6 relu │ end block
+        7 ... │ begin Identity                │ end Identity: it returns 6, made before 7
+
     Attributes:
         name: the name of the submodule.
         module: the submodule.
         parent: the call during which this one was made; None if the model itself made it.
-        sequence_at_start: autograd's sequence number when the call began.
-        output: what the call returned.
-        edge: the place of the output in the autograd graph, if the output is a tensor with one.
-        version: the version counter of the output when the call returned.
-        input_ids: `id` of every tensor among the positional arguments.
+        start: the time at which the call began: the number of the next operation.
+        end: the time at which it returned.
+        output: what it returned.
+        outputs: the tensors in it, in the order of torch's pytree.
     """
 
     name: str
     module: nn.Module
     parent: Call | None
-    sequence_at_start: int
-    output: object = None
-    edge: GradientEdge | None = None
-    version: int = 0
-    input_ids: tuple[int, ...] = ()
+    start: int
+    end: int = 0
+    output: Any = None
+    outputs: tuple[Output, ...] = ()
 
-    @property
-    def sequence_of_output(self) -> int:
-        """Autograd's sequence number of the operation that made the output."""
-        assert self.edge is not None
-        return self.edge.node._sequence_nr()
-
-    @property
-    def creates_output(self) -> bool:
-        """Whether the output was made during this call. An Identity returns an earlier tensor."""
-        return self.edge is not None and self.sequence_of_output > self.sequence_at_start
-
-    @property
-    def modified_in_place(self) -> bool:
-        """Whether the model wrote into the output after the module had returned it."""
-        return isinstance(self.output, Tensor) and self.output._version != self.version
-
-    def set_output(self, output: object) -> None:
+    def set_output(self, output: Any) -> None:
         """Record what the call returned, at the moment at which it returns."""
+        self.end = _read_time()
         self.output = output
-        if isinstance(output, Tensor):
-            # Both are read now: a later in-place operation, such as an in-place ReLU in the next
-            # module, raises the version and gives the same tensor another `grad_fn`.
-            self.version = output._version
-            self.edge = gradient_edge_of(output)
+        # Edges and versions are read now: a later in-place operation, such as an in-place ReLU in
+        # the next module, raises the version and gives the same tensor another `grad_fn`.
+        self.outputs = tuple(
+            Output(tensor, gradient_edge_of(tensor), tensor._version)
+            for tensor in list_tensors(output)
+        )
 
 
 @dataclass
 class ForwardTrace:
-    """All calls of one forward pass, in the order of their returns, and the model's output."""
+    """All calls of one forward pass, in the order of their returns, and the model's output.
 
+    Attributes:
+        batch: what the model ran on.
+        way: how the forward ran: "fake", "imagined" or "real".
+        has_drawn: whether the forward read random numbers, or may have.
+        channels: by the id of a tensor that a call returned, the dimension of its channels.
+        output_channel: the dimension of the output's.
+        calls: those that returned.
+        output: the output that the task is about.
+    """
+
+    batch: Batch
+    way: str
+    has_drawn: bool = False
+    channels: dict[int, int | None] = field(default_factory=dict)
+    output_channel: int | None = None
     calls: list[Call] = field(default_factory=list)
     output: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def trace_forward(
-    model: nn.Module, inputs: Tensor, on_return: Callable[[Call], Tensor | None] = lambda call: None
-) -> ForwardTrace:
-    """Run `model(inputs)` and record every call of every submodule.
+# Numbers of samples to probe with: sizes that hardly anything else in a network has.
+_RARE_COUNTS = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
+
+
+def trace_forward(model: nn.Module, forward: Forward, batch: Batch) -> ForwardTrace:
+    """Run a model on a batch and record every call of every submodule.
+
+    Three ways are tried, each where the one before fails:
+
+    - "fake": on fake tensors; what follows from whole numbers alone is computed;
+    - "imagined": the same, with imagined values where the model reads those of a fake tensor;
+    - "real": a forward of two samples.
+
+    On fakes the number of samples is one that no other size of the batch or of a parameter has, so
+    that the dimension of the samples can be told.
 
     Args:
-        model: a model on the `meta` device (`copy_to_meta`).
-        inputs: its input (`make_meta_input`).
-        on_return: called when a submodule returns; if it returns a tensor, that tensor replaces the
-            output of the submodule.
+        model: the model.
+        forward: runs it on the batch's data, as a task does.
+        batch: the sample; on the fake ways only the values of its whole numbers count.
 
     Raises:
-        BadInput: the forward fails, or does not return one tensor.
+        BadInput: the forward fails.
     """
-    trace = ForwardTrace()
-    with _record_calls(model, trace, on_return):
+    check(_find_model_problems(model))
+    rare = find_rare_counts(model, batch)[0]
+    # A model may have its number of samples built in.
+    tries = [(way, count) for way in ("fake", "imagined") for count in (rare, batch.samples)]
+    failures: dict[str, Exception] = {}
+    for way, count in (*tries, ("real", min(2, batch.samples))):
         try:
-            output = model(inputs)
+            return trace_again(model, forward, batch, way, count)
+        except BadInput:  # the task's: the model returns something else than one tensor
+            raise
         except Exception as error:
-            raise BadInput([_describe_failure(model, inputs, error)]) from error
-    if not isinstance(output, Tensor):
-        raise BadInput(
-            [
-                f"{type(model).__name__} returned {_describe_type(output)}, but localprop needs "
-                "one tensor of outputs: wrap the model in an nn.Module whose forward returns only "
-                "that tensor (for Hugging Face models `.logits`)."
-            ]
+            failures[way] = error
+    raise BadInput(_describe_failure(model, batch, failures)) from failures["real"]
+
+
+def _find_model_problems(model: nn.Module) -> Iterator[str]:
+    """What no look at a model can get over."""
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        yield (
+            f"{type(model).__name__} has lazy modules whose parameters have no shape yet: run it "
+            "once on a batch, as in model(inputs), before you make a learner or an optimizer."
         )
-    trace.output = output
+    scripted = [name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        where = f"its module {scripted[0]!r}" if scripted[0] else "it"
+        yield (
+            f"{type(model).__name__} cannot be cut, since {where} is a ScriptModule, which takes "
+            "no hooks: use the Python module that torch.jit.script was given."
+        )
+
+
+def find_rare_counts(model: nn.Module, batch: Batch) -> tuple[int, ...]:
+    """Numbers of samples that divide no size of a parameter, and no other size of the batch."""
+    sizes = {size for parameter in model.parameters() for size in parameter.shape}
+    for tensor, dim in zip(batch.tensors(), batch.dims, strict=True):
+        sizes.update(size for d, size in enumerate(tensor.shape) if d != dim)
+    rare = [count for count in _RARE_COUNTS if all(size % count for size in sizes)]
+    return tuple(rare) or _RARE_COUNTS
+
+
+def trace_again(
+    model: nn.Module,
+    forward: Forward,
+    batch: Batch,
+    way: str,
+    count: int,
+    draw: float | None = None,
+) -> ForwardTrace:
+    """Run a model on a batch of `count` samples in a given way, and record every call.
+
+    With `draw`, random fractions between 0 and 1 have that value.
+    """
+    with untouched(model), _training_mode(model), quiet_fakes(), constant_draws(draw):
+        before = read_states()
+        trace = _trace(model, forward, batch, way, count, draw)
+        trace.has_drawn |= way == "real" or read_states() != before
+        return trace
+
+
+def _trace(
+    model: nn.Module,
+    forward: Forward,
+    batch: Batch,
+    way: str,
+    count: int,
+    draw: float | None,
+) -> ForwardTrace:
+    device = next(model.parameters()).device
+    mode: AbstractContextManager[object]
+    if way == "real":
+        mode, entered = nullcontext(), batch.select(count).clone().to(device)
+    else:
+        mode = fakes = FakeMode(model.parameters(), imagine=way == "imagined", draw=draw)
+        entered = batch.resize(count).map(lambda tensor: fakes.enter(tensor, device))
+    trace = ForwardTrace(entered, way)
+    # A compiled module would run on its own graph, which calls no submodules.
+    finder = ChannelFinder(model.parameters())
+    with (
+        torch.compiler.set_stance("force_eager"),
+        _without_reentrant_checkpoints(),
+        mode,
+        finder,
+        _recorded_calls(model, trace, finder.follow),
+        torch.enable_grad(),
+    ):
+        trace.output = forward(model, entered.data)
+    trace.has_drawn = isinstance(mode, FakeMode) and mode.has_drawn
+    returned = [output.tensor for call in trace.calls for output in call.outputs]
+    trace.channels = {id(tensor): finder.find(tensor) for tensor in returned}
+    trace.output_channel = finder.find_made(trace.output)
     return trace
 
 
-def _describe_failure(model: nn.Module, inputs: Tensor, error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    failure = (
-        f"{type(model).__name__} could not run on a sample of shape {tuple(inputs.shape)} and "
-        f"dtype {inputs.dtype} ({type(error).__name__}: {lines[0] if lines else 'no message'})"
-    )
-    # torch.compile(model) returns a wrapper with this attribute, whose forward does not run on meta
-    # tensors. model.compile() leaves the module itself in place.
-    if any(hasattr(module, "_orig_mod") for module in model.modules()):
-        return (
-            f"{failure}: pass the model before torch.compile, or compile it in place with "
-            "model.compile()."
-        )
-    return (
-        f"{failure}: pass a sample batch of the shape that the model is trained on, with two "
-        "samples or more. The forward must also run on the `meta` device: it cannot call .item() "
-        "or read the values of tensors."
-    )
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    """Run as in training, where a stochastic depth for instance does more than pass its input on.
 
-
-def _describe_type(value: object) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+    All parameters of floating point require a gradient: autograd records only what needs one, and a
+    path through what frozen parameters make would be unseen. `untouched` puts both back.
+    """
+    model.train()
+    for parameter in model.parameters():
+        if parameter.is_leaf:
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    yield
 
 
 @contextmanager
-def _record_calls(
-    model: nn.Module, trace: ForwardTrace, on_return: Callable[[Call], Tensor | None]
+def _without_reentrant_checkpoints() -> Iterator[None]:
+    """Run reentrant checkpoints as what they hold, so that the graph shows their parameters."""
+
+    def run(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+    with mock.patch.object(CheckpointFunction, "apply", run):
+        yield
+
+
+@contextmanager
+def _recorded_calls(
+    model: nn.Module, trace: ForwardTrace, on_return: Callable[[Tensor], None]
 ) -> Iterator[None]:
-    """Record the calls of all submodules of `model` in `trace`, by hooks."""
+    """Record the calls of all submodules of `model` in `trace`, by hooks.
+
+    `on_return` is called with each tensor that they return.
+    """
     # Calls nest, so a stack holds those that have begun and not yet returned.
     stack: list[Call] = []
+    names = {module: name for name, module in model.named_modules() if module is not model}
 
-    def begin_call(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
-        def hook(module: nn.Module, args: tuple[object, ...]) -> None:
-            parent = stack[-1] if stack else None
-            # Ids are enough: only the model's own input is looked for (layer_ends.py), and it stays
-            # alive.
-            input_ids = tuple(id(arg) for arg in args if isinstance(arg, Tensor))
-            sequence = _read_sequence_number()
-            stack.append(Call(name, module, parent, sequence, input_ids=input_ids))
+    def begin_call(module: nn.Module, args: object) -> None:
+        stack.append(Call(names[module], module, stack[-1] if stack else None, _read_time()))
 
-        return hook
-
-    def end_call(module: nn.Module, args: object, output: object) -> Tensor | None:
-        # Hooks pair up: a module returns before the one that has called it does.
+    def end_call(module: nn.Module, args: object, output: Any) -> None:
+        # A call that raised has left its place on the stack, if somebody has caught the exception.
+        while stack[-1].module is not module:
+            stack.pop()
         call = stack.pop()
         call.set_output(output)
+        for each in call.outputs:
+            on_return(each.tensor)
         trace.calls.append(call)
-        return on_return(call)
 
     handles = []
-    for name, module in model.named_modules():
-        if module is not model:
-            # Not the model itself: its return is the end of the trace, and no layer.
-            handles.append(module.register_forward_pre_hook(begin_call(name)))
-            handles.append(module.register_forward_hook(end_call))
+    for module in names:
+        # Not the model itself: its return is the end of the trace, and no layer. First of all
+        # hooks, as the engine's own: others may keep the output, or return another.
+        handles.append(module.register_forward_pre_hook(begin_call, prepend=True))
+        handles.append(module.register_forward_hook(end_call, prepend=True))
     try:
         yield
     finally:
@@ -215,17 +292,32 @@ def _record_calls(
             handle.remove()
 
 
-def _read_sequence_number() -> int:
-    """The sequence number that autograd has reached: later operations get larger ones.
+def _read_time() -> int:
+    """The number of autograd's next operation."""
+    return int(torch._C._autograd._get_sequence_nr())
 
-    Autograd numbers its nodes in the order in which the forward makes them. So an operation of our
-    own is a clock, and tells what was made before a call from what is made during the call::
 
-        4 clock │ begin block │ 5 conv   6 relu │ end block
-        7 clock │ begin Identity                │ end Identity: it returns 6, made before 7
-    """
-    # A part of the model that runs under no_grad makes no nodes, but its calls need the time, too.
-    with torch.enable_grad():
-        node = (torch.zeros((), device="meta", requires_grad=True) * 1).grad_fn
-    assert node is not None
-    return node._sequence_nr()
+def _describe_failure(model: nn.Module, batch: Batch, failures: dict[str, Exception]) -> str:
+    """Say why a model could not run, in the words of its real forward."""
+    error = failures["real"]
+    lines = str(error).strip().splitlines()
+    shapes = ", ".join(f"{tuple(t.shape)} and dtype {t.dtype}" for t in batch.tensors()[:1])
+    failure = (
+        f"{type(model).__name__} could not run on a sample of shape {shapes} "
+        f"({type(error).__name__}: {lines[0] if lines else 'no message'})"
+    )
+    if next(model.parameters()).is_meta:
+        first = str(failures["fake"]).strip().splitlines()
+        return (
+            f"{failure}: on the `meta` device a model has no values, but the forward reads some "
+            f"({first[0] if first else type(failures['fake']).__name__}). Build it on the CPU."
+        )
+    return (
+        f"{failure}: pass a sample batch of the shape that the model is trained on, with two "
+        "samples or more."
+    )
+
+
+def count_calls(trace: ForwardTrace) -> Counter[str]:
+    """How many times each submodule was called."""
+    return Counter(call.name for call in trace.calls)

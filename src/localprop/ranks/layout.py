@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from localprop.errors import BadInput
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 
 # A header names a dtype by its index in this tuple.
 _DTYPES = (
@@ -94,9 +94,9 @@ def view_bytes(tensor: Tensor) -> memoryview:
 def make_handshake(step: int, batch: Batch, *, training: bool) -> Tensor:
     """Encode the number of a step, the size of its batch, and a checksum of inputs and targets."""
     checksum = 0
-    for tensor in batch:
+    for tensor in batch.tensors():
         checksum = zlib.crc32(view_bytes(_select_checksum_values(tensor)), checksum)
-    return torch.tensor([step, int(training), len(batch.inputs), checksum])
+    return torch.tensor([step, int(training), batch.samples, checksum])
 
 
 def _select_checksum_values(tensor: Tensor) -> Tensor:

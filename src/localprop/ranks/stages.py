@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
@@ -16,6 +16,7 @@ from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Pipeline, Ranks, load_tensors
 from localprop.schedule.stage import release_parameters
 from localprop.schedule.wiring import Wiring
+from localprop.tasks.batch import Batch
 
 
 def join_pipeline(
@@ -24,7 +25,7 @@ def join_pipeline(
     microbatches: int,
     recomputed: frozenset[int],
     model: nn.Module,
-    inputs: Tensor,
+    sample: Batch,
     seed: int,
 ) -> Pipeline:
     """Make this process's stage; it keeps only its own parameters.
@@ -35,7 +36,7 @@ def join_pipeline(
         microbatches: of each replica.
         recomputed: the segments that run again.
         model: the network.
-        inputs: a batch like the sample.
+        sample: a batch like the others.
         seed: of the run.
 
     Raises:
@@ -48,7 +49,7 @@ def join_pipeline(
     )
     with pipeline.reporting_failures():
         own = wiring.layers_in(pipeline.stage.segments)
-        check_isolated(model, wiring.layers, own, inputs)
+        check_isolated(model, wiring.layers, own, wiring.task.forward, sample)
     release_parameters(wiring, pipeline.stage, model)
     return pipeline
 

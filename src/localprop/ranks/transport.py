@@ -34,8 +34,8 @@ from localprop.ranks.layout import (
     make_handshake,
 )
 from localprop.ranks.mesh import Mesh
-from localprop.rule.local_loss import Batch
 from localprop.schedule.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
+from localprop.tasks.batch import Batch
 
 
 class Channel(NamedTuple):
@@ -47,9 +47,10 @@ class Channel(NamedTuple):
 
 
 class MessageKind(NamedTuple):
-    """Messages of one layout, up to the number of samples.
+    """Messages of one layout.
 
-    Evaluation may use another dtype than training, so its messages are of another kind.
+    Evaluation may use another dtype than training, so its messages are of another kind; so are
+    those of batches of another shape.
     """
 
     op: Op
@@ -57,6 +58,8 @@ class MessageKind(NamedTuple):
     flow: int | None
     peer: int | None  # a context may go to several stages, each of which needs the header
     training: bool
+    signature: tuple[object, ...]
+    samples: int
 
 
 class PeerLost(RuntimeError):
@@ -177,8 +180,9 @@ class Transport:
         for action in sorted(rank_schedule, key=lambda action: action.deferred):
             if action.op in RECEIVES:
                 channel = _channel_of(self.mesh.stage, action)
-                samples = len(parts[action.microbatch].inputs)
-                self._pending[channel].append(PendingReceive(self._kind_of(action), samples))
+                part = parts[action.microbatch]
+                kind = self._kind_of(action, part)
+                self._pending[channel].append(PendingReceive(kind, part.samples))
                 self._post_receives(channel)
 
     def _exchange_handshakes(self, ours: Tensor) -> None:
@@ -197,21 +201,21 @@ class Transport:
                 work = self._isend(target, ours, group)
                 self._keep((source, target), target, ours, work)
 
-    def send(self, action: Action, tensor: Tensor, samples: int) -> None:
+    def send(self, action: Action, tensor: Tensor, batch: Batch) -> None:
         """Send a tensor. Waits if too many messages of its channel are in flight.
 
         Args:
             action: says what is sent, and to which stage.
             tensor: kept until it is delivered; nobody may write to it any more.
-            samples: of its micro-batch.
+            batch: its micro-batch.
 
         Raises:
             PeerLost: the peer does not answer.
             RuntimeError: the layout differs from that of the first tensor of its kind.
         """
-        channel, kind = _channel_of(self.mesh.stage, action), self._kind_of(action)
+        channel, kind = _channel_of(self.mesh.stage, action), self._kind_of(action, batch)
         target, group = self.mesh.rank(channel.target), self._groups[channel]
-        layout = Layout.of(tensor, samples)
+        layout = Layout.of(tensor, batch.samples)
         if kind not in self._layouts:
             self._layouts[kind] = layout
             header = layout.encode()
@@ -252,9 +256,10 @@ class Transport:
             tensor = self._layouts[kind].allocate(samples, self.device)
             posted.append((tensor, self._irecv(source, flatten_memory(tensor), group)))
 
-    def _kind_of(self, action: Action) -> MessageKind:
+    def _kind_of(self, action: Action, batch: Batch) -> MessageKind:
         op = RECEIVES.get(action.op, action.op)  # both sides use the sender's
-        return MessageKind(op, action.segment, action.flow, action.peer, self._training)
+        shape = batch.signature, batch.samples
+        return MessageKind(op, action.segment, action.flow, action.peer, self._training, *shape)
 
     # --- sums over replicas ----------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from localprop.report.method_spec import (
 )
 from localprop.report.tables import MIB, format_table
 from localprop.report.value_checks import find_range_problems
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 from localprop.training.environment import describe_environment
 
 Progress = Callable[[str], object]
@@ -130,8 +130,8 @@ def measure_memory(
     for spec in specs:
         progress(spec.label)
         learner = setting.make_learner(spec, batch)
-        predicted = learner.memory(batch).peak_bytes
-        learner.step(batch)  # creates the optimizer state
+        predicted = learner.memory(batch.data).peak_bytes
+        learner.step(batch.data)  # creates the optimizer state
         measured = measure_peak_bytes(learner, batch)
         saving, error = 1 - measured / plain_bytes, predicted / measured - 1
         rows.append(MemoryRow(spec.label, measured, saving, predicted, error))
@@ -195,7 +195,7 @@ def measure_speed(
     for _ in range(2):
         plain.step()
         for learner in learners.values():
-            learner.step(batch)
+            learner.step(batch.data)
     progress(f"{rounds} interleaved rounds of {1 + len(learners)} steps")
     plain_seconds, timings = time_steps(plain, learners, batch, rounds)
     return plain_seconds, [

@@ -33,7 +33,7 @@ from localprop.report.method_spec import (
     parse_and_check_methods,
 )
 from localprop.report.value_checks import find_range_problems
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 from localprop.training.build import build, load_data
 from localprop.training.config import Config
 from localprop.training.environment import describe_environment
@@ -163,7 +163,7 @@ def _take_first_batch(dataset: Dataset, config: Config, device: torch.device) ->
     batches = Batches(
         dataset, "train", config.batch_size, shuffle=True, seed=config.seed, device=device
     )
-    return Batch(*next(batches.epoch(0)))
+    return Batch.of(next(batches.epoch(0)))
 
 
 def _make_plain_loop(config: Config, dataset: Dataset, batch: Batch) -> PlainLoop:

@@ -13,7 +13,7 @@ from localprop.cost.baselines import PlainLoop, Timing, time_interleaved
 from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.memory import measure_peak
 from localprop.learner import Learner
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 
 PLAIN_LOOP = "plain PyTorch loop"
 
@@ -67,11 +67,11 @@ def measure_costs(
         batch: the batch of all steps.
         rounds: interleaved rounds of the timing; 2 or more.
     """
-    flops = {label: learner.flops(batch) for label, learner in learners.items()}
+    flops = {label: learner.flops(batch.data) for label, learner in learners.items()}
     # A first step creates the optimizers' state, which belongs to every peak.
     plain.step()
     for learner in learners.values():
-        learner.step(batch)
+        learner.step(batch.data)
     peaks = {label: measure_peak_bytes(learner, batch) for label, learner in learners.items()}
     plain_peak, plain_flops = plain.peak_bytes(), plain.flops()
     plain_seconds, timings = time_steps(plain, learners, batch, rounds)
@@ -111,7 +111,7 @@ def measure_peak_bytes(learner: Learner, batch: Batch) -> int:
     held = chain(
         list_held_tensors(networks, learner.optimizers, batch), [learner.engine.plan.scalar]
     )
-    return measure_peak(partial(learner.step, batch), held, learner.device).peak_bytes
+    return measure_peak(partial(learner.step, batch.data), held, learner.device).peak_bytes
 
 
 def _count_parameters(module: torch.nn.Module) -> int:

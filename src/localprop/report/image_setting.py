@@ -10,7 +10,7 @@ from torch import nn
 from localprop.errors import collect_problems
 from localprop.models import create_model, takes_tokens
 from localprop.report.value_checks import is_count
-from localprop.rule.local_loss import Batch
+from localprop.tasks.batch import Batch
 from localprop.training.device import find_device
 
 _SEED = 0
@@ -75,7 +75,7 @@ class ImageSetting:
         images = torch.randn(samples, *self.input_shape, generator=generator)
         labels = torch.randint(self.classes, (samples,), generator=generator)
         device = find_device(self.device)
-        return Batch(images.to(device), labels.to(device))
+        return Batch.of((images.to(device), labels.to(device)))
 
     def make_network(self) -> nn.Module:
         """A new network on the device; the caller's random state stays as it is."""

@@ -25,8 +25,8 @@ from localprop.report.value_checks import (
     is_count,
     parse_quantity,
 )
-from localprop.rule.local_loss import Batch
 from localprop.schedule.placement import Placement, estimate_module_costs, find_placement_problems
+from localprop.tasks.batch import Batch
 
 END_TO_END = MethodSpec.parse("end_to_end()")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from localprop.cost.fake_engine import RankSlice
@@ -17,7 +17,6 @@ from localprop.network.layers import Layers
 from localprop.network.partition import Partition
 from localprop.report.method_spec import MethodSpec
 from localprop.report.pipeline_setting import END_TO_END, PipelineSetting
-from localprop.rule.local_loss import Batch
 from localprop.schedule.lowering import find_max_in_flight, lower
 from localprop.schedule.placement import Placement, find_placement_problems
 from localprop.schedule.schedule import Schedule
@@ -273,12 +272,13 @@ def predict_peaks(
     count, max_in_flight = len(rank_schedules), find_max_in_flight(rank_schedules)
     ranks = range(count) if count <= _MAX_PREDICTED_RANKS else (0, count // 2, count - 1)
     # Only shapes and dtypes of the whole batch count.
-    tensors = [
-        tensor.new_empty(setting.batch, *tensor.shape[1:]) for tensor in setting.make_microbatch()
-    ]
+    batch = setting.make_microbatch().map(
+        lambda tensor: tensor.new_empty(setting.batch, *tensor.shape[1:])
+    )
+    batch = replace(batch, samples=setting.batch)
     peaks = {}
     for rank in ranks:
         stage = Stage(placement.stages[rank])
         rank_slice = RankSlice(stage, rank_schedules[rank], max_in_flight)
-        peaks[rank] = predict_memory(learner.engine, [], Batch(*tensors), rank_slice).peak_bytes
+        peaks[rank] = predict_memory(learner.engine, [], batch, rank_slice).peak_bytes
     return peaks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,11 +13,10 @@ from localprop.data.dataset import Normalization
 from localprop.errors import BadInput
 from localprop.models.resnet import init_convs
 from localprop.network.layers import Layers
+from localprop.tasks.classification import Classification
+from localprop.tasks.task import Task
 
 __all__ = ["AttachPoint"]
-
-# (N, C, T) and (N, C, D, H, W): the layers whose output has its channels in dimension 1.
-_CHANNELS_FIRST = (nn.Conv1d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class AttachPoint:
         objective: the number of this loss among those at the module's end. It is 0 unless the
             credit table has several losses there.
         normalization: how pixels became inputs, or None if the user does not say.
+        task: what the network is trained for.
     """
 
     module: int
@@ -46,29 +46,37 @@ class AttachPoint:
     start: int = 0
     objective: int = 0
     normalization: Normalization | None = None
+    task: Task = field(default=Classification())
 
     def dimension(self, layer: int | None = None) -> int:
-        """The dimension that holds the channels of the features. `Head` states the rules.
+        """The dimension that holds the channels of the features.
+
+        It is the one that the next layer contracts or scales, or else the one that the layer has
+        made.
 
         Args:
             layer: look at the output of this layer instead of the features.
 
         Raises:
-            BadInput: the shape has five or more dimensions and no Conv3d or BatchNorm3d made it.
+            BadInput: it cannot be told, or the samples are not in dimension 0.
         """
-        shape = self._shape(layer)
-        if len(shape) in (2, 4):
-            return channel_dimension(shape, self.layers.input_shape)
-        # The shape alone does not tell (N, C, T) from (N, T, C). The last weights before it do.
-        if isinstance(self._find_last_weighted(layer), _CHANNELS_FIRST):
-            return 1
-        if len(shape) > 3:
+        at = self.layer if layer is None else layer
+        shape, growth = self.layers.shapes[at], self.layers.growths[at]
+        if growth != (1, *[0] * (len(shape) - 1)):
             raise BadInput(
-                f"Module {self.module} has features of shape {tuple(shape)}, and no Conv3d or "
-                "BatchNorm3d shows which dimension holds the channels: cut elsewhere, or give the "
+                f"Layer {self.layers.names[at]!r} returns features of shape {tuple(shape)} for "
+                f"{self.layers.samples} samples, but heads read features whose dimension 0 counts "
+                "the samples: give the model batch_first=True, cut elsewhere, or give the rule an "
+                "aux of your own."
+            )
+        channel = self.layers.find_channel(at)
+        if channel is None:
+            raise BadInput(
+                f"Layer {self.layers.names[at]!r} returns features of shape {tuple(shape)}, and no "
+                "operation shows which dimension holds the channels: cut elsewhere, or give the "
                 "rule an aux of your own."
             )
-        return len(shape) - 1
+        return channel
 
     def width(self, layer: int | None = None) -> int:
         """The number of channels of the features, or of another layer's output."""
@@ -76,7 +84,8 @@ class AttachPoint:
 
     def is_map(self, layer: int | None = None) -> bool:
         """Whether the features, or another layer's output, are convolutional maps (N, C, H, W)."""
-        return is_map(self._shape(layer), self.layers.input_shape)
+        at = self.layer if layer is None else layer
+        return len(self._shape(layer)) == 4 and self.layers.find_channel(at) == 1
 
     def make_fresh_copy(self, layer: int) -> nn.Module:
         """Copy a layer and initialise the copy anew.
@@ -100,16 +109,6 @@ class AttachPoint:
 
     def _shape(self, layer: int | None) -> torch.Size:
         return self.features if layer is None else self.layers.shapes[layer]
-
-    def _find_last_weighted(self, layer: int | None) -> nn.Module | None:
-        """The last module with weights before the end of a layer."""
-        names, _ = self._split_submodules(self.layer if layer is None else layer)
-        last = None
-        for name in names:
-            for module in self.layers.model.get_submodule(name).modules():
-                if next(module.parameters(recurse=False), None) is not None:
-                    last = module
-        return last
 
     def _find_whole_module(self, layer: int) -> nn.Module:
         """The module, or the run of neighbours in an nn.Sequential, that is all of a layer."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from localprop.errors import check
 from localprop.models.resnet import init_convs
 from localprop.network.partition import Partition
-from localprop.rule.attach import AttachPoint, channel_dimension, is_map
+from localprop.rule.attach import AttachPoint, channel_dimension
 from localprop.rule.limits import format_modules
+from localprop.rule.positions import PositionNorm, has_positions
 
 __all__ = ["Head", "NoHead", "Pool"]
 
@@ -53,15 +54,16 @@ class Pool(nn.Module):
 def pool_or_norm(point: AttachPoint, width: int) -> nn.Module:
     """Build the module in front of a head's linear layers.
 
-    It averages over all positions. If the network has an output for each position (N, T, classes),
-    it is a LayerNorm instead.
+    It averages over all positions. If the network has an output for each position, it is a
+    LayerNorm of each instead.
 
     Args:
         point: where the head is attached.
         width: the number of channels.
     """
-    if len(point.layers.output_shape) > 2:
-        return nn.LayerNorm(width)
+    if has_positions(point):
+        channel, last = point.dimension(), len(point.features) - 1
+        return nn.LayerNorm(width) if channel == last else PositionNorm(width, channel)
     return Pool(point.dimension())
 
 
@@ -77,13 +79,8 @@ class Head:
     per token, the head classifies each token after a LayerNorm and does not average. Both are our
     reading: nothing is published for such features.
 
-    Which dimension holds the channels:
-
-    - (N, C, H, W) or, as in Swin, (N, H, W, C): the two dimensions whose aspect ratio is the
-      image's are H and W.
-    - (N, C, T) and (N, C, D, H, W): dimension 1, if the last weights before the features belong to
-      a Conv1d, a Conv3d or their BatchNorm.
-    - (N, T, C) otherwise: the last dimension.
+    Which dimension holds the channels is read off the network: it is the one that the next layer
+    contracts or scales (`AttachPoint.dimension`).
 
     Attributes:
         convs: X.
@@ -208,7 +205,9 @@ def find_map_limits(name: str, partition: Partition) -> Iterator[tuple[str, str]
     """
     layers, ends = partition.layers, [module[-1] for module in partition.modules[:-1]]
     without = [
-        i for i, end in enumerate(ends) if not is_map(layers.shapes[end], layers.input_shape)
+        i
+        for i, end in enumerate(ends)
+        if len(layers.shapes[end]) != 4 or layers.find_channel(end) != 1
     ]
     if without:
         yield name, f"the features of {format_modules(without)} are no maps"

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "LocalLoss", "LossInputs"]
-
-
-class Batch(NamedTuple):
-    """One batch of training data.
-
-    Attributes:
-        inputs: the network's inputs (N, ...).
-        targets: the targets, (N,) or one per position (N, T).
-    """
-
-    inputs: Tensor
-    targets: Tensor
+__all__ = ["LocalLoss", "LossInputs"]
 
 
 class LossInputs(NamedTuple):
     """What a loss may read besides its module's features.
 
     Attributes:
-        network_input: the network's input (N, ...).
-        targets: the targets, (N,) or one per position (N, T).
+        network_input: the network's input (N, ...): the batch's first tensor of floating point that
+            is no target, or its first tensor.
+        targets: the task's targets, for example (N,) or one per position (N, T).
         module_input: the input of the loss's module (N, ...), if the loss asks for it.
         taps: the inner outputs that the loss asks for, by the names of the modules that return
             them.
         gradients: for second-order losses, one list that all losses of a step share. A loss may
             leave a gradient there for the loss of the next module.
+        batch: the whole batch, as the loader gives it.
+        task_weight: what the task's loss of this micro-batch counts, relative to that of its
+            samples: more than 1 where fewer labels than elsewhere are ignored. The task's own loss
+            multiplies by it, and then all losses are weighted by samples.
     """
 
     network_input: Tensor
@@ -42,6 +35,8 @@ class LossInputs(NamedTuple):
     module_input: Tensor | None = None
     taps: Mapping[str, Tensor] = MappingProxyType({})
     gradients: list[Tensor] | None = None
+    batch: Any = None
+    task_weight: Tensor | float = 1.0
 
 
 class LocalLoss(nn.Module):
@@ -76,11 +71,11 @@ class LocalLoss(nn.Module):
         """
         raise NotImplementedError
 
-    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
-        """Find out what is wrong with targets.
+    def find_problems(self, inputs: LossInputs, outputs: torch.Size) -> Iterable[str]:
+        """Find out what is wrong with a batch.
 
         Args:
-            targets: the targets of a batch, on the CPU.
-            outputs: the shape of the network's output.
+            inputs: the batch and its targets. Values of targets are read on the CPU alone.
+            outputs: the shape of the network's output on it.
         """
         return ()

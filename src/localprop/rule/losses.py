@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch.nn import functional
 from localprop.errors import check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.tasks.task import Task
 
-__all__ = ["CrossEntropy", "NoPenalty"]
+__all__ = ["CrossEntropy", "NoPenalty", "TaskLoss"]
 
 
 LossBuilder = Callable[[AttachPoint], LocalLoss]
@@ -45,54 +47,60 @@ class _CrossEntropyLoss(LocalLoss):
         # (N, T, classes) with one target per position. Probabilities have the logits' shape.
         if logits.ndim > 2 and not targets.is_floating_point():
             logits, targets = logits.flatten(0, -2), targets.flatten()
-        return functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-
-    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
-        """Targets must be classes (int64) or a probability for each class."""
-        classes = outputs[-1]
-        if classes < 2:
-            yield (
-                "The model has 1 output, so its cross-entropy is always 0: give the model one "
-                "output for each of 2 or more classes."
-            )
-        elif targets.is_floating_point() and targets.ndim > 1:
-            yield from _find_probability_problems(targets, outputs)
-        elif targets.dtype != torch.int64:
-            yield (
-                f"Targets are {targets.dtype}, but cross-entropy takes classes as torch.int64: "
-                "use targets.long()."
-            )
-        else:
-            low, high = map(int, torch.aminmax(targets))
-            if low < 0 or high >= classes:
-                yield (
-                    f"Labels run from {low} to {high}, but the model has {classes} outputs: labels "
-                    f"must lie in 0..{classes - 1}."
-                )
+        loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        return weigh(loss, inputs.task_weight)
 
 
-def _find_probability_problems(targets: Tensor, outputs: torch.Size) -> Iterable[str]:
-    if len(outputs) > 2:
-        yield (
-            f"Targets are {targets.dtype}, but a model with an output for each position takes "
-            "classes: use torch.int64."
-        )
-    elif targets.shape[1:] != outputs[1:]:
-        yield (
-            f"Targets have shape {tuple(targets.shape)}, but the model has {outputs[-1]} outputs: "
-            f"give classes (N,) as torch.int64, or probabilities (N, {outputs[-1]})."
-        )
-    elif (targets < 0).any() or not _sum_to_one(targets):
-        yield (
-            "Targets are neither classes (torch.int64) nor probabilities (0 or more, with a sum of "
-            "1 in each row): cross-entropy needs one class per sample. For another task, give the "
-            "rule's loss and the learner's task your own loss."
-        )
+class _TaskLoss(LocalLoss):
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
+        return weigh(self.task.loss(aux(features), _find_batch(inputs)), inputs.task_weight)
+
+    def find_problems(self, inputs: LossInputs, outputs: torch.Size) -> Iterable[str]:
+        """Find the problems of the task."""
+        return self.task.find_problems(_find_batch(inputs), outputs)
 
 
-def _sum_to_one(targets: Tensor) -> bool:
-    """Whether each row has the sum 1, up to the precision of bfloat16 (three digits)."""
-    return not ((targets.float().sum(1) - 1).abs() > 1e-2).any()
+def _find_batch(inputs: LossInputs) -> Any:
+    """The batch; for whoever calls a loss with inputs and targets alone, made of those."""
+    return (inputs.network_input, inputs.targets) if inputs.batch is None else inputs.batch
+
+
+def weigh(loss: Tensor, weight: Tensor | float) -> Tensor:
+    """Multiply a loss by a weight. A weight of 0 gives 0, also where the loss has no labels."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight > 0, loss * weight.to(loss.dtype), 0.0)
+    if weight == 1:
+        return loss
+    return loss * weight if weight > 0 else torch.nan_to_num(loss) * 0
+
+
+@dataclass(frozen=True)
+class BuiltTask(Task):
+    """A task whose loss is a builder's, as the parts of a rule are.
+
+    Attributes:
+        build: builds it.
+    """
+
+    build: LossBuilder
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The task's own loss, of the auxiliary network's outputs.
+
+    Example:
+        >>> lp.Rule(loss=lp.Terms((lp.Term(lp.TaskLoss(), 0.5),))).credit
+        LocalCredit()
+    """
+
+    def __call__(self, point: AttachPoint) -> LocalLoss:
+        task = point.task
+        return _Weighed(task.build(point)) if isinstance(task, BuiltTask) else _TaskLoss(task)
 
 
 @dataclass(frozen=True)
@@ -138,9 +146,16 @@ class PenalizedLoss(LocalLoss):
         self.second_order = base.second_order
         self.uses_aux = base.uses_aux
 
-    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+    def find_problems(self, inputs: LossInputs, outputs: torch.Size) -> Iterable[str]:
         """Find the problems of the loss itself."""
-        return self.base.find_problems(targets, outputs)
+        return self.base.find_problems(inputs, outputs)
+
+
+class _Weighed(PenalizedLoss):
+    """A task's loss that somebody has built as a local loss, weighted like a task's."""
+
+    def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
+        return weigh(self.base(features, aux, inputs), inputs.task_weight)
 
 
 def find_label_problems(loss: str, point: AttachPoint) -> Iterator[str]:
@@ -153,5 +168,5 @@ def find_label_problems(loss: str, point: AttachPoint) -> Iterator[str]:
     if len(point.layers.output_shape) > 2:
         yield (
             f"{loss} compares samples that have one label each, but the network's outputs are "
-            f"{tuple(point.layers.output_shape)}: use another loss, such as loss=CrossEntropy()."
+            f"{tuple(point.layers.output_shape)}: use another loss, such as loss=TaskLoss()."
         )

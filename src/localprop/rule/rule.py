@@ -10,11 +10,11 @@ from localprop.errors import check
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.context import ContextSupply
 from localprop.rule.credit import Credit, LocalCredit
-from localprop.rule.losses import CrossEntropy, LossBuilder, NoPenalty, Penalty
+from localprop.rule.losses import LossBuilder, NoPenalty, Penalty, TaskLoss
 
 __all__ = ["Rule"]
 
-_EXAMPLES = {"credit": "LocalCredit()", "aux": "Head()", "loss": "CrossEntropy()"}
+_EXAMPLES = {"credit": "LocalCredit()", "aux": "Head()", "loss": "TaskLoss()"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Rule:
     Attributes:
         credit: which local loss trains which layers.
         aux: builds the auxiliary network at a module's end.
-        loss: builds the local loss there. The last module's loss is the task's own.
+        loss: builds the local loss there, by default the task's own, of the auxiliary network's
+            outputs. The last module's loss is the task's, of the network's outputs.
         context: which earlier features later modules receive.
         penalty: wraps every module's loss, the task's too, to add something to it.
         reference: the paper.
@@ -43,7 +44,7 @@ class Rule:
 
     credit: Credit = field(default=LocalCredit())
     aux: AuxBuilder = field(default=Head())
-    loss: LossBuilder = field(default=CrossEntropy())
+    loss: LossBuilder = field(default=TaskLoss())
     context: ContextSupply = field(default=ContextSupply())
     penalty: Penalty = field(default=NoPenalty())
     reference: str = ""

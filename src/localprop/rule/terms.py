@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from localprop.errors import BadInput, check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss, LossInputs
-from localprop.rule.losses import CrossEntropy, LossBuilder
+from localprop.rule.losses import LossBuilder, TaskLoss
 
 __all__ = ["Term", "Terms"]
 
@@ -30,11 +30,11 @@ class Term:
         BadInput: a weight is negative or not finite.
 
     Example:
-        >>> Term(CrossEntropy(), first=0.5, last=1.0)
-        Term(loss=CrossEntropy(label_smoothing=0.0), first=0.5, last=1.0)
+        >>> Term(TaskLoss(), first=0.5, last=1.0)
+        Term(loss=TaskLoss(), first=0.5, last=1.0)
     """
 
-    loss: LossBuilder = field(default=CrossEntropy())
+    loss: LossBuilder = field(default=TaskLoss())
     first: float = 1.0
     last: float | None = None
 
@@ -77,11 +77,11 @@ class _WeightedSum(LocalLoss):
         ]
         return torch.stack(weighted).sum()
 
-    def find_problems(self, targets: Tensor, outputs: torch.Size) -> Iterable[str]:
+    def find_problems(self, inputs: LossInputs, outputs: torch.Size) -> Iterable[str]:
         """Find the problems of all losses of the sum."""
         for loss in self.parts:
             assert isinstance(loss, LocalLoss)
-            yield from loss.find_problems(targets, outputs)
+            yield from loss.find_problems(inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Terms:
 
     Example (InfoPro's, ResNet-32 in 16 modules):
         >>> reconstruction = lp.Term(lp.PixelReconstruction(), 5.0, 0.2)
-        >>> loss = lp.Terms((reconstruction, lp.Term(lp.CrossEntropy(), 0.05, 0.5)))
+        >>> loss = lp.Terms((reconstruction, lp.Term(lp.TaskLoss(), 0.05, 0.5)))
 
     Source: the linear weights are those of Wang et al. (InfoPro), ICLR 2021, arXiv 2101.10832,
     official code.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,11 +15,14 @@ from localprop.errors import check
 from localprop.network.partition import Partition
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss
-from localprop.rule.losses import LossBuilder
+from localprop.rule.losses import TaskLoss
+from localprop.rule.positions import makes_whole, match_output
 from localprop.rule.rule import Rule
 from localprop.rule.source import Source
 from localprop.rule.table import CreditTable
 from localprop.schedule.randomness import derive_seed
+from localprop.tasks.classification import Classification
+from localprop.tasks.task import Task
 
 
 class _ModelOutput(nn.Identity):
@@ -28,7 +33,7 @@ def build_heads(
     rule: Rule,
     partition: Partition,
     table: CreditTable,
-    task: LossBuilder,
+    task: Task,
     seed: int,
     normalization: Normalization | None,
 ) -> nn.ModuleDict:
@@ -37,14 +42,14 @@ def build_heads(
     Raises:
         BadInput: a builder of the rule returns something else than a module or a loss.
     """
-    points = find_points(partition, table, normalization)
+    points = find_points(partition, table, normalization, task)
     return nn.ModuleDict(
-        {str(k): build_head(rule, table, k, points[k], task, seed) for k in table.losses}
+        {str(k): build_head(rule, table, k, points[k], seed) for k in table.losses}
     )
 
 
 def build_head(
-    rule: Rule, table: CreditTable, k: int, point: AttachPoint, task: LossBuilder, seed: int
+    rule: Rule, table: CreditTable, k: int, point: AttachPoint, seed: int
 ) -> nn.ModuleDict:
     """The auxiliary network "aux" and the loss "loss" of loss number `k`, at its attach point.
 
@@ -54,8 +59,8 @@ def build_head(
     is_last = k == len(table.rows) - 1
     # By its own number: a change of other heads does not change these weights.
     with _torch_seeded_by(seed, "head", k):
-        aux = _ModelOutput() if is_last else rule.aux(point)
-        loss = rule.penalty(point, (task if is_last else rule.loss)(point))
+        aux = _ModelOutput() if is_last else match_output(rule.aux(point), point)
+        loss = rule.penalty(point, (TaskLoss() if is_last else rule.loss)(point))
     check(_find_builder_problems(aux, loss))
     return nn.ModuleDict({"aux": aux, "loss": loss})
 
@@ -71,14 +76,21 @@ def _find_builder_problems(aux: object, loss: object) -> Iterator[str]:
 
 
 def find_points(
-    partition: Partition, table: CreditTable, normalization: Normalization | None
+    partition: Partition,
+    table: CreditTable,
+    normalization: Normalization | None,
+    task: Task = Classification(),  # noqa: B008 - it is frozen
 ) -> dict[int, AttachPoint]:
     """The attach point of each loss that trains something, by its number."""
-    return {k: _make_point(partition, table, k, normalization) for k in table.losses}
+    return {k: _make_point(partition, table, k, normalization, task) for k in table.losses}
 
 
 def _make_point(
-    partition: Partition, table: CreditTable, k: int, normalization: Normalization | None
+    partition: Partition,
+    table: CreditTable,
+    k: int,
+    normalization: Normalization | None,
+    task: Task,
 ) -> AttachPoint:
     layers, module_of_loss = partition.layers, table.module_of_loss
     module = module_of_loss[k]
@@ -86,17 +98,21 @@ def _make_point(
     # Modules that train under the last loss alone ("joined") count as one.
     last_module = len(partition.modules) - 1
     local = [module_of_loss[loss] for loss in table.losses if module_of_loss[loss] < last_module]
-    return AttachPoint(
+    point = AttachPoint(
         module=module,
         modules=max(local, default=-1) + 2,
         layer=layer,
         layers=layers,
         features=layers.shapes[layer],
-        outputs=layers.output_shape[-1],
+        outputs=layers.output_shape[layers.output_channel],
         start=partition.modules[module][0],
         objective=module_of_loss[:k].count(module),
         normalization=normalization,
+        task=task,
     )
+    if module < last_module and makes_whole(point):
+        return replace(point, outputs=math.prod(layers.output_shape[1:]))
+    return point
 
 
 def build_encoders(

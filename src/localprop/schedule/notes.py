@@ -17,7 +17,6 @@ from localprop.data.dataset import Normalization
 from localprop.errors import BadInput
 from localprop.network.partition import Partition
 from localprop.rule.limits import find_limits
-from localprop.rule.losses import CrossEntropy
 from localprop.rule.rule import Rule
 from localprop.schedule.fingerprint import take_fingerprint
 from localprop.schedule.heads import build_encoders, build_head, find_points
@@ -151,7 +150,7 @@ class _Search:
             table = rule.credit(self.partition)
             # Task and normalization are the learner's, the same for both rules: any will do.
             for k, point in find_points(self.partition, table, Normalization()).items():
-                head = build_head(rule, table, k, point, CrossEntropy(), seed=0)
+                head = build_head(rule, table, k, point, seed=0)
                 if self.role == "aux" and not getattr(head["loss"], "uses_aux", True):
                     # Nobody reads it: all that counts is whether it takes memory.
                     yield any(True for _ in head["aux"].parameters())

@@ -24,7 +24,7 @@ class Placement:
         >>> import torch, localprop as lp
         >>> layers = lp.layers_of(lp.models.resnet8(), torch.zeros(2, 3, 8, 8))
         >>> rule = lp.Rule(credit=lp.BackwardLinks(layers=1))
-        >>> wiring = lp.wire(rule, lp.Partition.uniform(layers, modules=2), task=lp.CrossEntropy())
+        >>> wiring = lp.wire(rule, lp.Partition.uniform(layers, modules=2))
         >>> Placement.at(wiring, cuts=(1,)).stages  # module 0 has a body and a tail
         (range(0, 2), range(2, 3))
     """

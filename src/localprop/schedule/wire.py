@@ -11,7 +11,6 @@ from localprop.data.dataset import Normalization
 from localprop.errors import BadInput, check
 from localprop.network.layers import Layers
 from localprop.network.partition import Partition
-from localprop.rule.losses import LossBuilder
 from localprop.rule.rule import Rule
 from localprop.rule.table import CreditTable
 from localprop.schedule.flows import Flow, FlowEntry, find_flows
@@ -24,6 +23,8 @@ from localprop.schedule.segments import (
     tie_segments,
 )
 from localprop.schedule.wiring import Objective, ResolvedCopy, Segment, Tap, Wiring, get_loss
+from localprop.tasks.classification import Classification
+from localprop.tasks.task import Task
 
 __all__ = ["wire"]
 
@@ -32,7 +33,7 @@ def wire(
     rule: Rule,
     partition: Partition,
     *,
-    task: LossBuilder,
+    task: Task = Classification(),  # noqa: B008 - it is frozen
     frozen: frozenset[str] = frozenset(),
     seed: int = 0,
     normalization: Normalization | None = None,
@@ -42,7 +43,8 @@ def wire(
     Args:
         rule: the training rule.
         partition: the network and its cuts.
-        task: builds the last module's loss, which reads the model's own output.
+        task: what the network is trained for; the last module's loss is its, of the model's own
+            output.
         frozen: names of parameters that are not trained.
         seed: the seed of the initial weights of heads and encoders. Each depends on the seed and
             its own position only, and the caller's random state is untouched.
@@ -69,7 +71,9 @@ def wire(
         _build_objective(network, k, ends, entries[k], heads, is_second_order=k in second_order)
         for k in table.losses
     )
-    return Wiring(table, partition.layers, segments, flows, objectives, sources, heads, encoders)
+    return Wiring(
+        table, partition.layers, segments, flows, objectives, sources, heads, encoders, task
+    )
 
 
 class _WiredNetwork(NamedTuple):

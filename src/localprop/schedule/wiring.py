@@ -24,6 +24,7 @@ from localprop.rule.parameter_copy import ParameterCopy
 from localprop.rule.source import Source
 from localprop.rule.table import CreditTable
 from localprop.schedule.flows import Flow
+from localprop.tasks.task import Task
 
 
 class Segment(NamedTuple):
@@ -129,6 +130,7 @@ class Wiring:
         sources: the contexts of each module.
         heads: by the number of the loss, an nn.ModuleDict of `aux` and `loss`.
         encoders: by the number of the receiving module, an nn.ModuleList with one per source.
+        task: what the network is trained for.
     """
 
     table: CreditTable
@@ -139,6 +141,7 @@ class Wiring:
     sources: tuple[tuple[Source, ...], ...]
     heads: nn.ModuleDict
     encoders: nn.ModuleDict
+    task: Task
 
     def segments_of(self, module: int) -> list[int]:
         """The segments of a module."""
@@ -207,8 +210,8 @@ class Wiring:
             encoders.to(device=device, dtype=dtypes[self.segments[first].layers[0] - 1])
 
     @property
-    def task(self) -> LocalLoss:
-        """The last module's loss."""
+    def task_loss(self) -> LocalLoss:
+        """The last module's loss, which is the task's."""
         return get_loss(self.heads, len(self.table.rows) - 1)
 
     def head(self, objective: Objective) -> nn.ModuleDict:
@@ -271,7 +274,9 @@ class Wiring:
         """Shape and dtype of a segment's output, or of its input, for a number of samples."""
         layers = self.segments[segment].layers
         layer = layers[-1] if output else layers[0] - 1
-        return self.layers.shape_for(self.layers.shapes[layer], samples), self.layers.dtypes[layer]
+        known = self.layers
+        shape = known.shape_for(known.shapes[layer], known.growths[layer], samples)
+        return shape, known.dtypes[layer]
 
     def span_name(self, segment: int) -> str:
         """The names of a segment's first and last layer, as "first .. last"."""

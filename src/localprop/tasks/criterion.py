@@ -12,8 +12,7 @@ from torch.nn import functional
 from localprop.errors import BadInput, check
 from localprop.tasks.classification import Classification
 from localprop.tasks.elementwise import ElementLoss, MultiLabel, Regression
-from localprop.tasks.entry import describe, find_targets
-from localprop.tasks.task import Task
+from localprop.tasks.task import Task, describe, find_targets
 
 Criterion = Callable[[Tensor, Any], Tensor]
 MODULES: dict[Criterion, type[nn.Module]] = {

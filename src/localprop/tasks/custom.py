@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from localprop.errors import check
 from localprop.tasks.criterion import Criterion, make_task
-from localprop.tasks.entry import describe, find_targets, read_output
-from localprop.tasks.task import Task
+from localprop.tasks.task import Task, describe, find_targets, read_output
 
 __all__ = ["task"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Elementwise(Task):
     Outputs and targets have one shape. Where it differs by a last dimension of 1, as (N, 1) from
     (N,), it does not matter: torch would compare each with each.
     """
+
+    has_fixed_outputs: ClassVar[bool] = True
 
     def compare(self, output: Tensor, targets: Tensor) -> Tensor:
         """The loss of outputs with targets of their shape."""

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from localprop.errors import BadInput
 from localprop.tasks.classification import Classification, sum_to_one
 from localprop.tasks.elementwise import MultiLabel, Regression
-from localprop.tasks.entry import EXAMPLE, describe, split_batch
 from localprop.tasks.hugging_face import find_hugging_face_task
-from localprop.tasks.task import Task
+from localprop.tasks.task import EXAMPLE, Task, describe, split_batch
 
 __all__ = ["find_task"]
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput
-from localprop.tasks.entry import EXAMPLE, split_batch
 from localprop.tasks.hugging_face import get_config
-from localprop.tasks.task import Task
+from localprop.tasks.task import EXAMPLE, Task, split_batch
 
 
 def check_against_own_loss(task: Task, model: nn.Module, batch: Any) -> None:

@@ -17,7 +17,7 @@ from localprop.models import create_model, takes_tokens
 from localprop.network.find_layers import layers_of
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Ranks
-from localprop.rule.losses import CrossEntropy
+from localprop.tasks.classification import Classification
 from localprop.training.config import Config
 from localprop.training.device import find_device
 from localprop.training.optimizers import make_optimizer_factory
@@ -170,7 +170,7 @@ def _build_learner(
         partition=partition,
         optimizer=make_optimizer_factory(config),
         sample=_make_sample(config, dataset),
-        task=CrossEntropy(config.label_smoothing),
+        task=Classification(config.label_smoothing),
         recompute=config.recompute,
         microbatches=config.microbatches,
         precision=config.precision,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import localprop as lp
-from localprop.tasks.entry import call_model, find_targets, read_output
+from localprop.tasks.task import call_model, find_targets, read_output
 
 X, Y = torch.randn(2, 3), torch.tensor([0, 1])
 

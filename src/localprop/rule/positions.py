@@ -1,0 +1,144 @@
+"""Heads of networks with an output for each position: pixels, tokens, steps of a series.
+
+::
+
+    features (N, 16, 32, 32) ──► convolutions ──► norm and linear layers at each position
+                                 (N, 32, 32, classes) ──► (N, classes, 64, 64), as the network's
+
+A head then makes an output of the shape of the network's own.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localprop.errors import BadInput
+from localprop.rule.attach import AttachPoint
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class PositionNorm(nn.LayerNorm):
+    """A LayerNorm over the channels of each position, which then come last.
+
+    Args:
+        width: the number of channels.
+        channel: the dimension that holds them.
+
+    Example:
+        >>> import torch
+        >>> PositionNorm(16, 1)(torch.zeros(2, 16, 8, 8)).shape
+        torch.Size([2, 8, 8, 16])
+    """
+
+    def __init__(self, width: int, channel: int) -> None:
+        super().__init__(width)
+        self.channel = channel
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise."""
+        return super().forward(features.movedim(self.channel, -1))
+
+
+class MatchOutput(nn.Module):
+    """An auxiliary network whose output for each position is brought to the network's layout.
+
+    Outputs between positions are interpolated.
+
+    Args:
+        aux: maps features to (N, positions..., outputs).
+        channel: the dimension of the network's output that holds what each position has.
+        ratios: of the network's positions to those of the features.
+    """
+
+    def __init__(self, aux: nn.Module, channel: int, ratios: tuple[float, ...]) -> None:
+        super().__init__()
+        self.aux, self.channel, self.ratios = aux, channel, ratios
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The auxiliary network's output, in the shape of the network's."""
+        output: Tensor = self.aux(features).movedim(-1, 1)
+        size = [round(n * ratio) for n, ratio in zip(output.shape[2:], self.ratios, strict=True)]
+        if list(output.shape[2:]) != size:
+            output = functional.interpolate(
+                output, size=size, mode=_MODES[len(size)], align_corners=False
+            )
+        return output.movedim(1, self.channel)
+
+
+class Reshape(nn.Module):
+    """An auxiliary network whose outputs of a sample are brought to the network's shape.
+
+    Args:
+        aux: maps features to (N, outputs).
+        shape: the shape of the network's output for one sample.
+    """
+
+    def __init__(self, aux: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.aux, self.shape = aux, shape
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The auxiliary network's output, in the shape of the network's."""
+        output: Tensor = self.aux(features)
+        return output.reshape(*output.shape[:-1], *self.shape)
+
+
+def has_positions(point: AttachPoint) -> bool:
+    """Whether a head makes an output for each position of its features.
+
+    Raises:
+        BadInput: the network has outputs for positions that the features do not have.
+    """
+    outputs = point.layers.output_shape
+    if len(outputs) <= 2 or makes_whole(point):
+        return False
+    features = _positions(point.features, point.dimension())
+    wanted = _positions(outputs, point.layers.output_channel)
+    like = len(features) == len(wanted) and (len(wanted) > 1 or features == wanted)
+    if not like or not point.layers.follows_targets[point.layer]:
+        raise BadInput(
+            f"Module {point.module} ends with features of shape {tuple(point.features)}, which "
+            f"have no positions in common with the network's outputs {tuple(outputs)}: let the "
+            "first module end where they have, with Partition.at, or give the rule an aux of your "
+            "own."
+        )
+    return True
+
+
+def makes_whole(point: AttachPoint) -> bool:
+    """Whether a head makes all outputs of a sample from an average over its positions.
+
+    So it is where outputs are numbers of a fixed shape, such as a forecast, and features have other
+    positions.
+    """
+    outputs = point.layers.output_shape
+    if len(outputs) <= 2 or not point.task.has_fixed_outputs:
+        return False
+    features = _positions(point.features, point.dimension())
+    return features != _positions(outputs, point.layers.output_channel)
+
+
+def match_output(aux: nn.Module, point: AttachPoint) -> nn.Module:
+    """Bring the output of a head to the layout of the network's, if it differs.
+
+    Args:
+        aux: the head, of features as the network hands them on.
+        point: where it is attached.
+    """
+    outputs, channel = point.layers.output_shape, point.layers.output_channel
+    if len(outputs) <= 2:
+        return aux
+    if makes_whole(point):
+        return Reshape(aux, tuple(outputs[1:]))
+    features = _positions(point.features, point.dimension())
+    wanted = _positions(outputs, channel)
+    if channel == len(outputs) - 1 and features == wanted:
+        return aux
+    ratios = tuple(b / a for a, b in zip(features, wanted, strict=True))
+    return MatchOutput(aux, channel, ratios)
+
+
+def _positions(shape: tuple[int, ...], channel: int) -> tuple[int, ...]:
+    return tuple(size for dim, size in enumerate(shape) if dim not in (0, channel))
