@@ -50,21 +50,18 @@ class Submodule(NamedTuple):
     def make_output(self, tensors: Iterable[Tensor]) -> Any:
         """What the module returns, with other tensors."""
         own = iter(tensors)
-        leaves = [next(own) if leaf is _TENSOR else leaf for leaf in self.leaves]
+        leaves = [next(own) if isinstance(leaf, _TensorPlace) else leaf for leaf in self.leaves]
         return tree_unflatten(leaves, self.spec)
 
 
-class _Tensor:
-    """Stands for a tensor among leaves."""
-
-
-_TENSOR = _Tensor()
+class _TensorPlace:
+    """Stands for a tensor among leaves. Layers are copied, so it is known by its class."""
 
 
 def describe_submodule(name: str, output: Any, tensors: Iterable[TensorShape]) -> Submodule:
     """Describe a module by what it has returned."""
     leaves, spec = tree_flatten(output)
-    kept = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    kept = tuple(_TensorPlace() if isinstance(leaf, Tensor) else leaf for leaf in leaves)
     return Submodule(name, tuple(tensors), kept, spec)
 
 

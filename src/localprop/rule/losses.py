@@ -94,8 +94,8 @@ class TaskLoss:
     """The task's own loss, of the auxiliary network's outputs.
 
     Example:
-        >>> lp.Rule(loss=lp.Terms((lp.Term(lp.TaskLoss(), 0.5),))).credit
-        LocalCredit()
+        >>> lp.Terms((lp.Term(lp.TaskLoss(), 0.5),))
+        Terms(terms=(Term(loss=TaskLoss(), first=0.5, last=None),))
     """
 
     def __call__(self, point: AttachPoint) -> LocalLoss:
