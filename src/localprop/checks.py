@@ -216,7 +216,7 @@ class BatchCheck:
 
 def _find_shape_problems(batch: Batch, sample: Batch) -> Iterator[str]:
     """What in a batch differs from the sample that must not."""
-    tensors, like = batch.tensors(), sample.tensors()
+    tensors, like = batch.tensors, sample.tensors
     if len(tensors) != len(like):
         yield f"A batch is {describe(batch.data)}, but the sample was {describe(sample.data)}."
         return

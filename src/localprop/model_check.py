@@ -17,7 +17,6 @@ from localprop.rule.losses import BuiltTask
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
 from localprop.schedule.wire import wire
-from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch
 from localprop.tasks.task import Task, describe
 
@@ -148,12 +147,11 @@ def check(
     )
 
 
-def _try_heads(layers: Layers, task: Task, batch: Batch) -> Wiring:
+def _try_heads(layers: Layers, task: Task, batch: Batch) -> None:
     """Build the usual head at the end of each layer, and run it on fake tensors."""
     wiring = wire(Rule(), Partition.uniform(layers, len(layers)), task=task)
     wiring.to(batch.inputs.device)
     check_heads(wiring, batch)
-    return wiring
 
 
 def _find_layer_problems(layers: Layers) -> Iterator[str]:
@@ -167,7 +165,9 @@ def _find_tied(layers: Layers) -> dict[str, tuple[int, ...]]:
     for layer, names in enumerate(layers.parameters):
         for name in names:
             users.setdefault(name, []).append(layer)
-    return {name: tuple(at) for name, at in users.items() if len(at) > 1}
+    # Nobody trains a frozen parameter, so that layers may share it.
+    shared = {name: tuple(at) for name, at in users.items() if len(at) > 1}
+    return {name: at for name, at in shared.items() if name not in layers.frozen}
 
 
 def _describe_layers(layers: Layers) -> Iterator[str]:

@@ -105,7 +105,7 @@ def list_held_tensors(
         for tensor in _list_tensors(list(vars(each).values()))
     ]
     states = [tensor for each in optimizers for tensor in _list_tensors(each.state)]
-    return [*weights, *states, *batch.tensors()]
+    return [*weights, *states, *batch.tensors]
 
 
 def _list_tensors(value: object) -> Iterator[Tensor]:

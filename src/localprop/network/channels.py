@@ -51,7 +51,7 @@ class ChannelFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: dict[int, int] = {}
-        self._parameters = {_storage_key(parameter) for parameter in parameters}
+        self._parameters = {storage_key(parameter) for parameter in parameters}
         # For each tensor, with itself so that its id stays its own, what it comes from.
         self._followed: dict[int, tuple[Tensor, dict[int, Dims]]] = {}
         # For each tensor, the dimension that operations with parameters have made of channels.
@@ -88,7 +88,7 @@ class ChannelFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._follow_through(name, args, tensors, made)
         elif all(self._is_parameter(tensor) for tensor in tensors):
             # What is made of parameters alone is one: a transpose, a normalised weight.
-            self._parameters.update(map(_storage_key, list_tensors([output])))
+            self._parameters.update(map(storage_key, list_tensors([output])))
             return output
         self._note_made(name, args, tensors, made)
         return output
@@ -169,7 +169,7 @@ class ChannelFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return None
 
     def _is_parameter(self, tensor: Tensor) -> bool:
-        return _storage_key(tensor) in self._parameters
+        return storage_key(tensor) in self._parameters
 
 
 def list_tensors(args: Iterable[Any]) -> list[Tensor]:
@@ -185,7 +185,7 @@ def list_tensors(args: Iterable[Any]) -> list[Tensor]:
 
 def _carry(name: str, dims: Dims, tensor: Tensor, output: Tensor, args: tuple[Any, ...]) -> Dims:
     """The dimensions of the features that the output of an operation still has."""
-    if _storage_key(output) == _storage_key(tensor):  # a view: strides tell which is which
+    if storage_key(output) == storage_key(tensor):  # a view: strides tell which is which
         return [_find_same(dims, tensor, output, d) for d in range(output.ndim)]
     if output.shape == tensor.shape:
         return list(dims)
@@ -213,5 +213,6 @@ def _as_list(value: Any) -> list[int]:
     return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
-def _storage_key(tensor: Tensor) -> int:
+def storage_key(tensor: Tensor) -> int:
+    """What tells storages apart: views of one have one key."""
     return int(tensor.untyped_storage()._cdata)

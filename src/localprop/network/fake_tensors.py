@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from localprop.network.channels import list_tensors
+from localprop.network.channels import list_tensors, storage_key
 
 # What a model makes without any input, such as torch.zeros(n) or torch.rand([]), is computed up to
 # this size: models decide by such values. Larger ones are only shapes.
@@ -41,7 +41,6 @@ class FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         has_drawn: whether random numbers have been computed.
-        imagined: the operations that have needed imagined values.
     """
 
     def __init__(
@@ -49,9 +48,8 @@ class FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.has_drawn = False
-        self.imagined: list[str] = []
         self._draw = draw
-        self._opaque = {_storage_key(tensor) for tensor in opaque}
+        self._opaque = {storage_key(tensor) for tensor in opaque}
         self._imagine = imagine
         self._generator = torch.Generator().manual_seed(0)
         self._fakes: dict[int, tuple[Tensor, FakeTensor]] = {}
@@ -77,13 +75,12 @@ class FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         for argument, parameter in zip(args, func._schema.arguments, strict=False):
             is_written = parameter.alias_info is not None and parameter.alias_info.is_write
             if is_written and isinstance(argument, Tensor) and self._has_value(argument):
-                self._opaque.add(_storage_key(argument))
+                self._opaque.add(storage_key(argument))
         try:
             return self._run_fake(func, types, args, _without_meta(kwargs))
         except Exception:
             if not self._imagine:
                 raise
-            self.imagined.append(str(func))
             return self._run_imagined(func, args, kwargs)
 
     def enter(self, tensor: Tensor, device: torch.device) -> Tensor:
@@ -109,13 +106,13 @@ class FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         return (
             not isinstance(tensor, FakeTensor)
             and tensor.device.type != "meta"
-            and _storage_key(tensor) not in self._opaque
+            and storage_key(tensor) not in self._opaque
         )
 
     def _make(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Make a tensor of nothing: with its values if it is small or of whole numbers."""
         fake = self._run_fake(func, types, args, kwargs)
-        made = [leaf for leaf in tree_leaves(fake) if isinstance(leaf, Tensor)]
+        made = list_tensors([fake])
         computed = made and all(t.numel() <= _LARGEST_VALUE or not _is_fraction(t) for t in made)
         return self._compute(func, args, kwargs) if computed else fake
 
@@ -197,10 +194,6 @@ def quiet_fakes() -> Iterator[None]:
 
 def _is_fraction(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _storage_key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _without_meta(kwargs: Mapping[str, Any]) -> dict[str, Any]:

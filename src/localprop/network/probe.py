@@ -170,7 +170,7 @@ def _find_model_problems(model: nn.Module) -> Iterator[str]:
 def find_rare_counts(model: nn.Module, batch: Batch) -> tuple[int, ...]:
     """Numbers of samples that divide no size of a parameter, and no other size of the batch."""
     sizes = {size for parameter in model.parameters() for size in parameter.shape}
-    for tensor, dim in zip(batch.tensors(), batch.dims, strict=True):
+    for tensor, dim in zip(batch.tensors, batch.dims, strict=True):
         sizes.update(size for d, size in enumerate(tensor.shape) if d != dim)
     rare = [count for count in _RARE_COUNTS if all(size % count for size in sizes)]
     return tuple(rare) or _RARE_COUNTS
@@ -301,7 +301,7 @@ def _describe_failure(model: nn.Module, batch: Batch, failures: dict[str, Except
     """Say why a model could not run, in the words of its real forward."""
     error = failures["real"]
     lines = str(error).strip().splitlines()
-    shapes = ", ".join(f"{tuple(t.shape)} and dtype {t.dtype}" for t in batch.tensors()[:1])
+    shapes = ", ".join(f"{tuple(t.shape)} and dtype {t.dtype}" for t in batch.tensors[:1])
     failure = (
         f"{type(model).__name__} could not run on a sample of shape {shapes} "
         f"({type(error).__name__}: {lines[0] if lines else 'no message'})"

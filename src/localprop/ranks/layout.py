@@ -94,7 +94,7 @@ def view_bytes(tensor: Tensor) -> memoryview:
 def make_handshake(step: int, batch: Batch, *, training: bool) -> Tensor:
     """Encode the number of a step, the size of its batch, and a checksum of inputs and targets."""
     checksum = 0
-    for tensor in batch.tensors():
+    for tensor in batch.tensors:
         checksum = zlib.crc32(view_bytes(_select_checksum_values(tensor)), checksum)
     return torch.tensor([step, int(training), batch.samples, checksum])
 

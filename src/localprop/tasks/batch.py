@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,6 +80,8 @@ class Batch:
         dims = iter(self.dims)
         return tree_unflatten([next(dims) if isinstance(x, Tensor) else None for x in leaves], spec)
 
+    # Every loss of a step asks for inputs and targets, so the structure is walked through once.
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """The tensors of the batch."""
         return list_batch_tensors(self.data)
@@ -86,12 +89,12 @@ class Batch:
     @property
     def inputs(self) -> Tensor:
         """The network's input: the first tensor of fractions that is no target, or the first."""
-        return self.tensors()[self.input]
+        return self.tensors[self.input]
 
     @property
     def targets(self) -> Any:
         """The targets, a tensor; None if the task has none."""
-        return None if self.target is None else self.tensors()[self.target]
+        return None if self.target is None else self.tensors[self.target]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with other tensors."""
@@ -159,12 +162,12 @@ class Batch:
 
         return replace(self._change(change), samples=count)
 
-    @property
+    @cached_property
     def signature(self) -> tuple[object, ...]:
         """All that the forward of a model may depend on but values and the number of samples."""
         return tuple(
             (tensor.dtype, tensor.ndim, *(n for d, n in enumerate(tensor.shape) if d != dim))
-            for tensor, dim in zip(self.tensors(), self.dims, strict=True)
+            for tensor, dim in zip(self.tensors, self.dims, strict=True)
         )
 
     def _narrow(self, start: int, size: int) -> Batch:
