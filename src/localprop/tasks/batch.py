@@ -103,8 +103,8 @@ class Batch:
         return replace(self, data=tree_unflatten(changed, spec))
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device; tensors on `meta` have no values to move, and stay there."""
+        return self.map(lambda t: t if t.is_meta else t.to(device, non_blocking=True))
 
     def clone(self) -> Batch:
         """A copy of the batch."""

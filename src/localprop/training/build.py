@@ -170,7 +170,7 @@ def _build_learner(
         partition=partition,
         optimizer=make_optimizer_factory(config),
         sample=_make_sample(config, dataset),
-        task=Classification(config.label_smoothing),
+        task=Classification(config.label_smoothing, dim=-1),  # (N, T, C) for text
         recompute=config.recompute,
         microbatches=config.microbatches,
         precision=config.precision,
