@@ -1,9 +1,9 @@
 """The cost of the engine per action, on a network that is so small that nothing else costs.
 
-Sixteen linear layers of 4 units, one module each, end-to-end, on one thread. The engine is compared
-with the plain PyTorch loop, and with a loop written by hand. The latter cuts the network into the
-same sixteen modules and calls the same sixteen optimizers, so the difference to it is the cost of
-the engine alone.
+Sixteen linear layers of 4 units, one module each, end-to-end and greedy, on one thread. The engine
+is compared with the plain PyTorch loop, and with loops written by hand. These cut the network into
+the same sixteen modules and call the same sixteen optimizers, so the difference to them is the cost
+of the engine alone.
 
     python benchmarks/bookkeeping.py
     python benchmarks/bookkeeping.py --before ../before/src
@@ -50,6 +50,32 @@ def make_plain_step(x: Tensor, y: Tensor) -> Callable[[], None]:
     return step
 
 
+def make_greedy_step(x: Tensor, y: Tensor) -> Callable[[], None]:
+    """A greedy step that trains each layer at once, behind a linear auxiliary network."""
+    model = build_network()
+    heads = [nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS - 1)]
+    parameters = [
+        [*layer.parameters(), *(heads[i].parameters() if i < LAYERS - 1 else ())]
+        for i, layer in enumerate(model)
+    ]
+    optimizers = [sgd(own) for own in parameters]
+
+    def step() -> None:
+        features = x
+        for i, layer in enumerate(model):
+            output = layer(features)
+            features = output.detach().requires_grad_()
+            logits = heads[i](features) if i < LAYERS - 1 else features
+            torch.autograd.backward(functional.cross_entropy(logits, y))
+            torch.autograd.backward(output, features.grad)
+            optimizers[i].step()
+            for parameter in parameters[i]:
+                parameter.grad = None
+            features = features.detach()
+
+    return step
+
+
 def make_step_by_hand(x: Tensor, y: Tensor) -> Callable[[], None]:
     """A step that cuts the graph after every layer, with a backward and an optimizer for each."""
     model = build_network()
@@ -84,10 +110,14 @@ def import_localprop(source: str | None = None) -> ModuleType:
         sys.path.remove(source)
 
 
-def make_learner(localprop: ModuleType, x: Tensor, y: Tensor) -> Any:
+def make_learner(localprop: ModuleType, method: str, x: Tensor, y: Tensor) -> Any:
     """A learner that has stepped once, so that nothing is left to be imported."""
+    rules = {
+        "end-to-end": localprop.end_to_end(),
+        "greedy": localprop.greedy(aux=localprop.Head(convs=0, linears=1)),
+    }
     learner = localprop.Learner(
-        build_network(), localprop.end_to_end(), modules=LAYERS, optimizer=sgd, sample=(x, y)
+        build_network(), rules[method], modules=LAYERS, optimizer=sgd, sample=(x, y)
     )
     learner.step((x, y))
     return learner
@@ -104,25 +134,20 @@ def measure(steps: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
     return {name: sorted(1e6 * each for each in own) for name, own in seconds.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The cost of the engine per action.")
-    parser.add_argument("--before", metavar="SRC", help="another source, to run in turns with")
-    before = parser.parse_args().before
-    torch.set_num_threads(1)
-    x, y = torch.randn(4, WIDTH), torch.randint(WIDTH, (4,))
-    steps: dict[str, Callable[[], object]] = {
-        "plain": make_plain_step(x, y),
-        "by hand": make_step_by_hand(x, y),
-    }
+def compare(
+    method: str, by_hand: Callable[[], None], before: str | None, x: Tensor, y: Tensor
+) -> None:
+    """Print what a step of a method costs, beside the step by hand and the plain loop."""
+    steps: dict[str, Callable[[], object]] = {"plain": make_plain_step(x, y), "by hand": by_hand}
     if before is not None:
-        other = make_learner(import_localprop(before), x, y)
+        other = make_learner(import_localprop(before), method, x, y)
         steps["before"] = lambda: other.step((x, y))
-    learner = make_learner(import_localprop(), x, y)
+    learner = make_learner(import_localprop(), method, x, y)
     steps["engine"] = lambda: learner.step((x, y))
     times = measure(steps)
     actions = len(learner.schedule)
     print(
-        f"{ROUNDS} interleaved rounds, torch {torch.__version__}, 1 thread, {actions} actions\n"
+        f"{method}, {actions} actions\n"
         "           microseconds: per step   per action, beyond by hand, and plain"
     )
     # Whatever else runs on the machine only adds to a time: the 10th percentile shows least of it.
@@ -134,6 +159,17 @@ def main() -> None:
                 f"{label:<10} {name:<8} {each:15.0f} {over_hand / actions:28.1f} "
                 f"{over_plain / actions:10.1f}"
             )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The cost of the engine per action.")
+    parser.add_argument("--before", metavar="SRC", help="another source, to run in turns with")
+    before = parser.parse_args().before
+    torch.set_num_threads(1)
+    print(f"{ROUNDS} interleaved rounds, torch {torch.__version__}, 1 thread")
+    x, y = torch.randn(4, WIDTH), torch.randint(WIDTH, (4,))
+    compare("end-to-end", make_step_by_hand(x, y), before, x, y)
+    compare("greedy", make_greedy_step(x, y), before, x, y)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from localprop.rule.losses import BuiltTask
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
 from localprop.schedule.wiring import Wiring
-from localprop.tasks.batch import Batch, unwrap
+from localprop.tasks.batch import Batch, find_shapes, unwrap, use_plain_dicts
 from localprop.tasks.custom import task as make_task_of
 from localprop.tasks.find import find_task
 from localprop.tasks.task import Task, describe
@@ -169,7 +169,7 @@ class BatchCheck:
         self._trainable = [parameter.requires_grad for parameter in self._parameters]
         self._task_loss = wiring.task_loss
         self._checked: set[object] = set()
-        self._known: dict[object, torch.Size] = {}
+        self._known: dict[object, tuple[Batch, torch.Size]] = {}
 
     def __call__(self, data: Any) -> Batch:
         """The batch on the model's device.
@@ -182,18 +182,20 @@ class BatchCheck:
                 "requires_grad of some parameters has changed since the Learner was made: call "
                 "learner.rebuild(), or make a new Learner."
             )
-        batch = self._find_samples(data)
-        check(_find_shape_problems(batch, self._sample))
-        outputs = self._known.get((batch.signature, batch.samples))
-        if outputs is None:
-            outputs = self._look_at(batch)
+        data = use_plain_dicts(unwrap(data))
+        shapes = find_shapes(data)
+        if shapes not in self._known:
+            self._known[shapes] = self._look_at(data)
+        like, outputs = self._known[shapes]
+        batch = like.take(data)
         inputs = LossInputs(batch.inputs, batch.targets, batch=batch.data)
         check(self._task_loss.find_problems(inputs, outputs))
         return batch.to(self._parameters[0].device)
 
-    def _look_at(self, batch: Batch) -> torch.Size:
-        """Look at a batch of a new shape on fakes, and find the shape of the output."""
-        wiring = self._wiring
+    def _look_at(self, data: Any) -> tuple[Batch, torch.Size]:
+        """Look at data of new shapes on fakes: where it has its samples, and the output's shape."""
+        wiring, batch = self._wiring, self._find_samples(data)
+        check(_find_shape_problems(batch, self._sample))
         # Losses on one sample differ from others: BatchNorm has nothing to compare it with.
         shape = batch.signature, batch.samples == 1
         if shape not in self._checked:
@@ -201,11 +203,9 @@ class BatchCheck:
             self._checked.add(shape)
         layers = look_again(wiring.layers, wiring.task.forward, batch)
         outputs = layers.shape_for(layers.output_shape, layers.output_growth, batch.samples)
-        self._known[batch.signature, batch.samples] = outputs
-        return outputs
+        return batch.take(None), outputs
 
     def _find_samples(self, data: Any) -> Batch:
-        data = unwrap(data)
         try:
             return Batch.of(data, self._wiring.task.targets(data), self._dims)
         except BadInput as error:

@@ -37,6 +37,7 @@ from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
 from localprop.network.outputs import list_tensors, replace_tensors
 from localprop.network.partial_forward import StopForward, skip_layers
+from localprop.rule.local_loss import LossInputs
 from localprop.schedule.operands import Value
 from localprop.schedule.randomness import derive_seeds
 from localprop.schedule.schedule import Action, Schedule
@@ -133,11 +134,14 @@ class Engine:
         task_weights: list[Tensor | float] = [1.0]
         if len(parts) > 1:
             task_weights = weigh_parts(self.wiring, batch, parts, weights)
-        batches, weights, task_weights = parts[here], weights[here], task_weights[here]
+        inputs = [
+            LossInputs(part.inputs, part.targets, batch=part.data, task_weight=weight)
+            for part, weight in zip(parts[here], task_weights[here], strict=True)
+        ]
         autocast = self.autocast is not None or torch.is_autocast_enabled(self.device.type)
         seeds = derive_seeds(self.seed, number, self._draws)
         step = StepContext(
-            number, seeds, batches, weights, task_weights, backward, stepping, autocast
+            number, seeds, parts[here], weights[here], inputs, backward, stepping, autocast
         )
         self._run_step(step, batch, observe, training=True)
         if self._program.deferred:
@@ -152,7 +156,7 @@ class Engine:
             The network's output, where the last segment is; None elsewhere.
         """
         seeds = derive_seeds(self.seed, number, self._draws)
-        step = StepContext(number, seeds, [batch], [1.0], [1.0], Tensor.backward, False, False)
+        step = StepContext(number, seeds, [batch], [1.0], [], Tensor.backward, False, False)
         return self._run_step(step, batch, None, training=False)
 
     def flush(self) -> None:

@@ -213,8 +213,7 @@ class RunLoss:
         return features.requires_grad_(self._learns)
 
     def _collect_inputs(self, step: StepContext) -> LossInputs:
-        batch, weight = step.batches[self._microbatch], step.task_weights[self._microbatch]
-        known = LossInputs(batch.inputs, batch.targets, batch=batch.data, task_weight=weight)
+        known = step.inputs[self._microbatch]
         if self._more is None:
             return known
         module_input, taps, gradients = self._more.take(step.store)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from localprop.rule.local_loss import LossInputs
 from localprop.schedule.operands import Value
 from localprop.schedule.randomness import Draw
 from localprop.schedule.schedule import Action
@@ -36,7 +37,7 @@ class StepContext:
         seeds: of the random draws of F, R and L.
         batches: the micro-batches.
         weights: the share of each of them in the samples of the batch.
-        task_weights: what the task counts in each of them, relative to that share.
+        inputs: what losses may read of each of them.
         backward: called on each local loss.
         updating: whether parameters are stepped; else gradients stay in `.grad`.
         autocast: whether autocast is on, be it ours or a host's, so that backwards must switch it
@@ -50,7 +51,7 @@ class StepContext:
     seeds: dict[Draw, int]
     batches: list[Batch]
     weights: list[float]
-    task_weights: list[Tensor | float]
+    inputs: list[LossInputs]
     backward: Backward
     updating: bool
     autocast: bool

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from localprop.errors import BadInput
 from localprop.tasks.task import describe, find_targets
@@ -51,7 +51,7 @@ class Batch:
         Raises:
             BadInput: there is no tensor, or no dimension with the samples.
         """
-        data = _use_plain_dicts(data)
+        data = use_plain_dicts(data)
         tensors = list_batch_tensors(data)
         if not tensors:
             raise BadInput(f"A batch must hold tensors, but this one is {describe(data)}.")
@@ -74,17 +74,25 @@ class Batch:
         fractions = [i for i in others if tensors[i].is_floating_point()]
         return cls(data, found, samples, (fractions or others)[0], target)
 
+    def take(self, data: Any) -> Batch:
+        """Other data of the same structure and shapes as a batch."""
+        return Batch(data, self.dims, self.samples, self.input, self.target)
+
     def spread_dims(self) -> Any:
         """The dimensions in the structure of the batch, as `batch_dims` takes them."""
-        leaves, spec = tree_flatten(self.data)
+        leaves, spec = self._flat
         dims = iter(self.dims)
         return tree_unflatten([next(dims) if isinstance(x, Tensor) else None for x in leaves], spec)
 
-    # Every loss of a step asks for inputs and targets, so the structure is walked through once.
+    # Walking through the structure costs more than all else that a step does with its batch.
+    @cached_property
+    def _flat(self) -> tuple[list[Any], TreeSpec]:
+        return tree_flatten(self.data)
+
     @cached_property
     def tensors(self) -> list[Tensor]:
         """The tensors of the batch."""
-        return list_batch_tensors(self.data)
+        return [leaf for leaf in self._flat[0] if isinstance(leaf, Tensor)]
 
     @property
     def inputs(self) -> Tensor:
@@ -98,12 +106,14 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with other tensors."""
-        leaves, spec = tree_flatten(self.data)
+        leaves, spec = self._flat
         changed = [function(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return replace(self, data=tree_unflatten(changed, spec))
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; tensors on `meta` have no values to move, and stay there."""
+        if all(tensor.device == device for tensor in self.tensors):
+            return self
         return self.map(lambda t: t if t.is_meta else t.to(device, non_blocking=True))
 
     def clone(self) -> Batch:
@@ -191,17 +201,25 @@ def list_batch_tensors(data: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(data)[0] if isinstance(leaf, Tensor)]
 
 
-def _use_plain_dicts(data: Any) -> Any:
+def find_shapes(data: Any) -> tuple[object, ...]:
+    """The structure of a batch's data, and the dtype and shape of each tensor."""
+    leaves, structure = tree_flatten(data)
+    return structure, *((leaf.dtype, leaf.shape) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def use_plain_dicts(data: Any) -> Any:
     """Make dicts of other mappings, such as the encodings of tokenizers, which pytree opens."""
     if isinstance(data, Mapping):
-        return {key: _use_plain_dicts(value) for key, value in data.items()}
+        return {key: use_plain_dicts(value) for key, value in data.items()}
     if type(data) in (tuple, list):
-        return type(data)(map(_use_plain_dicts, data))
+        return type(data)(map(use_plain_dicts, data))
     return data
 
 
 def _spread_dims(data: Any, given: Any) -> list[Any]:
     """The given dimension of each tensor of a batch, `...` where none is given."""
+    if isinstance(data, Tensor) and (given is None or given is ... or isinstance(given, int)):
+        return [given]
     if isinstance(given, int) or given is None or given is ...:
         return [given] * len(list_batch_tensors(data))
     parts: Iterable[tuple[Any, Any]]

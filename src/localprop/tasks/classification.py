@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from localprop.errors import BadInput, check, collect_problems
+from localprop.errors import BadInput, check
 from localprop.tasks.task import Task, require_targets
 
 __all__ = ["CausalLM", "Classification", "MaskedLM", "Segmentation", "TokenClassification"]
@@ -111,13 +111,11 @@ class Classification(Task):
         return (weights[targets.where(counts, 0)] * counts).sum()
 
     def find_problems(self, batch: Any, outputs: torch.Size) -> Iterator[str]:
-        problems: list[str] = []
-        dim = 1
-        with collect_problems(problems):
+        try:
             targets = require_targets(self, batch)
             dim = self._find_class_dim(outputs, targets)
-        if problems:
-            yield from problems
+        except BadInput as error:
+            yield from error.problems
             return
         classes = outputs[dim]
         if classes < 2:
@@ -144,8 +142,10 @@ class Classification(Task):
                     "for numbers."
                 )
             return
-        counted = targets[targets != self.ignore_index]
-        low, high = map(int, torch.aminmax(counted)) if counted.numel() else (0, 0)
+        low, high = map(int, torch.aminmax(targets))
+        if low < 0 or high >= classes:  # then look closer
+            counted = targets[targets != self.ignore_index]
+            low, high = map(int, torch.aminmax(counted)) if counted.numel() else (0, 0)
         if low < 0 or high >= classes:
             yield (
                 f"Labels run from {low} to {high}, but the model has {classes} outputs: labels "
@@ -160,6 +160,8 @@ class Classification(Task):
                 "use targets.long()."
             )
         ndim = len(outputs)
+        if ndim == 2 and targets.ndim == 1 and self.dim != 0 and len(targets) == outputs[0]:
+            return 1
         if ndim < 2:
             raise BadInput(
                 f"Outputs have shape {tuple(outputs)}, but cross-entropy takes (N, C), with one "

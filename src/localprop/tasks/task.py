@@ -133,19 +133,21 @@ def split_batch(batch: Any) -> Entry:
         >>> split_batch({"x": 1, "labels": 2})
         Entry(args=(), kwargs={'x': 1}, targets={'labels': 2})
     """
-    if isinstance(batch, Mapping):
-        targets = {name: batch[name] for name in TARGETS if name in batch}
-        kwargs = {name: value for name, value in batch.items() if name not in targets}
-        return Entry((), kwargs, targets)
     if isinstance(batch, Tensor):
         return Entry((batch,), {}, {})
     if isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
         inputs, *rest = batch
         targets = {"labels": rest[0]} if rest else {}
+        if isinstance(inputs, Tensor):
+            return Entry((inputs,), {}, targets)
         if isinstance(inputs, Mapping):
             return Entry((), dict(inputs), targets)
         several = isinstance(inputs, (tuple, list))
         return Entry(tuple(inputs) if several else (inputs,), {}, targets)
+    if isinstance(batch, Mapping):
+        targets = {name: batch[name] for name in TARGETS if name in batch}
+        kwargs = {name: value for name, value in batch.items() if name not in targets}
+        return Entry((), kwargs, targets)
     raise BadInput(
         f"A batch is (inputs, targets), a dictionary or a tensor, but this one is "
         f"{describe(batch)}: say how it enters the model, as in "
@@ -175,6 +177,8 @@ def find_targets(batch: Any) -> Any:
     Raises:
         BadInput: the batch has no usual form.
     """
+    if type(batch) is tuple and len(batch) == 2:  # at once: every loss of a step asks
+        return batch[1]
     return next(iter(split_batch(batch).targets.values()), None)
 
 
