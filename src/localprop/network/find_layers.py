@@ -357,7 +357,7 @@ def _describe_submodule(call: Call, sizes: Sizes) -> Submodule:
         TensorShape(*sizes[id(each.tensor)], each.tensor.dtype, each.modified_in_place)
         for each in call.outputs
     ]
-    return describe_submodule(call.name, call.output, tensors)
+    return describe_submodule(call.name, call.output, tensors, call.arguments)
 
 
 def _find_layer_spans(

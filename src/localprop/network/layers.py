@@ -40,12 +40,15 @@ class Submodule(NamedTuple):
         tensors: the tensors that it returns, in the order of torch's pytree.
         leaves: the leaves of what it returns, without the tensors.
         spec: their structure.
+        arguments: the names of what its forward gets besides the first argument, but for what has
+            its default.
     """
 
     name: str
     tensors: tuple[TensorShape, ...]
     leaves: tuple[Any, ...]
     spec: TreeSpec
+    arguments: tuple[str, ...] = ()
 
     def make_output(self, tensors: Iterable[Tensor]) -> Any:
         """What the module returns, with other tensors."""
@@ -58,11 +61,13 @@ class _TensorPlace:
     """Stands for a tensor among leaves. Layers are copied, so it is known by its class."""
 
 
-def describe_submodule(name: str, output: Any, tensors: Iterable[TensorShape]) -> Submodule:
-    """Describe a module by what it has returned."""
+def describe_submodule(
+    name: str, output: Any, tensors: Iterable[TensorShape], arguments: tuple[str, ...]
+) -> Submodule:
+    """Describe a module by what it has got and returned."""
     leaves, spec = tree_flatten(output)
     kept = tuple(_TensorPlace() if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    return Submodule(name, tuple(tensors), kept, spec)
+    return Submodule(name, tuple(tensors), kept, spec, arguments)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ graph, and leaves no trace (untouched.py).
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -64,6 +65,7 @@ class Call:
         module: the submodule.
         parent: the call during which this one was made; None if the model itself made it.
         start: the time at which the call began: the number of the next operation.
+        arguments: the names of what it got besides the first argument, but for defaults.
         end: the time at which it returned.
         output: what it returned.
         outputs: the tensors in it, in the order of torch's pytree.
@@ -73,6 +75,7 @@ class Call:
     module: nn.Module
     parent: Call | None
     start: int
+    arguments: tuple[str, ...] = ()
     end: int = 0
     output: Any = None
     outputs: tuple[Output, ...] = ()
@@ -266,8 +269,9 @@ def _recorded_calls(
     stack: list[Call] = []
     names = {module: name for name, module in model.named_modules() if module is not model}
 
-    def begin_call(module: nn.Module, args: object) -> None:
-        stack.append(Call(names[module], module, stack[-1] if stack else None, _read_time()))
+    def begin_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        parent, further = stack[-1] if stack else None, _name_arguments(module, args, kwargs)
+        stack.append(Call(names[module], module, parent, _read_time(), further))
 
     def end_call(module: nn.Module, args: object, output: Any) -> None:
         # A call that raised has left its place on the stack, if somebody has caught the exception.
@@ -283,13 +287,47 @@ def _recorded_calls(
     for module in names:
         # Not the model itself: its return is the end of the trace, and no layer. First of all
         # hooks, as the engine's own: others may keep the output, or return another.
-        handles.append(module.register_forward_pre_hook(begin_call, prepend=True))
+        handles.append(module.register_forward_pre_hook(begin_call, prepend=True, with_kwargs=True))
         handles.append(module.register_forward_hook(end_call, prepend=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _name_arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The names of the arguments of a call but for the first, and for those with a default."""
+    if len(args) == 1 and not kwargs:
+        return ()
+    signature = inspect.signature(module.forward)
+    parameters = signature.parameters
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError:  # the call is about to fail with a better message
+        return ()
+    first, further = next(iter(parameters)), dict[str, Any]()
+    for name, value in bound.items():
+        kind = parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            further |= value
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            rest = value[1:] if name == first else value
+            further |= {f"*{name}": rest} if rest else {}
+        elif name != first:
+            further[name] = value
+    return tuple(
+        name
+        for name, value in further.items()
+        if name not in parameters or not _equals(value, parameters[name].default)
+    )
+
+
+def _equals(value: object, default: object) -> bool:
+    plain = (bool, int, float, str)
+    return value is default or (isinstance(value, plain) and value == default)
 
 
 def _read_time() -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from localprop.data.dataset import Normalization
-from localprop.errors import BadInput
+from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
 from localprop.network.layers import Layers
 from localprop.tasks.classification import Classification
@@ -96,7 +96,7 @@ class AttachPoint:
 
         Raises:
             BadInput: the layer consists of several modules that are not neighbours in an
-                nn.Sequential.
+                nn.Sequential, or gets more from the network than its features, such as a mask.
         """
         copy = deepcopy(self._find_whole_module(layer))
         for module in copy.modules():
@@ -122,6 +122,14 @@ class AttachPoint:
         if len(inside) > 1 and neighbours and self._contains_layer([*inside, *classifier], layer):
             return nn.Sequential(*map(model.get_submodule, inside))
         if self._contains_layer([name, *classifier], layer):
+            calls = (each for each in self.layers.submodules[layer] if each.name == name)
+            check(
+                f"Layer {name!r} gets {' and '.join(call.arguments)} from the network besides its "
+                "features, which a copy would not get: use an auxiliary network that copies no "
+                "layers, such as aux=Head()."
+                for call in calls
+                if call.arguments
+            )
             return model.get_submodule(name)
         raise BadInput(
             f"Layer {name!r} is made of several modules and cannot be copied: cut elsewhere."
