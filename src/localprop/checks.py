@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from localprop.errors import BadInput, check
 from localprop.network.find_layers import layers_of, look_again
+from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
 from localprop.rule.local_loss import LossInputs
 from localprop.rule.losses import BuiltTask
@@ -258,7 +259,7 @@ def add_targets(sample: Any) -> Any:
     return sample, torch.zeros(len(sample), dtype=torch.long)
 
 
-def resolve_task(task: Any, model: nn.Module, sample: Any) -> Task:
+def resolve_task(task: Any, model: nn.Module, sample: Any, batch_dims: Any) -> Task:
     """What a user gives as the task, as a `Task`.
 
     Args:
@@ -266,12 +267,17 @@ def resolve_task(task: Any, model: nn.Module, sample: Any) -> Task:
             None for the usual task of the model and the sample.
         model: the network.
         sample: a batch.
+        batch_dims: where it holds its samples.
 
     Raises:
-        BadInput: it is none of these, or there is no usual task.
+        BadInput: it is none of these, or there is no usual task, or the model itself computes
+            another loss than the usual.
     """
     if task is None:
-        return find_task(model, sample)
+        found = find_task(model, sample)
+        batch = Batch.of(sample, found.targets(sample), batch_dims)
+        check_against_own_loss(found, model, batch)
+        return found
     if isinstance(task, Task):
         return task
     if is_builder(task):

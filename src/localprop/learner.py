@@ -127,7 +127,7 @@ class Learner:
         self.seed = seed
         self.steps = 0
         sample = checks.add_targets(unwrap(sample))
-        task = checks.resolve_task(task, model, sample)
+        task = checks.resolve_task(task, model, sample, batch_dims)
         self.partition = checks.make_partition(model, sample, task, batch_dims, modules, partition)
         own = Batch.of(sample, task.targets(sample), batch_dims).clone().to(torch.device("cpu"))
         self._sample = own.forget_classes().data

@@ -127,7 +127,7 @@ def check(
     problems: list[str] = []
     found: Task | None = None
     with collect_problems(problems):
-        found = resolve_task(task, model, sample)
+        found = resolve_task(task, model, sample, batch_dims)
     layers: Layers | None = None
     with collect_problems(problems):
         layers = layers_of(model, sample, task=found, batch_dims=batch_dims)

@@ -27,7 +27,8 @@ class LanguageModel(nn.Module):
         hidden = self.embed(ids)
         for block in self.blocks:
             hidden = block(hidden, src_mask=mask, is_causal=False)
-        return self.head(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
 
 
 def make_learner(rule: lp.Rule, *, masked: bool) -> lp.Learner:

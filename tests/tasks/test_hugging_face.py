@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import localprop as lp
-from localprop.tasks.own_loss import check_against_own_loss
+from localprop.network.own_loss import check_against_own_loss
+from localprop.tasks.batch import Batch
+from tests.helpers.reference import sgd
 
 transformers = pytest.importorskip("transformers")
 
@@ -110,7 +113,7 @@ def test_the_task_is_found_and_its_loss_is_the_models_own(
     model, batch = build(name, **sizes, **options), make()
     found = lp.find_task(model, batch)
     assert task is None or found == task
-    check_against_own_loss(found, model, batch)
+    check_against_own_loss(found, model, Batch.of(batch))
     model.eval()
     with torch.no_grad():
         output = found.forward(model, batch)
@@ -171,7 +174,7 @@ def test_a_wrapped_model_is_known_by_its_targets() -> None:
     model = Wrapped()
     task = lp.find_task(model, batch)
     assert task == lp.Classification()
-    check_against_own_loss(task, model, batch)  # it has none
+    check_against_own_loss(task, model, Batch.of(batch))  # it has none
     assert task.loss(task.forward(model, batch), batch).ndim == 0
 
 
@@ -193,7 +196,7 @@ def test_another_loss_than_the_models_own_is_refused_and_leaves_no_trace() -> No
     batch = {"input_ids": ids(), "labels": torch.arange(5) % 3}
     states = torch.get_rng_state(), random.getstate()
     with pytest.raises(lp.BadInput, match=r"BertForSequenceClassification itself computes \d"):
-        check_against_own_loss(lp.Classification(label_smoothing=0.5), model, batch)
+        check_against_own_loss(lp.Classification(label_smoothing=0.5), model, Batch.of(batch))
     assert model.training
     assert model.bert.training
     assert model.calls == 0
@@ -205,9 +208,25 @@ def test_another_loss_than_the_models_own_is_refused_and_leaves_no_trace() -> No
 def test_labels_that_are_shifted_twice_are_refused() -> None:
     model = build("GPT2LMHeadModel", **GPT2)
     with pytest.raises(lp.BadInput, match="GPT2LMHeadModel itself computes"):
-        check_against_own_loss(lp.Classification(dim=-1), model, words())
+        check_against_own_loss(lp.Classification(dim=-1), model, Batch.of(words()))
 
 
 def test_a_compiled_model_is_known_by_what_it_runs() -> None:
     compiled: Any = torch.compile(build("GPT2LMHeadModel", **GPT2))
     assert lp.find_task(compiled, words()) == lp.CausalLM()
+
+
+def test_a_learner_compares_the_task_that_it_finds() -> None:
+    class Smoothed(transformers.BertForSequenceClassification):  # type: ignore[misc, name-defined]
+        def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+            result = super().forward(*args, labels=labels, **kwargs)
+            if labels is not None:
+                result.loss = functional.cross_entropy(result.logits, labels, label_smoothing=0.3)
+            return result
+
+    model = Smoothed(transformers.BertConfig(**SIZES, num_labels=3))
+    batch = {"input_ids": ids(), "labels": torch.arange(5) % 3}
+    arguments: Any = {"modules": 1, "optimizer": sgd, "sample": batch}
+    with pytest.raises(lp.BadInput, match="Smoothed itself computes"):
+        lp.Learner(model, lp.greedy(), **arguments)
+    lp.Learner(model, lp.greedy(), task=lp.Classification(label_smoothing=0.3), **arguments)

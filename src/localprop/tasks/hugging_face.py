@@ -1,7 +1,7 @@
 """The usual tasks of Hugging Face's models, by the names of their classes and their configurations.
 
 The losses are those of transformers/loss/loss_utils.py, 5.24, and of the models that have their
-own. `check_against_own_loss` compares.
+own. `network.own_loss` compares.
 """
 
 from __future__ import annotations
