@@ -258,11 +258,10 @@ def test_a_model_on_meta() -> None:
     assert layers.names == ("embed", "blocks.0", "blocks.1", "blocks.2")
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_blocks_that_checkpoint_themselves(use_reentrant: bool) -> None:
+def test_blocks_that_checkpoint_themselves() -> None:
     def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
         for block in blocks:
-            x = checkpoint(block, x, use_reentrant=use_reentrant)
+            x = checkpoint(block, x, use_reentrant=False)
         return x
 
     plain, checkpointed = (lp.layers_of(Tower(f), SAMPLE) for f in (forward_in_order, forward))

@@ -32,6 +32,7 @@ from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
+from localprop.engine.saved_tensors import unhooked_saved_tensors
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
@@ -358,8 +359,15 @@ class Engine:
         place = cursor.microbatch, segment
         self._program.leave[place](step, output)
         # The network's own frames hold the output until the forward goes on.
-        self._run(step, self._program.after[place])
-        return self._enter_segment(step, segment + 1, canonical_layout(output.detach()))
+        following = canonical_layout(output.detach())
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            # The uncut recomputation saves more where an input requires a gradient, so this must.
+            following.requires_grad_(output.requires_grad)
+            with unhooked_saved_tensors():
+                self._run(step, self._program.after[place])
+        else:
+            self._run(step, self._program.after[place])
+        return self._enter_segment(step, segment + 1, following)
 
     def _keep_inner_output(
         self, tap: KeepInnerOutput, module: nn.Module, args: object, output: Tensor

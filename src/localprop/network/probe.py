@@ -147,7 +147,7 @@ def trace_forward(model: nn.Module, forward: Forward, batch: Batch) -> ForwardTr
     for way, count in (*tries, ("real", min(2, batch.samples))):
         try:
             return trace_again(model, forward, batch, way, count)
-        except BadInput:  # the task's: the model returns something else than one tensor
+        except BadInput:  # another way would not help: say, the model returns several tensors
             raise
         except Exception as error:
             failures[way] = error
@@ -218,7 +218,7 @@ def _trace(
     finder = ChannelFinder(model.parameters())
     with (
         torch.compiler.set_stance("force_eager"),
-        _without_reentrant_checkpoints(),
+        _refused_reentrant_checkpoints(),
         mode,
         finder,
         _recorded_calls(model, trace, finder.follow),
@@ -247,13 +247,18 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _without_reentrant_checkpoints() -> Iterator[None]:
-    """Run reentrant checkpoints as what they hold, so that the graph shows their parameters."""
+def _refused_reentrant_checkpoints() -> Iterator[None]:
+    """Refuse the older kind of checkpoint. Its graph hides what it holds."""
 
-    def run(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
+    def refuse(*args: object) -> None:
+        raise BadInput(
+            "The model checkpoints its own layers with use_reentrant=True, and torch can run no "
+            "part of such a backward: use use_reentrant=False, as in "
+            'gradient_checkpointing_enable({"use_reentrant": False}), or turn the checkpoints off '
+            "and give recompute=True."
+        )
 
-    with mock.patch.object(CheckpointFunction, "apply", run):
+    with mock.patch.object(CheckpointFunction, "apply", refuse):
         yield
 
 
@@ -300,7 +305,7 @@ def _name_arguments(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """The names of the arguments of a call but for the first, and for those with a default."""
-    if len(args) == 1 and not kwargs:
+    if len(args) <= 1 and not kwargs:
         return ()
     signature = inspect.signature(module.forward)
     parameters = signature.parameters
@@ -308,7 +313,7 @@ def _name_arguments(
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError:  # the call is about to fail with a better message
         return ()
-    first, further = next(iter(parameters)), dict[str, Any]()
+    first, further = next(iter(parameters), ""), dict[str, Any]()
     for name, value in bound.items():
         kind = parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
