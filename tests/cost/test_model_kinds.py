@@ -31,6 +31,7 @@ from tests.helpers.predictions import (
     compare_learner,
     learn,
     make_batch,
+    sgd,
 )
 
 # --- tensors that are no parameters --------------------------------------------------------------
@@ -313,3 +314,20 @@ def test_a_model_on_the_meta_device_reads_as_on_the_cpu() -> None:
     assert on_meta.flops() == on_cpu.flops()
     assert on_meta.explain(values=True) == on_cpu.explain(values=True)
     assert all(parameter.is_meta for parameter in on_meta.parameters())
+
+
+class Deciding(nn.Linear):
+    """A layer that looks at values."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) * (2 if inputs.abs().max() > 9 else 1)
+
+
+def test_a_model_that_reads_values_is_refused() -> None:
+    model = nn.Sequential(Deciding(WIDTH, WIDTH), Deciding(WIDTH, CLASSES))
+    batch = torch.zeros(4, WIDTH), torch.arange(4) % CLASSES
+    learner = lp.Learner(model, lp.greedy(), modules=2, optimizer=sgd, sample=batch)
+    for predict in (learner.memory, learner.flops):
+        with pytest.raises(lp.BadInput, match="Sequential reads values"):
+            predict()
+    assert learner.step(batch).task > 0

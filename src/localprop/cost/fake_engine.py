@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
     UnsupportedFakeTensorException,
@@ -26,10 +28,14 @@ from localprop.cost.kernels import correct_output
 from localprop.cost.stand_ins import StandIns
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
+from localprop.errors import BadInput, StepFailed
 from localprop.schedule.schedule import RECEIVES, REDUCES, Action, Op, Schedule
 from localprop.schedule.stage import Stage, release_parameters
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch
+
+# What fakes raise where a value decides: .item(), nonzero, repeat_interleave.
+_VALUES_READ = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 class FakeEngine(NamedTuple):
@@ -46,8 +52,22 @@ class FakeEngine(NamedTuple):
     batch: Batch
 
     def step(self, observe: Callable[[Action], object] | None = None) -> None:
-        """Run a whole training step."""
-        self.engine.step(self.batch, observe=observe)
+        """Run a whole training step.
+
+        Raises:
+            BadInput: the model reads values of tensors.
+        """
+        try:
+            self.engine.step(self.batch, observe=observe)
+        except StepFailed as error:
+            if not isinstance(error.__cause__, _VALUES_READ):
+                raise
+            name = type(self.engine.model).__name__
+            raise BadInput(
+                f"A prediction runs on tensors without values, but {name} reads values, so that "
+                "what it computes may differ from batch to batch: measure a step instead, as with "
+                "torch.cuda.max_memory_allocated()."
+            ) from error
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
