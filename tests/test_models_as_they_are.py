@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import localprop as lp
 from localprop.rule.table import Entry, T
@@ -166,3 +167,22 @@ def test_micro_batches_weigh_by_labels_that_count() -> None:
         model.zero_grad()
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_contexts_reach_a_network_that_takes_and_returns_dictionaries() -> None:
+    model = transformers.ResNetForImageClassification(
+        transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 16], depths=[1, 1, 1], num_labels=3
+        )
+    )
+    batch = {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.arange(4) % 3}
+    learner = lp.Learner(model, lp.contsup(), modules=3, optimizer=sgd, sample=batch)
+    for parameter in learner.encoders.parameters():
+        nn.init.normal_(parameter, std=0.1)  # so that contexts can be seen
+    output = learner.network.train()(pixel_values=batch["pixel_values"])
+    assert not output.logits.equal(model(pixel_values=batch["pixel_values"]).logits)
+    loss = learner.backward(batch).task
+    torch.testing.assert_close(loss, functional.cross_entropy(output.logits, batch["labels"]))
+    model.eval()
+    expected = learner.network.eval()(pixel_values=batch["pixel_values"]).logits
+    assert learner.predict(batch).equal(expected)

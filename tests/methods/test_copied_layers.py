@@ -45,3 +45,13 @@ def test_no_copy_is_made_of_layers_that_get_a_mask(rule: lp.Rule) -> None:
 @pytest.mark.parametrize("rule", [lp.auglocal(), lp.man(), lp.solo()])
 def test_arguments_that_have_their_defaults_are_no_obstacle(rule: lp.Rule) -> None:
     assert make_learner(rule, masked=False).heads
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("rule", [lp.auglocal(), lp.man(), lp.solo()])
+def test_no_copy_is_made_of_layers_with_computed_weights(rule: lp.Rule) -> None:
+    model = nn.Sequential(*[torch.nn.utils.weight_norm(nn.Linear(8, 8)) for _ in range(5)])
+    model(torch.zeros(2, 8))
+    sample = torch.zeros(4, 8), torch.arange(4)
+    with pytest.raises(lp.BadInput, match="cannot be copied"):
+        lp.Learner(model, rule, modules=4, optimizer=sgd, sample=sample)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from localprop.network.outputs import list_tensors, replace_tensors
 from localprop.network.partition import Partition
 
 
@@ -26,6 +27,8 @@ class ContextPoint(NamedTuple):
     Attributes:
         module: the number of the receiving local module.
         name: the submodule of the model at whose return the context is added.
+        positions: where the receiving module's input stands among the tensors that this submodule
+            returns.
         sources: the local modules whose inputs are encoded.
         modified_in_place: whether the model later writes into the receiving module's input. Later
             modules then encode a copy that is made before.
@@ -33,6 +36,7 @@ class ContextPoint(NamedTuple):
 
     module: int
     name: str
+    positions: tuple[int, ...]
     sources: tuple[int, ...]
     modified_in_place: bool
 
@@ -67,11 +71,12 @@ class ContextNetwork(nn.Module):
         self.encoders = encoders
         self.points = tuple(points)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The model's outputs (N, ...), with context."""
-        with self._add_contexts(inputs):
-            outputs: Tensor = self.model(inputs)
-        return outputs
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns, with context."""
+        tensors = list_tensors((args, kwargs))
+        fractions = [tensor for tensor in tensors if tensor.is_floating_point()]
+        with self._add_contexts((fractions or tensors)[0]):  # as `Batch.inputs`
+            return self.model(*args, **kwargs)
 
     @contextmanager
     def _add_contexts(self, inputs: Tensor) -> Iterator[None]:
@@ -91,15 +96,16 @@ class ContextNetwork(nn.Module):
 
     def _make_hook(
         self, point: ContextPoint, module_inputs: dict[int, Tensor]
-    ) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    ) -> Callable[[nn.Module, object, Any], Any]:
+        def hook(module: nn.Module, args: object, output: Any) -> Any:
             encoders = self.encoders[str(point.module)]
             assert isinstance(encoders, nn.ModuleList)
+            entered = list_tensors(output)[point.positions[0]]
             for source, encoder in zip(point.sources, encoders, strict=True):
-                output = output + encoder(module_inputs[source])
+                entered = entered + encoder(module_inputs[source])
             # The input of a module includes its context, as in ContSup (a queue of module inputs).
-            module_inputs[point.module] = output.clone() if point.modified_in_place else output
-            return output
+            module_inputs[point.module] = entered.clone() if point.modified_in_place else entered
+            return replace_tensors(output, point.positions, entered)
 
         return hook
 
@@ -126,6 +132,8 @@ def add_contexts(
         if number:
             end = module.start - 1
             received = tuple(source.module for source in sources[number])
-            point = ContextPoint(number, layers.names[end], received, layers.modified_in_place[end])
-            points.append(point)
+            modified = layers.modified_in_place[end]
+            points.append(
+                ContextPoint(number, layers.names[end], layers.positions[end], received, modified)
+            )
     return ContextNetwork(model, encoders, points)

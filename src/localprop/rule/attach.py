@@ -96,9 +96,16 @@ class AttachPoint:
 
         Raises:
             BadInput: the layer consists of several modules that are not neighbours in an
-                nn.Sequential, or gets more from the network than its features, such as a mask.
+                nn.Sequential, gets more from the network than its features, such as a mask, or
+                holds what Python cannot copy.
         """
-        copy = deepcopy(self._find_whole_module(layer))
+        try:
+            copy = deepcopy(self._find_whole_module(layer))
+        except (RuntimeError, TypeError) as error:  # a computed weight, a lock
+            raise BadInput(
+                f"Layer {self.layers.names[layer]!r} cannot be copied ({error}): use an auxiliary "
+                "network that copies no layers, such as aux=Head()."
+            ) from error
         for module in copy.modules():
             # torch's nn.MultiheadAttention has the second name.
             for name in ("reset_parameters", "_reset_parameters"):
