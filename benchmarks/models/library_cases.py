@@ -1,0 +1,5 @@
+"""To come."""
+
+from cases import Cases
+
+CASES: Cases = {}
