@@ -186,3 +186,9 @@ def test_contexts_reach_a_network_that_takes_and_returns_dictionaries() -> None:
     model.eval()
     expected = learner.network.eval()(pixel_values=batch["pixel_values"]).logits
     assert learner.predict(batch).equal(expected)
+
+
+def test_a_reading_of_memory_says_for_which_shapes_it_holds() -> None:
+    model, batch = MODELS["bert"](), make_batch("bert")
+    learner = lp.Learner(model, lp.greedy(), modules=2, optimizer=sgd, sample=batch)
+    assert f"input_ids: an int64 tensor ({SAMPLES}, {LENGTH})" in learner.memory().batch

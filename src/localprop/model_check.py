@@ -114,7 +114,7 @@ def check(
         >>> batch = (torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.long))
         >>> print(lp.check(lp.models.resnet8(), batch))
         model      CifarResNet, 78,042 parameters
-        batch      (a float32 tensor (8, 3, 32, 32), a int64 tensor (8,))
+        batch      (a float32 tensor (8, 3, 32, 32), an int64 tensor (8,))
         task       Classification(label_smoothing=0.0, class_weights=None, ignore_index=-100, dim=None)
         seen       on fake tensors
         layers     4

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ from localprop.cost.fake_engine import RankSlice, faked
 from localprop.engine.engine import Engine
 from localprop.schedule.schedule import Action
 from localprop.tasks.batch import Batch
+from localprop.tasks.task import describe
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -118,11 +119,13 @@ class MemoryReading:
         peak_bytes: the peak: parameters, optimizer state, batch, activations and gradients.
         resting_bytes: alive between steps.
         module_bytes: for each local module, the peak while its actions run.
+        batch: what the reading holds for. A batch of other shapes takes another amount.
     """
 
     peak_bytes: int
     resting_bytes: int
     module_bytes: dict[int, int] = field(default_factory=dict)
+    batch: str = field(default="", compare=False)
 
 
 def measure_peak(
@@ -163,7 +166,7 @@ def predict_memory(
         rank_slice: what a rank runs of the step, if not all that the engine runs.
     """
     peaks, resting = watch_fake_step(engine, optimizers, batch, rank_slice, ModulePeaks)
-    return peaks.read(resting)
+    return replace(peaks.read(resting), batch=describe(batch.data))
 
 
 class Watcher(Protocol):
