@@ -5,6 +5,7 @@ from __future__ import annotations
 from cases import Cases
 from pattern_blocks import WIDTH, Plain, build
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 
 class OldWeightNorm(Plain):
@@ -32,7 +33,7 @@ class SpectralNorm(Plain):
 class Pruned(Plain):
     def set_up(self) -> None:
         for block in self.blocks:
-            nn.utils.prune.random_unstructured(block.get_submodule("0"), "weight", 0.3)  # type: ignore[no-untyped-call]
+            prune.random_unstructured(block.get_submodule("0"), "weight", 0.3)  # type: ignore[no-untyped-call]
 
 
 class Parametrized(Plain):
