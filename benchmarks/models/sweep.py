@@ -31,6 +31,7 @@ from report import find_commit, judge, write_report
 RESULTS = Path(__file__).parent.parent / "results"
 SOURCES = {
     "hf": "hugging_face_cases",
+    "hf+": "hugging_face_more",
     "own": "patterns",
     "timm": "timm_cases",
     "tv": "torchvision_cases",
