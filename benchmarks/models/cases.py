@@ -31,7 +31,8 @@ class Case:
         channel: the dimension with the channels of all features that are cut, where it is known.
         own_loss: the loss that the model computes by itself.
         causal: whether no output may depend on later positions.
-        no_cuts: why the model has fewer cuts than blocks; by design, not by a defect.
+        no_cuts: why the model has fewer cuts than blocks.
+        family: to which it belongs, where its library has families.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Case:
     own_loss: Callable[[nn.Module, Any], Tensor] | None = None
     causal: bool = False
     no_cuts: str = ""
+    family: str = ""
 
     def learn(self, rule: Any, model: nn.Module | None = None, **arguments: Any) -> Learner:
         """A learner of the model, or of a copy of it."""

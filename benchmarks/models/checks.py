@@ -80,7 +80,8 @@ class Measured:
         """Run all checks."""
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        self._note("blocks", self.case.blocks)
+        for field in ("blocks", "no_cuts", "family"):
+            self._note(field, getattr(self.case, field))
         self._note("check", attempt(self._look))
         self._note("layers", attempt(self._find_layers))
         if self.partition is None:

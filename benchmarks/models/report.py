@@ -110,7 +110,8 @@ def _find_wrong(record: Record) -> Iterator[str]:
 def _find_limits(record: Record) -> Iterator[str]:
     layers, blocks = record.get("layers"), record.get("blocks")
     if isinstance(layers, int) and blocks and layers < FOUND * blocks:
-        yield f"{layers} layers for {blocks} blocks"
+        why = f", since {record['no_cuts']}" if record.get("no_cuts") else ""
+        yield f"{layers} layers for {blocks} blocks{why}"
     if record.get("modules", 4) < 4 and record["modules"] < (blocks or 4):
         yield f"only {record['modules']} modules"
     for name, found in record.get("rules", {}).items():
@@ -155,6 +156,7 @@ def write_report(path: Path, records: dict[str, Record], order: Iterable[str]) -
         "",
         *_list_counts(known),
         "",
+        *_list_families(known),
         *_list_rows(known),
     ]
     path.write_text("\n".join(lines) + "\n", "utf-8")
@@ -193,6 +195,19 @@ def _list_counts(records: dict[str, Record]) -> Iterator[str]:
         total.update(own)
         yield _format_counts(source, own)
     yield _format_counts("all", total)
+
+
+def _list_families(records: dict[str, Record]) -> Iterator[str]:
+    """How many of timm's families work, by one of their models or more."""
+    families: dict[str, list[str]] = {}
+    for record in records.values():
+        if record.get("family"):
+            families.setdefault(record["family"], []).append(record["verdict"])
+    if families:
+        work = [name for name, verdicts in families.items() if "work" in verdicts]
+        others = ", ".join(sorted(families.keys() - set(work))) or "none"
+        yield f"{len(work)} of timm's {len(families)} families work. The others: {others}."
+        yield ""
 
 
 def _format_counts(source: str, counts: Counter[str]) -> str:

@@ -185,7 +185,9 @@ def build(name: str) -> Build:
         if name in TOLD:
             options["img_size"] = size
         model = timm.create_model(name, num_classes=5, **options)
-        return Case(model, make_images(size, samples=SAMPLES), blocks=BLOCKS[name])
+        family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+        batch = make_images(size, samples=SAMPLES)
+        return Case(model, batch, blocks=BLOCKS[name], family=family)
 
     return build_case
 
