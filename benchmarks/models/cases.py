@@ -7,11 +7,12 @@ one that is not installed costs its own rows alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from localprop import Learner
 
@@ -45,6 +46,15 @@ class Case:
     causal: bool = False
     no_cuts: str = ""
     family: str = ""
+
+    def in_double(self) -> Case:
+        """The case with a batch in float64. The model is not converted."""
+
+        def convert(value: Any) -> Any:
+            is_fraction = isinstance(value, Tensor) and value.is_floating_point()
+            return value.double() if is_fraction else value
+
+        return replace(self, batch=tree_map(convert, self.batch))
 
     def learn(self, rule: Any, model: nn.Module | None = None, **arguments: Any) -> Learner:
         """A learner of the model, or of a copy of it."""

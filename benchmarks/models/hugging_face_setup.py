@@ -228,7 +228,8 @@ def judge_by_squares(output: str) -> dict[str, Any]:
     """A task for models whose own loss is that of no single tensor, and no loss of their own."""
 
     def forward(model: nn.Module, batch: Any) -> Any:
-        return getattr(model(**batch), output)
+        # Without labels, which are lists of dictionaries for detection.
+        return getattr(model(**{k: v for k, v in batch.items() if k != "labels"}), output)
 
     def loss(values: Tensor, batch: Any) -> Tensor:
         return values.square().mean()
