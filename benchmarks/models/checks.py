@@ -15,11 +15,17 @@ from typing import Any
 
 import torch
 from cases import Build, Case, build_case
-from references import Reference, compare_gradients, copy_all, seed_all, seed_like_a_step
+from references import (
+    Reference,
+    compare_gradients,
+    copy_all,
+    find_features,
+    seed_all,
+    seed_like_a_step,
+)
 from torch import Tensor, nn
 
 import localprop as lp
-from localprop.network.outputs import list_tensors
 from localprop.report.costs import measure_peak_bytes
 from localprop.tasks.batch import Batch
 
@@ -291,10 +297,9 @@ class HeadOutputs:
                 continue
             head: Any = learner.heads[str(k)]
             head.eval()
-            place = layers.positions[module[-1]][0]
 
-            def look(m: object, a: object, out: Any, h: Any = head, p: int = place) -> None:
-                found.append(h["aux"](list_tensors(out)[p]))
+            def look(m: object, a: object, out: Any, h: Any = head, end: int = module[-1]) -> None:
+                found.append(h["aux"](find_features(layers, end, out)))
 
             end = learner.model.get_submodule(layers.names[module[-1]])
             handles.append(end.register_forward_hook(look))

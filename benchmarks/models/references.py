@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from localprop import Learner, LossInputs
+from localprop import Layers, Learner, LossInputs
 from localprop.network.outputs import list_tensors
 from localprop.schedule.randomness import derive_seed
 from localprop.tasks.batch import Batch
@@ -84,6 +84,12 @@ class _Once:
         if not self._done:
             self._done = True
             self._look(output)
+
+
+def find_features(layers: Layers, layer: int, output: Any) -> Tensor:
+    """The tensor that a layer hands on, among those that its last module returns."""
+    shape = layers.shapes[layer]
+    return next(tensor for tensor in list_tensors(output) if tensor.shape == shape)
 
 
 class Reference:
@@ -195,11 +201,10 @@ class _Forward:
 
     def _keep(self, model: nn.Module, module: int, layer: int) -> None:
         layers = self._reference.layers
-        place = layers.positions[layer][0]
 
         def look(output: Any) -> None:
             # Cloned, since some models write into it later.
-            self._features[module] = list_tensors(output)[place].clone()
+            self._features[module] = find_features(layers, layer, output).clone()
 
         model.get_submodule(layers.names[layer]).register_forward_hook(_Once(look))
 
