@@ -186,7 +186,7 @@ class Measured:
         learner = self._learn(lp.end_to_end())
         model, _ = self._copy()
         optimizer = torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9
+            [p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9
         )
         for number in range(2):
             handles = seed_like_a_step(learner, model, number)
