@@ -59,7 +59,8 @@ class Case:
     def learn(self, rule: Any, model: nn.Module | None = None, **arguments: Any) -> Learner:
         """A learner of the model, or of a copy of it."""
         given = {"optimizer": sgd, "task": self.task, "batch_dims": self.batch_dims}
-        return Learner(model or self.model, rule, sample=self.batch, **{**given, **arguments})
+        own = self.model if model is None else model
+        return Learner(own, rule, sample=self.batch, **{**given, **arguments})
 
 
 Build = Callable[[], Case]
