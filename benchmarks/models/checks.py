@@ -230,12 +230,11 @@ class Measured:
         return output
 
     def _stand_still(self) -> str:
-        """With lr = 0 all state is that after a plain forward."""
+        """With lr = 0 all state is that after a plain forward and backward."""
         learner = self._learn(lp.greedy(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
         model, _ = self._copy()
         seed_like_a_step(learner, model)
-        with torch.no_grad():
-            learner.wiring.task.forward(model, self.case.batch)
+        self._compute_loss(learner, model).backward()  # type: ignore[no-untyped-call]
         seed_all()
         learner.step(self.case.batch)
         return compare_states(learner.model, model)
