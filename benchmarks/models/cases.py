@@ -34,6 +34,7 @@ class Case:
         causal: whether no output may depend on later positions.
         no_cuts: why the model has fewer cuts than blocks.
         family: to which it belongs, where its library has families.
+        is_small: whether it is so fast that all gradients can be compared.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Case:
     causal: bool = False
     no_cuts: str = ""
     family: str = ""
+    is_small: bool = True
 
     def in_double(self) -> Case:
         """The case with a batch in float64. The model is not converted."""
