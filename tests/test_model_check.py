@@ -129,4 +129,4 @@ def test_maps_before_outputs_of_queries_are_refused(rule: lp.Rule) -> None:
     sample = torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long)
     task = lp.Classification(dim=-1)
     with pytest.raises(lp.BadInput, match="no positions in common with the network's outputs"):
-        lp.Learner(Queries(), rule, modules=2, optimizer=sgd, sample=sample, task=task)
+        lp.Learner(Queries(), rule, modules=4, optimizer=sgd, sample=sample, task=task)
