@@ -220,7 +220,10 @@ VISIONS: Cases = {
         "MobileNetV2", {"image_size": 32, "depth_multiplier": 0.35}, 17
     ),
     "efficientnet": make_vision_model(
-        "EfficientNet", {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.3}, 9
+        "EfficientNet",
+        {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.3},
+        9,
+        64,
     ),
     "mobilevit": make_vision_model(
         "MobileViT",
@@ -236,6 +239,7 @@ VISIONS: Cases = {
         {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4]}
         | {"depths": [2, 2, 2], "key_dim": [8, 8, 8]},
         6,
+        64,
     ),
     "poolformer": make_vision_model(
         "PoolFormer", {k: POOLING[k] for k in ("depths", "hidden_sizes")}, 5

@@ -214,11 +214,13 @@ def make_text_model(name: str, options: dict[str, Any]) -> Callable[[], Case]:
     )
 
 
-def make_vision_model(name: str, options: dict[str, Any], blocks: int = 4) -> Callable[[], Case]:
+def make_vision_model(
+    name: str, options: dict[str, Any], blocks: int = 4, size: int = 32
+) -> Callable[[], Case]:
     return make_case(
         f"{name}ForImageClassification",
         f"{name}Config",
-        make_pictures,
+        lambda: make_pictures(size),
         {**options, **CLASSES},
         blocks,
     )

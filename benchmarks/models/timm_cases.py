@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from cases import Build, Case, Cases, make_images
+from torch import Tensor, nn
+
+import localprop as lp
 
 SAMPLES, USUAL_SIZE = 2, 64
 
@@ -174,6 +177,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def take_mean(model: nn.Module, batch: Any) -> Tensor:
+    features: Tensor = model(batch[0])
+    return features.mean(1)
+
+
 def build(name: str) -> Build:
     """A constructor of a case."""
 
@@ -187,7 +195,9 @@ def build(name: str) -> Build:
         model = timm.create_model(name, num_classes=5, **options)
         family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
         batch = make_images(size, samples=SAMPLES)
-        return Case(model, batch, blocks=BLOCKS[name], family=family, is_small=False)
+        # An encoder returns an embedding of each patch; here it is trained by their mean.
+        task = lp.task(forward=take_mean, loss=lp.Classification()) if "_enc" in name else None
+        return Case(model, batch, task, blocks=BLOCKS[name], family=family, is_small=False)
 
     return build_case
 
