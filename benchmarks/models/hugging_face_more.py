@@ -221,7 +221,7 @@ VISIONS: Cases = {
     ),
     "efficientnet": make_vision_model(
         "EfficientNet",
-        {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.3},
+        {"image_size": 64, "width_coefficient": 0.25, "hidden_dim": 320, "depth_coefficient": 0.3},
         9,
         64,
     ),
