@@ -187,6 +187,7 @@ class _Forward:
         if network is not model:  # it has encoders
             self.named |= dict(network.named_parameters())
         self._features: dict[int, Tensor] = {}
+        self._autocasts: dict[int, bool] = {}  # a head runs where its features are returned
         layers, wiring = reference.layers, reference.wiring
         if 0 < first < len(layers):
             start = model.get_submodule(layers.names[first - 1])
@@ -205,6 +206,7 @@ class _Forward:
         def look(output: Any) -> None:
             # Cloned, since some models write into it later.
             self._features[module] = find_features(layers, layer, output).clone()
+            self._autocasts[module] = torch.is_autocast_enabled("cpu")
 
         model.get_submodule(layers.names[layer]).register_forward_hook(_Once(look))
 
@@ -217,7 +219,8 @@ class _Forward:
         objective = next(o for o in reference.wiring.objectives if o.loss == k)
         torch.manual_seed(derive_seed(reference.learner.seed, 0, *objective.seed_key, 0))
         head: Any = self._heads[str(k)]
-        with torch.enable_grad():
+        autocast = torch.autocast("cpu", enabled=self._autocasts.get(module, False))
+        with torch.enable_grad(), autocast:
             loss: Tensor = head["loss"](features, head["aux"], self._inputs)
         return loss
 
