@@ -52,7 +52,7 @@ def judge(record: Record) -> tuple[str, str]:
     crashes, wrong = [*_find_crashes(record)], [*_find_wrong(record)]
     if record.get("ended") == "died":
         crashes.append(f"the process died: {record['error'][-200:]}")
-    notes = [*wrong, *crashes, *_find_limits(record)]
+    notes = [*wrong, *crashes, *_find_limits(record), *_find_refusals(record)]
     if wrong:
         verdict = "silent"
     elif crashes:
@@ -89,9 +89,31 @@ def _list_findings(record: Record) -> Iterator[tuple[str, Any]]:
 
 
 def _find_crashes(record: Record) -> Iterator[str]:
-    for name, found in _list_findings(record):
-        if isinstance(found, str) and found.startswith("crash"):
-            yield f"{name}: {_shorten(found)}"
+    return _group((name, found) for name, found in _list_findings(record) if _is(found, "crash"))
+
+
+def _find_refusals(record: Record) -> Iterator[str]:
+    """Refusals but of rules that not all models suit, and of whether they can be cut."""
+    excused = {f"{key} {name}" for key in ("rules", "gradients") for name in PARTICULAR}
+    excused |= {"check", "layers"}
+    return _group(
+        (name, found)
+        for name, found in _list_findings(record)
+        if _is(found, "refused") and name not in excused
+    )
+
+
+def _is(found: Any, kind: str) -> bool:
+    return isinstance(found, str) and found.startswith(kind)
+
+
+def _group(findings: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """What was found, each once, after the names of all that found it."""
+    names: dict[str, list[str]] = {}
+    for name, found in findings:
+        names.setdefault(_shorten(found), []).append(name)
+    for found, own in names.items():
+        yield f"{', '.join(own)} {found}"
 
 
 def _find_wrong(record: Record) -> Iterator[str]:
@@ -114,21 +136,8 @@ def _find_limits(record: Record) -> Iterator[str]:
         yield f"{layers} layers for {blocks} blocks{why}"
     if record.get("modules", 4) < 4 and record["modules"] < (blocks or 4):
         yield f"only {record['modules']} modules"
-    for name, found in record.get("rules", {}).items():
-        if found.startswith("refused") and name not in PARTICULAR:
-            yield f"{name} {_shorten(found)}"
-    for name, found in record.get("gradients", {}).items():
-        if isinstance(found, str) and found.startswith("refused") and name not in PARTICULAR:
-            yield f"{name} {_shorten(found)}"
-    for key in COMPARISONS:
-        found = record.get(key, "")
-        if found.startswith("refused"):
-            yield f"{key} {_shorten(found)}"
     for name, found in record.get("memory", {}).items():
-        if isinstance(found, str):
-            if found.startswith("refused"):
-                yield f"memory of {name} {_shorten(found)}"
-        elif abs(found) > 5:
+        if not isinstance(found, str) and abs(found) > 5:
             yield f"memory of {name} {found:+.1f} %"
 
 
