@@ -104,6 +104,7 @@ MONAI: Cases = {
         {"spatial_dims": 2, "in_channels": 1, "num_classes": CLASSES},
         (1, 64, 64),
         channel=1,
+        is_small=False,
     ),
     "seresnet1d": build_monai(
         "SEResNet50",
@@ -111,6 +112,7 @@ MONAI: Cases = {
         {"spatial_dims": 1, "in_channels": 1, "num_classes": CLASSES},
         (1, 192),
         channel=1,
+        is_small=False,
     ),
     "vit3d": build_monai(
         "ViT",
@@ -198,7 +200,7 @@ def build_pytorchcv(name: str, blocks: int) -> Build:
 
         model: Any = get_model(name, num_classes=CLASSES, pretrained=False)
         images, _ = make_images(224, samples=SAMPLES)
-        return Case(model, (images, make_labels(SAMPLES, CLASSES)), blocks=blocks)
+        return Case(model, (images, make_labels(SAMPLES, CLASSES)), blocks=blocks, is_small=False)
 
     return build
 

@@ -12,7 +12,7 @@ from torch import nn
 Change = Callable[[nn.Module], nn.Module]
 
 
-def build_resnet(change: Change, dtype: torch.dtype = torch.float32) -> Build:
+def build_resnet(change: Change, dtype: torch.dtype = torch.float32, no_cuts: str = "") -> Build:
     """A ResNet-18 of torchvision after a change."""
 
     def build() -> Case:
@@ -20,13 +20,19 @@ def build_resnet(change: Change, dtype: torch.dtype = torch.float32) -> Build:
 
         images, labels = make_images(64)
         model = change(torchvision.models.resnet18(num_classes=5))
-        return Case(model, (images.to(dtype), labels), blocks=9, channel=1)
+        batch = (images.to(dtype), labels)
+        return Case(model, batch, blocks=9, channel=1, no_cuts=no_cuts, is_small=False)
 
     return build
 
 
 def compile_model(model: nn.Module) -> nn.Module:
     return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+def compile_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
 
 
 def spread(model: nn.Module) -> nn.Module:
@@ -78,9 +84,10 @@ CASES: Cases = {
     "bfloat16_resnet18": build_resnet(lambda model: model.bfloat16(), torch.bfloat16),
     "float64_resnet18": build_resnet(lambda model: model.double(), torch.float64),
     "channels_last_resnet18": build_resnet(store_channels_last),
-    "compiled_resnet18": build_resnet(compile_model),
+    "compiled_resnet18": build_resnet(compile_model, no_cuts="it is compiled as a whole"),
+    "compiled_in_place_resnet18": build_resnet(compile_in_place),
     "dataparallel_resnet18": build_resnet(spread),
-    "fx_resnet18": build_resnet(trace),
+    "fx_resnet18": build_resnet(trace, no_cuts="no module returns the sum"),
     "syncbn_resnet18": build_resnet(synchronize),
     "checkpointed_resnet18": build_checkpointed("resnet18", 8, 64),
     "checkpointed_vit": build_checkpointed("vit_tiny_patch16_224", 12, 64),
