@@ -154,8 +154,7 @@ def write_report(path: Path, records: dict[str, Record], order: Iterable[str]) -
     known = {name: records[name] for name in order if name in records}
     path.parent.mkdir(parents=True, exist_ok=True)
     about = describe_machine()
-    figures = {"about": about, "cases": known}
-    path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    path.with_suffix(".json").write_text(format_figures(about, known), "utf-8")
     lines = [
         "# Models of other libraries",
         "",
@@ -169,6 +168,12 @@ def write_report(path: Path, records: dict[str, Record], order: Iterable[str]) -
         *_list_rows(known),
     ]
     path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def format_figures(about: dict[str, str], records: dict[str, Record]) -> str:
+    """The figures as JSON, with one line for each case."""
+    cases = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in records.items())
+    return f'{{"about": {json.dumps(about)},\n"cases": {{\n{cases}\n}}}}\n'
 
 
 def describe_machine() -> dict[str, str]:
