@@ -58,7 +58,7 @@ LARGE = ("greedy", FULL_REACH)  # the gradients of models that take long
 def explain_failure(error: Exception) -> str:
     """A refusal or a crash, in one line."""
     kind = "refused" if isinstance(error, lp.BadInput) else "crash"
-    text = " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())[:160]
     return f"{kind}: {text}" if kind == "refused" else f"{kind}: {type(error).__name__}: {text}"
 
 

@@ -153,7 +153,7 @@ def build_transcriber() -> Case:
         return found
 
     model = torchaudio.models.Wav2Letter(num_classes=CLASSES, input_type="mfcc", num_features=13)
-    batch = (torch.randn(1, 13, 60), torch.randint(1, CLASSES, (1, 4)))
+    batch = (torch.randn(SAMPLES, 13, 60), torch.randint(1, CLASSES, (SAMPLES, 4)))
     return Case(model, batch, lp.task(loss=loss), blocks=12)
 
 
