@@ -35,6 +35,7 @@ class Case:
         no_cuts: why the model has fewer cuts than blocks.
         family: to which it belongs, where its library has families.
         is_small: whether it is so fast that all gradients can be compared.
+        rounding: the largest relative error of a gradient that is no error.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Case:
     no_cuts: str = ""
     family: str = ""
     is_small: bool = True
+    rounding: float = 1e-3
 
     def in_double(self) -> Case:
         """The case with a batch in float64. The model is not converted."""

@@ -90,7 +90,7 @@ class Measured:
         """Run all checks."""
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        for field in ("blocks", "no_cuts", "family"):
+        for field in ("blocks", "no_cuts", "family", "rounding"):
             self._note(field, getattr(self.case, field))
         self._note("check", attempt(self._look))
         self._note("layers", attempt(self._find_layers))

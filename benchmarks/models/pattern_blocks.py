@@ -331,7 +331,7 @@ CASES: Cases = {
     "quantizes": build(Quantizes),
     "checkpointed": build(Checkpoints),
     "checkpointed_reentrant": build(CheckpointsReentrantly),
-    "autocast": build(Autocasts),
+    "autocast": build(Autocasts, rounding=3e-2),
     "reads_a_length": build(ReadsALength),
     "refuses_nan": build(RefusesNan),
     "numpy": build(UsesNumpy),

@@ -119,7 +119,7 @@ def _group(findings: Iterable[tuple[str, str]]) -> Iterator[str]:
 def _find_wrong(record: Record) -> Iterator[str]:
     for name, found in record.get("gradients", {}).items():
         if isinstance(found, dict):
-            if not found["error"] <= WRONG:
+            if not found["error"] <= record.get("rounding", WRONG):
                 yield f"gradients of {name} {found['error']:.0e} at {found['where']}"
             if found["one_sided"]:
                 yield f"gradients of {name} on one side: {', '.join(found['one_sided'][:3])}"
