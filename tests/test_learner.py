@@ -60,7 +60,7 @@ class OfTuples(nn.Module):
 
 
 class Parent(nn.Module):
-    """Blocks that the forward of their parent adds up, uses again, or goes around."""
+    """Blocks that the forward of their parent adds up, or uses again."""
 
     def __init__(self, use: str) -> None:
         super().__init__()
@@ -77,9 +77,6 @@ class Parent(nn.Module):
     def run_blocks(self, x: Tensor) -> Tensor:
         if self.use == "again":
             return self.run_block(0, self.run_block(0, x))
-        if self.use == "around":
-            down = self.run_block(0, x)
-            return self.run_block(2, self.run_block(1, down)) + down
         for i in range(len(self.blocks)):
             x = x + self.run_block(i, x)
         return x
@@ -100,7 +97,6 @@ AROUND = "a path from the input to the output goes around it. To make layers of 
             f"blocks.1, blocks.2: {AROUND}put what goes around a module, as the addition of "
             "h + block(h), into the forward of that module.",
         ),
-        ("around", f"blocks.1, blocks.2: {AROUND}"),
         (
             "again",
             "blocks.0: it is called 2 times in one forward. To make layers of them, give each use "

@@ -129,11 +129,16 @@ def make_partition(
     return partition
 
 
-def find_wiring_problems(wiring: Wiring, *, recompute: bool, one_optimizer: bool) -> Iterator[str]:
+def find_wiring_problems(
+    wiring: Wiring, *, recompute: bool, one_optimizer: bool, on_ranks: bool = False
+) -> Iterator[str]:
     """What a rule's losses need that the model or the other arguments forbid."""
     segments = range(len(wiring.segments))
     if not any(wiring.flows[s] or wiring.has_second_order_loss(s) for s in segments):
         yield "Every parameter of the model is frozen: there is nothing to train."
+    around = [s for s, skips in enumerate(wiring.skips) if skips]
+    if around:
+        yield from _find_skip_problems(wiring, around[0], recompute=recompute, on_ranks=on_ranks)
     for objective in wiring.objectives:
         if objective.second_order and recompute:
             yield (
@@ -151,6 +156,32 @@ def find_wiring_problems(wiring: Wiring, *, recompute: bool, one_optimizer: bool
                 f"optimizer of all parameters steps at the end: give a factory, {_FACTORY}, or "
                 "copy with lag=1."
             )
+
+
+def _find_skip_problems(
+    wiring: Wiring, segment: int, *, recompute: bool, on_ranks: bool
+) -> Iterator[str]:
+    """What needs cuts that only the features cross."""
+    cut = f"the cut at {wiring.end_name(segment)!r}"
+    layers = wiring.layers
+    clean = [
+        layers.names[end]
+        for end in range(len(layers) - 1)
+        if len(layers.handed_on[end]) == 1
+        and all(each.until <= end for own in layers.handed_on[:end] for each in own)
+    ]
+    remedy = f"cut where nothing else goes on: {', '.join(map(repr, clean)) or 'nowhere here'}"
+    if recompute:
+        yield f"recompute=True, but {cut} hands on more than one tensor: {remedy}."
+    if on_ranks:
+        yield f"Ranks exchange one tensor, but {cut} hands on more: {remedy}."
+    if len(wiring.encoders):
+        yield f"Contexts are added to one tensor, but {cut} hands on more: {remedy}."
+    if any(objective.second_order for objective in wiring.objectives):
+        yield (
+            "A loss that differentiates through its module sees one tensor, but "
+            f"{cut} hands on more: {remedy}."
+        )
 
 
 class BatchCheck:

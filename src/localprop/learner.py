@@ -144,7 +144,7 @@ class Learner:
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._outside = [] if self._shared is None else [self._shared]
         needs = {"recompute": recompute, "one_optimizer": self._shared is not None}
-        check(checks.find_wiring_problems(self.wiring, **needs))
+        check(checks.find_wiring_problems(self.wiring, **needs, on_ranks=ranks.is_used()))
         self._check_batch = checks.BatchCheck(model, own, self.wiring, batch_dims)
         self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders

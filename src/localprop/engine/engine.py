@@ -33,10 +33,11 @@ from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
 from localprop.engine.saved_tensors import unhooked_saved_tensors
+from localprop.engine.skips import cut_bundle
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
-from localprop.network.outputs import list_tensors, replace_tensors
+from localprop.network.layers import HandedOn
 from localprop.network.partial_forward import StopForward, skip_layers
 from localprop.rule.local_loss import LossInputs
 from localprop.schedule.operands import Value
@@ -310,8 +311,8 @@ class Engine:
         # Where a segment ends at a tap, the tap must see the output before the next segment's input
         # takes its place, so its hook runs first: it comes last here (`_hooked`).
         for segment, end in self._ends.items():
-            positions = self.wiring.layers.positions[self.wiring.segments[segment].layers[-1]]
-            yield end, partial(self._cut, segment, positions)
+            handed_on = self.wiring.layers.handed_on[self.wiring.segments[segment].layers[-1]]
+            yield end, partial(self._cut, segment, handed_on)
         for module, tap in self._program.taps:
             yield module, partial(self._keep_inner_output, tap)
 
@@ -331,7 +332,12 @@ class Engine:
                 handle.remove()
 
     def _cut(
-        self, segment: int, positions: tuple[int, ...], module: nn.Module, args: object, output: Any
+        self,
+        segment: int,
+        handed_on: tuple[HandedOn, ...],
+        module: nn.Module,
+        args: object,
+        output: Any,
     ) -> Any:
         """The hook at the end of a segment: what it returns takes the place of the module's
         output.
@@ -341,8 +347,8 @@ class Engine:
             return output
         if isinstance(output, Tensor):
             return self._cut_tensor(segment, output)
-        held = [list_tensors(output)[positions[0]]]
-        return replace_tensors(output, positions, self._cut_tensor(segment, held.pop()))
+        assert self._running_step is not None
+        return cut_bundle(self._running_step, handed_on, output, partial(self._cut_tensor, segment))
 
     def _cut_tensor(self, segment: int, output: Tensor) -> Tensor:
         """End a segment with its output, and begin the next one with what this returns."""

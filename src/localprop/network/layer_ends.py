@@ -13,8 +13,8 @@ training cut the graph there, gradients and activations would pass by the cut.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -30,16 +30,39 @@ from localprop.network.autograd_graph import (
 from localprop.network.probe import Call, ForwardTrace, Output, count_calls
 
 
-class CleanCut(NamedTuple):
+class CutTensor(NamedTuple):
+    """A tensor that a module returns and that is read after the cut at its return.
+
+    Attributes:
+        positions: where it stands among the tensors that the module returns.
+        output: the tensor.
+        last_read: when it is read for the last time, in autograd's numbers.
+    """
+
+    positions: tuple[int, ...]
+    output: Output
+    last_read: int
+
+    @property
+    def edge(self) -> GradientEdge:
+        """Its place in the graph."""
+        assert self.output.edge is not None
+        return self.output.edge
+
+
+class Cut(NamedTuple):
     """A moment at which a model can be cut: a module returns.
 
     Attributes:
         call: the call that returns.
-        positions: where the one tensor that goes on stands among the tensors that it returns.
+        tensors: those that it hands on, the features first.
+        around: the tensors that are read after it, too, but made before its call, each with the
+            module at whose return it can be replaced.
     """
 
     call: Call
-    positions: tuple[int, ...]
+    tensors: tuple[CutTensor, ...]
+    around: Mapping[GradientEdge, str]
 
     @property
     def name(self) -> str:
@@ -52,29 +75,26 @@ class CleanCut(NamedTuple):
         return self.call.module
 
     @property
-    def output(self) -> Output:
-        """The tensor that goes on."""
-        return self.call.outputs[self.positions[0]]
+    def features(self) -> Output:
+        """The first tensor that goes on, which auxiliary networks see."""
+        return self.tensors[0].output
 
     @property
-    def edge(self) -> GradientEdge:
-        """Its place in the graph."""
-        assert self.output.edge is not None
-        return self.output.edge
+    def edges(self) -> list[GradientEdge]:
+        """The places of all its tensors in the graph."""
+        return [each.edge for each in self.tensors]
 
     @property
     def time(self) -> int:
-        """When the tensor was made, in autograd's numbers."""
-        return self.edge.node._sequence_nr()
+        """When the features were made, in autograd's numbers."""
+        return self.tensors[0].edge.node._sequence_nr()
 
 
 # --- which modules could end a layer --------------------------------------------------------------
 
 
-def find_clean_cuts(
-    model: nn.Module, trace: ForwardTrace
-) -> tuple[dict[str, CleanCut], dict[str, str]]:
-    """Find the modules whose output is a clean cut.
+def find_cuts(model: nn.Module, trace: ForwardTrace) -> tuple[dict[str, Cut], dict[str, str]]:
+    """Find the modules at whose return the model can be cut.
 
     Returns:
         The cut at the end of each module that has one, by name, and for each module a reason why no
@@ -83,29 +103,56 @@ def find_clean_cuts(
     Raises:
         BadInput: the output depends on no parameter.
     """
-    output = gradient_edge_of(trace.output)
-    if output is None:
+    end = gradient_edge_of(trace.output)
+    if end is None:
         raise BadInput(["The model's output depends on no parameter: there is nothing to train."])
-    crossing = find_crossing(find_lifetimes(output), (call.end for call in trace.calls))
+    lifetimes = find_lifetimes(end)
+    crossing = find_crossing(lifetimes, (call.end for call in trace.calls))
     times = count_calls(trace)
-    clean: dict[str, CleanCut] = {}
+    cuts: dict[str, Cut] = {}
+    born: dict[GradientEdge, str] = {}  # the cut that each tensor is replaced at
+    seen: dict[int, Call] = {}  # the first call that returned each tensor
     reasons = {name: "it does not run in the forward" for name, _ in model.named_modules() if name}
     for call, alive in zip(trace.calls, crossing, strict=True):
-        reason = _explain_not_clean(call, times[call.name], alive)
+        reason = _explain_no_cut(call, times[call.name], alive, born)
         if reason is None:
-            positions = [i for i, each in enumerate(call.outputs) if each.edge in alive]
-            clean[call.name] = CleanCut(call, tuple(positions))
+            cut = _make_cut(call, {edge: lifetimes[edge][1] for edge in alive}, born)
+            cuts[call.name] = cut
+            for each in cut.tensors:
+                # A tensor that was written into has the name of an earlier one for its readers.
+                if seen.get(id(each.output.tensor), call).start >= call.start:
+                    born.setdefault(each.edge, call.name)
+        for output in call.outputs:
+            seen.setdefault(id(output.tensor), call)
         reasons[call.name] = reason or "it is part of a layer"
-    return clean, reasons
+    return cuts, reasons
 
 
-def _explain_not_clean(call: Call, times: int, alive: set[GradientEdge]) -> str | None:
-    """Why the end of a call is not a clean cut; None if it is one.
+def _make_cut(
+    call: Call, last_read: Mapping[GradientEdge, int], born: Mapping[GradientEdge, str]
+) -> Cut:
+    positions: dict[GradientEdge, list[int]] = defaultdict(list)
+    for i, each in enumerate(call.outputs):
+        edge = each.edge
+        if edge is not None and edge in last_read and _is_made_in(call, edge):
+            positions[edge].append(i)
+    tensors = tuple(
+        CutTensor(tuple(own), call.outputs[own[0]], last_read[edge])
+        for edge, own in positions.items()
+    )
+    return Cut(call, tensors, {edge: born[edge] for edge in last_read.keys() - positions.keys()})
+
+
+def _explain_no_cut(
+    call: Call, times: int, alive: set[GradientEdge], born: Mapping[GradientEdge, str]
+) -> str | None:
+    """Why a model cannot be cut at the end of a call; None if it can.
 
     Args:
         call: the call.
         times: how many times its module is called.
         alive: what was made before its return and is read after it.
+        born: what was replaced at an earlier cut.
     """
     if _runs_compiled(call):
         return "it runs inside a compiled module"
@@ -118,16 +165,18 @@ def _explain_not_clean(call: Call, times: int, alive: set[GradientEdge]) -> str 
         return "its output needs no gradient"
     if not returned & alive:
         return "the model's output does not depend on what it returns"
-    if not alive <= returned:
-        return "a path from the input to the output goes around it"
-    if len(alive) > 1:
-        return f"it returns {len(alive)} tensors that are read later, not one"
     # An Identity returns the tensor of an earlier module. To replace the tensor at its return would
     # replace it for one reader only, while others may read the original.
-    (edge,) = alive
-    if edge.node._sequence_nr() < call.start:
+    made_here = {edge for edge in returned if _is_made_in(call, edge)}
+    if not made_here & alive:
         return "it only passes a tensor on"
+    if not alive <= made_here | born.keys():
+        return "a path from the input to the output goes around it"
     return None
+
+
+def _is_made_in(call: Call, edge: GradientEdge) -> bool:
+    return edge.node._sequence_nr() >= call.start
 
 
 def _runs_compiled(call: Call) -> bool:
@@ -139,23 +188,45 @@ def _runs_compiled(call: Call) -> bool:
 # --- which of them do -----------------------------------------------------------------------------
 
 
-def choose_layer_ends(model: nn.Module, clean: dict[str, CleanCut]) -> list[CleanCut]:
+def choose_layer_ends(model: nn.Module, cuts: Mapping[str, Cut]) -> list[Cut]:
     """Choose the cuts at which a layer ends, in the order of the forward.
 
     The candidates are the modules that stand in a list. One with a weight ends a layer of its own,
-    and one without joins the layer before it. A stem before the first candidate is a layer, too.
+    and one without joins the layer before it. A stem before the first candidate is a layer, too,
+    and so is what makes a tensor that goes around a cut.
     """
+    # What goes around no other is cut wherever it is; a module that others go around must stand in
+    # a real list.
+    clean = {name: cut for name, cut in cuts.items() if not cut.around}
     block_groups = _find_block_group_classes(model, clean)
-    names = _iterate_listed_modules(model, "", clean, block_groups, siblings=True)
-    candidates = sorted((clean[name] for name in names), key=lambda cut: cut.time)
-    ends: list[CleanCut] = []
+    names = _iterate_listed_modules(model, "", cuts, block_groups, siblings=True)
+    candidates = sorted((cuts[name] for name in names), key=lambda cut: cut.time)
+    ends: list[Cut] = []
     for cut in candidates:
         if owns_matrix(cut.module):
             stem = None if ends else _find_stem(clean, cut)
             ends += [stem, cut] if stem else [cut]
         elif ends:
             ends[-1] = cut
-    return ends
+    return add_births(cuts, ends)
+
+
+def add_births(cuts: Mapping[str, Cut], ends: Iterable[Cut]) -> list[Cut]:
+    """Add the cuts at which what goes around others is replaced. All are in the forward's order."""
+    chosen = {cut.name: cut for cut in ends}
+    waiting = list(chosen.values())[:-1]  # nothing is cut at the end of the last layer
+    while waiting:
+        handed_on = {edge for cut in chosen.values() for edge in cut.edges}
+        around = waiting.pop().around
+        for name in dict.fromkeys(name for edge, name in around.items() if edge not in handed_on):
+            chosen[name] = cuts[name]
+            waiting.append(cuts[name])
+    ordered, known = list[Cut](), set[GradientEdge]()
+    for cut in sorted(chosen.values(), key=lambda cut: cut.call.end):
+        if not known.issuperset(cut.edges):  # else its child has been cut at the same moment
+            ordered.append(cut)
+            known.update(cut.edges)
+    return ordered
 
 
 def owns_matrix(module: nn.Module) -> bool:
@@ -163,7 +234,7 @@ def owns_matrix(module: nn.Module) -> bool:
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
-def _find_stem(clean: dict[str, CleanCut], first: CleanCut) -> CleanCut | None:
+def _find_stem(clean: Mapping[str, Cut], first: Cut) -> Cut | None:
     """The last clean cut before the first candidate, if there are weights before it."""
     before = [cut for cut in clean.values() if cut.time < first.call.start]
     if not before:
@@ -171,24 +242,24 @@ def _find_stem(clean: dict[str, CleanCut], first: CleanCut) -> CleanCut | None:
     # A Sequential and its last child return the same tensor. `max` takes the first of equal ones,
     # and calls are in the order of their returns, so the stem ends with the child.
     end = max(before, key=lambda cut: cut.time)
-    weights = [leaf for leaf in find_leaves(end.edge) if isinstance(leaf, nn.Parameter)]
+    weights = [leaf for leaf in find_leaves(end.edges) if isinstance(leaf, nn.Parameter)]
     return end if any(weight.ndim > 1 for weight in weights) else None
 
 
 def _iterate_listed_modules(
     module: nn.Module,
     name: str,
-    clean: dict[str, CleanCut],
+    cuts: Mapping[str, Cut],
     block_groups: frozenset[type],
     *,
     siblings: bool,
 ) -> Iterator[str]:
-    """Names of the modules in `module` with a clean cut that stand in a list; lists are opened.
+    """Names of the modules in `module` with a cut that stand in a list; lists are opened.
 
     Args:
         module: where to look.
         name: its name in the model.
-        clean: the clean cuts, by the names of the modules that return.
+        cuts: by the names of the modules that return.
         block_groups: classes that are opened like lists.
         siblings: whether several children of one class make a list.
     """
@@ -196,15 +267,15 @@ def _iterate_listed_modules(
     candidates = {
         child_name: child
         for child_name, child in children.items()
-        if child_name in clean and not _is_module_list(child) and type(child) not in block_groups
+        if child_name in cuts and not _is_module_list(child) and type(child) not in block_groups
     }
-    members = _select_list_members(module, candidates, siblings=siblings)
+    members = _select_list_members(module, candidates, cuts, siblings=siblings)
     for child_name, child in children.items():
         if child_name in members:
             yield child_name
         else:
             yield from _iterate_listed_modules(
-                child, child_name, clean, block_groups, siblings=siblings
+                child, child_name, cuts, block_groups, siblings=siblings
             )
 
 
@@ -218,7 +289,11 @@ def _is_module_list(module: nn.Module) -> bool:
 
 
 def _select_list_members(
-    module: nn.Module, candidates: dict[str, nn.Module], *, siblings: bool
+    module: nn.Module,
+    candidates: Mapping[str, nn.Module],
+    cuts: Mapping[str, Cut],
+    *,
+    siblings: bool,
 ) -> set[str]:
     """Which of the candidates among a module's children stand in a list.
 
@@ -229,6 +304,7 @@ def _select_list_members(
         return set(candidates)
     if not siblings:
         return set()
+    candidates = {name: child for name, child in candidates.items() if not cuts[name].around}
     classes = Counter(type(child) for child in candidates.values() if owns_matrix(child))
     repeated = {cls for cls, count in classes.items() if count > 1}
     return {
@@ -238,7 +314,7 @@ def _select_list_members(
     }
 
 
-def _find_block_group_classes(model: nn.Module, clean: dict[str, CleanCut]) -> frozenset[type]:
+def _find_block_group_classes(model: nn.Module, clean: Mapping[str, Cut]) -> frozenset[type]:
     """Find the classes whose instances only group blocks, such as a stage of ConvNeXt.
 
     Every instance holds a list of modules with clean cuts, and some instance has several of them.

@@ -32,6 +32,20 @@ class TensorShape(NamedTuple):
     modified_in_place: bool
 
 
+class HandedOn(NamedTuple):
+    """A tensor that a layer hands on to later ones.
+
+    Attributes:
+        positions: where it stands among the tensors that the layer's last module returns.
+        until: the last layer that reads it.
+        modified_in_place: whether the model later writes into it.
+    """
+
+    positions: tuple[int, ...]
+    until: int
+    modified_in_place: bool
+
+
 class Submodule(NamedTuple):
     """A module that begins and ends within one layer, and what it returns.
 
@@ -83,14 +97,13 @@ class Layers:
         growths: by how much each of its sizes grows with a sample: (1, 0, 0) for (N, T, C).
         channels: the dimension of its channels, as the next layer uses it; None where that cannot
             be told.
-        positions: where it stands among the tensors that the module returns; of one tensor (0,).
+        handed_on: the tensors that each layer hands on, this one first; none after the last layer.
         dtypes: the dtype of that tensor.
         parameters: the names of the parameters that each layer uses. A shared parameter appears in
             several layers.
         sizes: for each layer, the number of elements of each of these parameters.
         depths: for each layer, the number of weights (of convolutions, linear layers, ...) on its
             longest path.
-        modified_in_place: for each layer, whether the model later writes into its output in place.
         submodules: the outermost modules that begin and end within each layer.
         input_shape: the shape of the sample.
         input_dtype: the dtype of the sample.
@@ -114,12 +127,11 @@ class Layers:
     shapes: tuple[torch.Size, ...]
     growths: tuple[tuple[int, ...], ...]
     channels: tuple[int | None, ...]
-    positions: tuple[tuple[int, ...], ...]
+    handed_on: tuple[tuple[HandedOn, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     parameters: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
     depths: tuple[int, ...]
-    modified_in_place: tuple[bool, ...]
     submodules: tuple[tuple[Submodule, ...], ...]
     input_shape: torch.Size
     input_dtype: torch.dtype

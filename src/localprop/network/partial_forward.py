@@ -165,7 +165,7 @@ def _make_output(
     """What a skipped submodule returns: zeros or, where layer `first` begins, its input."""
     if submodule.name != layers.names[first - 1]:
         return submodule.make_output(_make_zeros(layers, each, batch) for each in submodule.tensors)
-    positions, segment_input = layers.positions[first - 1], make_input()
+    positions, segment_input = layers.handed_on[first - 1][0].positions, make_input()
     return submodule.make_output(
         segment_input if i in positions else _make_zeros(layers, each, batch)
         for i, each in enumerate(submodule.tensors)

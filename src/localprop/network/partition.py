@@ -25,6 +25,8 @@ class Partition:
         layers: the layers of the network.
         cuts: the first layer of each module but the first. The papers' tables name the last layer
             of a module instead, which is one less.
+        isolate_skips: whether no gradient goes around a cut: a skip connection then trains nothing
+            before it. By default credit follows the table, by skips as by layers.
 
     Raises:
         BadInput: the cuts are out of order or out of range.
@@ -38,6 +40,7 @@ class Partition:
 
     layers: Layers = field(repr=False)
     cuts: tuple[int, ...]
+    isolate_skips: bool = False
 
     def __post_init__(self) -> None:
         check(self._find_problems())
@@ -53,7 +56,7 @@ class Partition:
         return bisect_right(self.cuts, layer)
 
     @classmethod
-    def uniform(cls, layers: Layers, modules: int) -> Partition:
+    def uniform(cls, layers: Layers, modules: int, *, isolate_skips: bool = False) -> Partition:
         """Cut into modules whose numbers of layers differ by at most one, larger ones last.
 
         Raises:
@@ -64,15 +67,18 @@ class Partition:
             raise BadInput([_describe_bad_count(layers, modules)])
         small, larger = divmod(count, modules)
         sizes = [small] * (modules - larger) + [small + 1] * larger
-        return cls(layers, tuple(accumulate(sizes))[:-1])
+        return cls(layers, tuple(accumulate(sizes))[:-1], isolate_skips)
 
     @classmethod
-    def at(cls, layers: Layers, last: Sequence[str | int]) -> Partition:
+    def at(
+        cls, layers: Layers, last: Sequence[str | int], *, isolate_skips: bool = False
+    ) -> Partition:
         """Cut after the layers `last`, given by name or by number.
 
         Args:
             layers: the layers of the network.
             last: the last layer of each module but the final one. Numbers count from 0.
+            isolate_skips: whether no gradient goes around a cut.
 
         Raises:
             BadInput: the model cannot be cut at one of the names (the message gives the reason), or
@@ -83,7 +89,7 @@ class Partition:
         indices = [layers.names.index(name) if isinstance(name, str) else name for name in last]
         if any(a >= b for a, b in pairwise((-1, *indices, len(layers) - 1))):
             raise BadInput([_describe_bad_order(layers, last)])
-        return cls(layers, tuple(index + 1 for index in indices))
+        return cls(layers, tuple(index + 1 for index in indices), isolate_skips)
 
     @classmethod
     def balanced(
