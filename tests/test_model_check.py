@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import localprop as lp
 from localprop.cli.main import main
+from tests.helpers.reference import sgd
 from tests.helpers.towers import Tower, forward_in_order
 
 BATCH = (torch.zeros(4, 6, dtype=torch.float64), torch.zeros(4, dtype=torch.long))
@@ -105,3 +106,26 @@ def test_bad_sources(
 ) -> None:
     assert main(["check", source]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_lazy_model_is_refused() -> None:
+    model = nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 3))
+    assert any("has lazy modules" in problem for problem in lp.check(model, BATCH).problems)
+
+
+@pytest.mark.parametrize("rule", [lp.greedy(), lp.auglocal()])
+def test_maps_before_outputs_of_queries_are_refused(rule: lp.Rule) -> None:
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)))
+            self.queries = nn.Linear(64, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.queries(self.maps(x).flatten(2)).mT
+            return output
+
+    sample = torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, dtype=torch.long)
+    task = lp.Classification(dim=-1)
+    with pytest.raises(lp.BadInput, match="no positions in common with the network's outputs"):
+        lp.Learner(Queries(), rule, modules=4, optimizer=sgd, sample=sample, task=task)

@@ -34,6 +34,7 @@ class Case:
         causal: whether no output may depend on later positions.
         no_cuts: why the model has fewer cuts than blocks.
         family: to which it belongs, where its library has families.
+        is_small: whether it is so fast that all gradients can be compared.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Case:
     causal: bool = False
     no_cuts: str = ""
     family: str = ""
+    is_small: bool = True
 
     def in_double(self) -> Case:
         """The case with a batch in float64. The model is not converted."""
@@ -59,7 +61,8 @@ class Case:
     def learn(self, rule: Any, model: nn.Module | None = None, **arguments: Any) -> Learner:
         """A learner of the model, or of a copy of it."""
         given = {"optimizer": sgd, "task": self.task, "batch_dims": self.batch_dims}
-        return Learner(model or self.model, rule, sample=self.batch, **{**given, **arguments})
+        own = self.model if model is None else model
+        return Learner(own, rule, sample=self.batch, **{**given, **arguments})
 
 
 Build = Callable[[], Case]
@@ -67,7 +70,7 @@ Cases = dict[str, Build]
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
 
 def build_case(build: Build) -> Case:

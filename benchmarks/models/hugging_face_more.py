@@ -118,7 +118,7 @@ BERT: Cases = {
     "camembert": make_text_model("Camembert", TEXT),
     "ernie": make_text_model("Ernie", TEXT),
     "nystromformer": make_text_model(
-        "Nystromformer", TEXT | {"num_landmarks": 4, "segment_means_seq_len": 12}
+        "Nystromformer", TEXT | {"num_landmarks": 12, "segment_means_seq_len": 12}
     ),
     "squeezebert": make_text_model("SqueezeBert", TEXT | {"embedding_size": WIDTH}),
     "funnel": make_text_model(

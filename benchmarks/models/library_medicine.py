@@ -181,7 +181,7 @@ def build_segmenter(name: str, last: bool) -> Build:
         model: nn.Module = make("resnet18", encoder_weights=None, classes=CLASSES)
         batch = (torch.rand(SAMPLES, 3, 64, 64), torch.randint(CLASSES, (SAMPLES, 64, 64)))
         wrapped = ClassesLast(model) if last else model
-        return Case(wrapped, batch, blocks=9, channel=1, no_cuts=SKIPS)
+        return Case(wrapped, batch, is_small=False, blocks=9, channel=1, no_cuts=SKIPS)
 
     return build
 

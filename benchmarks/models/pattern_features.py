@@ -159,7 +159,7 @@ def build_dense(width: int, classes: int, last: bool, size: tuple[int, int] = (1
     def build() -> Case:
         labels = torch.randint(classes, (SAMPLES, *size))
         batch = (torch.randn(SAMPLES, 3, *size), labels)
-        return Case(Dense(width, classes, last), batch, blocks=4, channel=1)
+        return Case(Dense(width, classes, last), batch, blocks=3, channel=1)
 
     return build
 
@@ -309,7 +309,7 @@ CASES: Cases = {
     "dense_last_16": build_dense(16, CLASSES, last=True),
     "unet": build_unet(last=False),
     "unet_last": build_unet(last=True),
-    "pointnet": build_simple(PointNet, (20, 3), 5),
+    "pointnet": build_simple(PointNet, (20, 3), 3),
     "tsn": build_simple(Segments, (3, 3, 12, 12), 5),
     "tabular": build_simple(Tabular, (8,), 3),
     "two_inputs": build_two_inputs,

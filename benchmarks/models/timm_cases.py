@@ -187,7 +187,7 @@ def build(name: str) -> Build:
         model = timm.create_model(name, num_classes=5, **options)
         family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
         batch = make_images(size, samples=SAMPLES)
-        return Case(model, batch, blocks=BLOCKS[name], family=family)
+        return Case(model, batch, blocks=BLOCKS[name], family=family, is_small=False)
 
     return build_case
 

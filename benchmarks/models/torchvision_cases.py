@@ -55,7 +55,7 @@ def build_classifier(name: str, blocks: int, size: int) -> Build:
         model: Any = torchvision.models.get_model(name, weights=None, num_classes=5, **options)
         if name == "vgg11_bn" or name == "alexnet":
             narrow_classifier(model)
-        return Case(model, make_images(size, samples=SAMPLES), blocks=blocks)
+        return Case(model, make_images(size, samples=SAMPLES), is_small=False, blocks=blocks)
 
     return build
 
@@ -75,7 +75,7 @@ def build_video_classifier(name: str, blocks: int) -> Build:
         frames, size = (16, 224) if name == "mvit_v1_b" else (8, 32)
         model: Any = torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
         batch = (torch.rand(SAMPLES, 3, frames, size, size), make_labels(SAMPLES))
-        return Case(model, batch, blocks=blocks)
+        return Case(model, batch, is_small=False, blocks=blocks)
 
     return build
 
@@ -89,7 +89,7 @@ def build_segmenter(name: str, blocks: int) -> Build:
         options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
         model: Any = torchvision.models.get_model(name, **options)
         batch = (torch.rand(SAMPLES, 3, 64, 64), torch.randint(CLASSES, (SAMPLES, 64, 64)))
-        return Case(model, batch, blocks=blocks, channel=1)
+        return Case(model, batch, is_small=False, blocks=blocks, channel=1)
 
     return build
 
@@ -111,7 +111,9 @@ def build_detector(name: str, blocks: int) -> Build:
             }
             for _ in range(SAMPLES)
         ]
-        return Case(model, (images, targets), blocks=blocks, no_cuts="levels of a pyramid")
+        return Case(
+            model, (images, targets), is_small=False, blocks=blocks, no_cuts="levels of a pyramid"
+        )
 
     return build
 
@@ -127,7 +129,7 @@ def build_with_auxiliaries(name: str, size: int, blocks: int, auxiliaries: bool)
         )
         task = lp.task(forward=take_logits, loss=lp.Classification()) if auxiliaries else None
         batch = make_images(size, samples=SAMPLES)
-        return Case(model, batch, task, blocks=blocks)
+        return Case(model, batch, task, is_small=False, blocks=blocks)
 
     return build
 
@@ -146,7 +148,7 @@ def build_quantized(name: str, blocks: int) -> Build:
 
         make = getattr(torchvision.models.quantization, name)
         model: Any = make(weights=None, quantize=False, num_classes=CLASSES)
-        return Case(model, make_images(64, samples=SAMPLES), blocks=blocks)
+        return Case(model, make_images(64, samples=SAMPLES), is_small=False, blocks=blocks)
 
     return build
 
@@ -160,7 +162,7 @@ def build_for_aware_training() -> Case:
     model.train()
     model.qconfig = quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[no-untyped-call]
     quantization.prepare_qat(model, inplace=True)  # type: ignore[no-untyped-call]
-    return Case(model, make_images(64, samples=SAMPLES), blocks=8)
+    return Case(model, make_images(64, samples=SAMPLES), is_small=False, blocks=8)
 
 
 def build_optical_flow() -> Case:
@@ -174,7 +176,14 @@ def build_optical_flow() -> Case:
         loss=nn.functional.l1_loss,
     )
     batch = (inputs, torch.randn(SAMPLES, 2, 128, 128))
-    return Case(model, batch, task, blocks=20, no_cuts="each update runs the same block again")
+    return Case(
+        model,
+        batch,
+        task,
+        is_small=False,
+        blocks=20,
+        no_cuts="each update runs the same block again",
+    )
 
 
 CASES: Cases = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from localprop.checks import resolve_task
 from localprop.errors import collect_problems
@@ -136,7 +137,7 @@ def check(
         if found is not None and not isinstance(found, BuiltTask):
             with collect_problems(problems):
                 _try_heads(layers, found, Batch.of(sample, found.targets(sample), batch_dims))
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = sum(p.numel() for p in model.parameters() if not is_lazy(p))
     return ModelCheck(
         model=f"{type(model).__name__}, {count:,} parameters",
         batch=describe(sample),

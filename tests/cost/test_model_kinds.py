@@ -292,7 +292,7 @@ def test_a_prediction_leaves_everything_as_it_was(method: str, fails: bool) -> N
 
     before = look_at(everything), states(), look_at(Remembers.shared)
     if fails:
-        with pytest.raises(lp.StepFailed, match="as asked"):
+        with pytest.raises(lp.BadInput, match="as asked"):
             getattr(learner, method)()
     else:
         getattr(learner, method)()

@@ -55,18 +55,18 @@ class FakeEngine(NamedTuple):
         """Run a whole training step.
 
         Raises:
-            BadInput: the model reads values of tensors.
+            BadInput: the model reads values of tensors, or does not run on fakes.
         """
         try:
             self.engine.step(self.batch, observe=observe)
         except StepFailed as error:
-            if not isinstance(error.__cause__, _VALUES_READ):
-                raise
-            name = type(self.engine.model).__name__
+            name, cause = type(self.engine.model).__name__, error.__cause__
+            reason = f"fails on them ({type(cause).__name__}: {cause})"
+            if isinstance(cause, _VALUES_READ):
+                reason = "reads values, so that what it computes may differ from batch to batch"
             raise BadInput(
-                f"A prediction runs on tensors without values, but {name} reads values, so that "
-                "what it computes may differ from batch to batch: measure a step instead, as with "
-                "torch.cuda.max_memory_allocated()."
+                f"A prediction runs on tensors without values, but {name} {reason}: measure a step "
+                "instead, as with torch.cuda.max_memory_allocated()."
             ) from error
         for optimizer in self.optimizers:
             optimizer.step()

@@ -98,13 +98,17 @@ def has_positions(point: AttachPoint) -> bool:
     wanted = _positions(outputs, point.layers.output_channel)
     like = len(features) == len(wanted) and (len(wanted) > 1 or features == wanted)
     if not like or not point.layers.follows_targets[point.layer]:
-        raise BadInput(
-            f"Module {point.module} ends with features of shape {tuple(point.features)}, which "
-            f"have no positions in common with the network's outputs {tuple(outputs)}: let the "
-            "first module end where they have, with Partition.at, or give the rule an aux of your "
-            "own."
-        )
+        raise BadInput(_say_no_positions(point))
     return True
+
+
+def _say_no_positions(point: AttachPoint) -> str:
+    return (
+        f"Module {point.module} ends with features of shape {tuple(point.features)}, which have no "
+        f"positions in common with the network's outputs {tuple(point.layers.output_shape)}: let "
+        "the first module end where they have, with Partition.at, or give the rule an aux of your "
+        "own."
+    )
 
 
 def makes_whole(point: AttachPoint) -> bool:
@@ -136,6 +140,8 @@ def match_output(aux: nn.Module, point: AttachPoint) -> nn.Module:
     wanted = _positions(outputs, channel)
     if channel == len(outputs) - 1 and features == wanted:
         return aux
+    if len(features) != len(wanted):
+        raise BadInput(_say_no_positions(point))
     ratios = tuple(b / a for a, b in zip(features, wanted, strict=True))
     return MatchOutput(aux, channel, ratios)
 
