@@ -97,11 +97,6 @@ AROUND = "a path from the input to the output goes around it. To make layers of 
             f"blocks.1, blocks.2: {AROUND}put what goes around a module, as the addition of "
             "h + block(h), into the forward of that module.",
         ),
-        (
-            "again",
-            "blocks.0: it is called 2 times in one forward. To make layers of them, give each use "
-            "a module of its own.",
-        ),
     ],
 )
 def test_too_few_layers_say_why(use: str, message: str) -> None:

@@ -136,9 +136,9 @@ def find_wiring_problems(
     segments = range(len(wiring.segments))
     if not any(wiring.flows[s] or wiring.has_second_order_loss(s) for s in segments):
         yield "Every parameter of the model is frozen: there is nothing to train."
-    around = [s for s, skips in enumerate(wiring.skips) if skips]
-    if around:
-        yield from _find_skip_problems(wiring, around[0], recompute=recompute, on_ranks=on_ranks)
+    wide = [s for s, skips in enumerate(wiring.skips) if skips or "#" in wiring.end_name(s)]
+    if wide:
+        yield from _find_skip_problems(wiring, wide[0], recompute=recompute, on_ranks=on_ranks)
     for objective in wiring.objectives:
         if objective.second_order and recompute:
             yield (
@@ -161,27 +161,28 @@ def find_wiring_problems(
 def _find_skip_problems(
     wiring: Wiring, segment: int, *, recompute: bool, on_ranks: bool
 ) -> Iterator[str]:
-    """What needs cuts that only the features cross."""
-    cut = f"the cut at {wiring.end_name(segment)!r}"
-    layers = wiring.layers
-    clean = [
+    """What needs cuts that the features alone cross, at modules that are called once."""
+    name, layers = wiring.end_name(segment), wiring.layers
+    what = "is one of several calls" if "#" in name else "hands on more than one tensor"
+    plain = [
         layers.names[end]
         for end in range(len(layers) - 1)
         if len(layers.handed_on[end]) == 1
         and all(each.until <= end for own in layers.handed_on[:end] for each in own)
+        and "#" not in layers.names[end]
     ]
-    remedy = f"cut where nothing else goes on: {', '.join(map(repr, clean)) or 'nowhere here'}"
-    if recompute:
-        yield f"recompute=True, but {cut} hands on more than one tensor: {remedy}."
-    if on_ranks:
-        yield f"Ranks exchange one tensor, but {cut} hands on more: {remedy}."
-    if len(wiring.encoders):
-        yield f"Contexts are added to one tensor, but {cut} hands on more: {remedy}."
-    if any(objective.second_order for objective in wiring.objectives):
-        yield (
-            "A loss that differentiates through its module sees one tensor, but "
-            f"{cut} hands on more: {remedy}."
-        )
+    remedy = f"cut elsewhere: {', '.join(map(repr, plain))}" if plain else "it can be cut nowhere"
+    reasons = {
+        "recompute=True cannot run it again": recompute,
+        "ranks cannot exchange that": on_ranks,
+        "contexts cannot be added there": len(wiring.encoders) > 0,
+        "a loss that differentiates through its module cannot": any(
+            objective.second_order for objective in wiring.objectives
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            yield f"The cut at {name!r} {what}, and {reason}: {remedy}."
 
 
 class BatchCheck:

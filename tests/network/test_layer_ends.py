@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import localprop as lp
-from tests.helpers.reference import Through, assert_same_state, batches_of
+from tests.helpers.reference import Through, assert_same_state, batches_of, sgd
 from tests.helpers.towers import (
     Block,
     Pair,
@@ -56,24 +58,31 @@ def test_an_identity_that_passes_a_tensor_on_is_no_cut() -> None:
     check_against_reference(model, without_identities)
 
 
-def test_a_module_that_is_called_twice_is_no_cut() -> None:
-    """Blocks 0 1 1 2 3: block 1 cannot be hooked; what it does belongs to the layer of block 2."""
-    tower = Tower(lambda b, x: b[3](b[2](b[1](b[1](b[0](x))))))
-    layers = lp.layers_of(tower, batches_of((6,), 3)[0])
-    assert layers.names == ("blocks.0", "blocks.2", "blocks.3")
-    assert layers.not_cuttable["blocks.1"] == "it is called 2 times in one forward"
-    assert set(layers.parameters[1]) == {
-        f"blocks.{i}.linear.{p}" for i in (1, 2) for p in ("weight", "bias")
-    }
-
-    def call_first_twice(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        output: Tensor = blocks[1](blocks[0](blocks[0](x)))
-        return output
-
-    check_tower(
-        tower,
-        lambda b, head: [b[0], Through(call_first_twice, b[1], b[2]), nn.Sequential(b[3], head)],
-    )
+@pytest.mark.parametrize("make", [lp.end_to_end, lp.greedy, lp.backlink])
+def test_a_module_that_is_called_twice_has_two_cuts(make: Callable[[], lp.Rule]) -> None:
+    """Blocks 0 1 1 2 3, beside a network in which the second use is a block of its own."""
+    twice = Tower(lambda b, x: b[3](b[2](b[1](b[1](b[0](x))))))
+    apart = Tower(lambda b, x: b[3](b[2](b[4](b[1](b[0](x))))), count=5)
+    apart.load_state_dict(twice.state_dict(), strict=False)
+    apart.blocks[4].load_state_dict(twice.blocks[1].state_dict())
+    batch = batches_of((6,), 3)[0]
+    gradients = []
+    for tower in (twice, apart):
+        learner = lp.Learner(tower, make(), modules=5, optimizer=sgd, sample=batch)
+        learner.backward(batch)
+        gradients.append({name: p.grad for name, p in learner.named_parameters()})
+    assert lp.layers_of(twice, batch).names == (
+        "blocks.0", "blocks.1#1", "blocks.1#2", "blocks.2", "blocks.3"
+    )  # fmt: skip
+    one, other = gradients
+    for name in ("weight", "bias"):
+        uses = [other.pop(f"blocks.{i}.linear.{name}") for i in (1, 4)]
+        assert uses[0] is not None
+        assert uses[1] is not None
+        other[f"blocks.1.linear.{name}"] = uses[0] + uses[1]
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name])
 
 
 def test_what_goes_around_a_cut_is_cut_where_it_was_made() -> None:

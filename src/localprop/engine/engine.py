@@ -16,6 +16,7 @@ end of the last.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -32,12 +33,13 @@ from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
+from localprop.engine.repeated import CutCalls
 from localprop.engine.saved_tensors import unhooked_saved_tensors
 from localprop.engine.skips import cut_bundle
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
-from localprop.network.layers import HandedOn
+from localprop.network.layers import split_call
 from localprop.network.partial_forward import StopForward, skip_layers
 from localprop.rule.local_loss import LossInputs
 from localprop.schedule.operands import Value
@@ -92,8 +94,8 @@ class Engine:
         self._loss_places = find_loss_places(wiring)
         last = len(wiring.segments) - 1
         # The network's last segment ends with the model's return: code may follow its last module.
-        ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
-        self._ends = {segment: model.get_submodule(name) for segment, name in ends.items()}
+        self._ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
+        self._repeated: dict[nn.Module, CutCalls] = defaultdict(CutCalls)
         self.hooks = list(self._list_hooks())
         self._cursor = Cursor()
         self._running_step: StepContext | None = None
@@ -243,6 +245,8 @@ class Engine:
         """
         first, last = self.stage.segments[0], self.stage.segments[-1]
         self._cursor.microbatch, self._cursor.expected = microbatch, first
+        for repeated in self._repeated.values():
+            repeated.count = 0
         precision = self.plan.precision
         with precision.forward() if precision.is_active else nullcontext():
             output = self._run_forward(step, first)
@@ -311,8 +315,13 @@ class Engine:
         # Where a segment ends at a tap, the tap must see the output before the next segment's input
         # takes its place, so its hook runs first: it comes last here (`_hooked`).
         for segment, end in self._ends.items():
-            handed_on = self.wiring.layers.handed_on[self.wiring.segments[segment].layers[-1]]
-            yield end, partial(self._cut, segment, handed_on)
+            name, number = split_call(end)
+            cut, module = partial(self._cut, segment), self.model.get_submodule(name)
+            if number is None:
+                yield module, cut
+            else:
+                self._repeated[module].cuts[number] = cut
+        yield from self._repeated.items()
         for module, tap in self._program.taps:
             yield module, partial(self._keep_inner_output, tap)
 
@@ -331,23 +340,15 @@ class Engine:
             for handle in handles:
                 handle.remove()
 
-    def _cut(
-        self,
-        segment: int,
-        handed_on: tuple[HandedOn, ...],
-        module: nn.Module,
-        args: object,
-        output: Any,
-    ) -> Any:
-        """The hook at the end of a segment: what it returns takes the place of the module's
-        output.
-        """
+    def _cut(self, segment: int, module: nn.Module, args: object, output: Any) -> Any:
+        """The hook at a segment's end: what it returns takes the place of the module's output."""
         # A model that checkpoints its own blocks calls them again in a backward.
         if torch._C._current_graph_task_id() != -1:
             return output
         if isinstance(output, Tensor):
             return self._cut_tensor(segment, output)
         assert self._running_step is not None
+        handed_on = self.wiring.layers.handed_on[self.wiring.segments[segment].layers[-1]]
         return cut_bundle(self._running_step, handed_on, output, partial(self._cut_tensor, segment))
 
     def _cut_tensor(self, segment: int, output: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ def _look(
     trace = max((trace, *others), key=lambda each: len(each.calls))
     cuts, not_cuttable = find_cuts(model, trace)
     always = set(cuts).intersection(*(find_cuts(model, each)[0] for each in others))
+    while lost := {name for name in always if not always.issuperset(cuts[name].around.values())}:
+        always -= lost
     for name in set(cuts) - always:
         not_cuttable[name] = "a random draw decides whether it runs"
     return trace, {name: cut for name, cut in cuts.items() if name in always}, not_cuttable
@@ -178,7 +180,7 @@ def _build_layers(
         output_growth=sizes[id(trace.output)][1],
         output_dtype=trace.output.dtype,
         output_channel=_find_output_channel(trace),
-        follows_targets=_find_followers(model, forward, batch, trace, names),
+        follows_targets=_find_followers(model, forward, batch, trace, ends),
         samples=batch.samples,
         frozen=frozenset(name for name, p in named.items() if not p.requires_grad),
         not_cuttable={name: why for name, why in not_cuttable.items() if name not in names},
@@ -222,27 +224,53 @@ def _find_output_channel(trace: ForwardTrace) -> int:
 
 
 def _find_followers(
-    model: nn.Module, forward: Forward, batch: Batch, trace: ForwardTrace, names: Sequence[str]
+    model: nn.Module, forward: Forward, batch: Batch, trace: ForwardTrace, ends: Sequence[Cut]
 ) -> tuple[bool, ...]:
     """For each layer, whether its output has the positions of the network's.
 
-    An encoder-decoder makes its decoder's inputs of the targets, so that with longer targets the
-    output is longer, and what the encoder returns is not.
+    The encoder of an encoder-decoder has not, even where both happen to be equally long. So one of
+    the inputs is made longer: then the network's output or that of the layer is, but not both.
     """
-    reads_targets = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    follow = [True] * (len(ends) or 1)
+    if trace.output.ndim != 3:
+        return tuple(follow)
+    for chosen in _list_inputs_with_positions(model, batch, trace.output.shape):
+        longer = batch.map(
+            lambda tensor, chosen=chosen: (  # type: ignore[misc]
+                torch.cat([tensor, tensor[:, :1]], 1) if tensor is chosen else tensor
+            )
+        )
+        try:
+            other = trace_again(model, forward, longer, trace.way, trace.batch.samples)
+        except Exception:  # this input must be as long as another one
+            continue
+        shapes = {(call.name, call.number): _list_shapes(call) for call in other.calls}
+        moved = trace.output.shape != other.output.shape
+        for layer, end in enumerate(ends):
+            was, now = _list_shapes(end.call), shapes.get((end.call.name, end.call.number))
+            follow[layer] &= now is None or (was != now) == moved
+    return tuple(follow)
+
+
+def _list_inputs_with_positions(
+    model: nn.Module, batch: Batch, outputs: torch.Size
+) -> list[Tensor]:
+    """The inputs that may each have positions of its own."""
     targets = batch.targets
-    if not reads_targets or targets is None or targets.ndim < 2:
-        return (True,) * len(names)
-    longer = batch.map(
-        lambda tensor: torch.cat([tensor, tensor[:, :1]], 1) if tensor is targets else tensor
-    )
-    other = trace_again(model, forward, longer, trace.way, trace.batch.samples)
-    pairs = zip(trace.calls, other.calls, strict=True)
-    moved = {
-        one.name: [o.tensor.shape for o in one.outputs] != [o.tensor.shape for o in two.outputs]
-        for one, two in pairs
-    }
-    return tuple(moved.get(name, True) for name in names)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return [] if targets is None or targets.ndim < 2 else [targets]
+    if hasattr(model, "config"):  # masks and the like, which are as long as the words
+        return []
+    long = [
+        tensor
+        for tensor in batch.tensors
+        if tensor is not targets and tensor.ndim > 1 and tensor.shape[1] in outputs[1:]
+    ]
+    return long if len(long) > 1 else []
+
+
+def _list_shapes(call: Call) -> list[torch.Size]:
+    return [each.tensor.shape for each in call.outputs]
 
 
 def _find_channel(trace: ForwardTrace, tensor: Tensor) -> int | None:

@@ -14,7 +14,7 @@ training cut the graph there, gradients and activations would pass by the cut.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -54,20 +54,22 @@ class Cut(NamedTuple):
     """A moment at which a model can be cut: a module returns.
 
     Attributes:
+        name: the name of the module; "name#2" is its second call of several.
         call: the call that returns.
         tensors: those that it hands on, the features first.
         around: the tensors that are read after it, too, but made before its call, each with the
             module at whose return it can be replaced.
     """
 
+    name: str
     call: Call
     tensors: tuple[CutTensor, ...]
     around: Mapping[GradientEdge, str]
 
     @property
-    def name(self) -> str:
-        """The name of the module."""
-        return self.call.name
+    def is_repeated(self) -> bool:
+        """Whether it is one of several calls of its module."""
+        return self.name != self.call.name
 
     @property
     def module(self) -> nn.Module:
@@ -114,14 +116,18 @@ def find_cuts(model: nn.Module, trace: ForwardTrace) -> tuple[dict[str, Cut], di
     seen: dict[int, Call] = {}  # the first call that returned each tensor
     reasons = {name: "it does not run in the forward" for name, _ in model.named_modules() if name}
     for call, alive in zip(trace.calls, crossing, strict=True):
-        reason = _explain_no_cut(call, times[call.name], alive, born)
+        reason = _explain_no_cut(call, alive, born)
         if reason is None:
-            cut = _make_cut(call, {edge: lifetimes[edge][1] for edge in alive}, born)
-            cuts[call.name] = cut
+            is_only = times[call.name] == 1
+            name = call.name if is_only else f"{call.name}#{call.number}"
+            cut = _make_cut(name, call, {edge: lifetimes[edge][1] for edge in alive}, born)
+            cuts[name] = cut
             for each in cut.tensors:
                 # A tensor that was written into has the name of an earlier one for its readers.
                 if seen.get(id(each.output.tensor), call).start >= call.start:
-                    born.setdefault(each.edge, call.name)
+                    born.setdefault(each.edge, name)
+                    if is_only and cuts[born[each.edge]].is_repeated:
+                        born[each.edge] = name  # of a module and its child the one that is simple
         for output in call.outputs:
             seen.setdefault(id(output.tensor), call)
         reasons[call.name] = reason or "it is part of a layer"
@@ -129,7 +135,10 @@ def find_cuts(model: nn.Module, trace: ForwardTrace) -> tuple[dict[str, Cut], di
 
 
 def _make_cut(
-    call: Call, last_read: Mapping[GradientEdge, int], born: Mapping[GradientEdge, str]
+    name: str,
+    call: Call,
+    last_read: Mapping[GradientEdge, int],
+    born: Mapping[GradientEdge, str],
 ) -> Cut:
     positions: dict[GradientEdge, list[int]] = defaultdict(list)
     for i, each in enumerate(call.outputs):
@@ -140,24 +149,23 @@ def _make_cut(
         CutTensor(tuple(own), call.outputs[own[0]], last_read[edge])
         for edge, own in positions.items()
     )
-    return Cut(call, tensors, {edge: born[edge] for edge in last_read.keys() - positions.keys()})
+    return Cut(
+        name, call, tensors, {edge: born[edge] for edge in last_read.keys() - positions.keys()}
+    )
 
 
 def _explain_no_cut(
-    call: Call, times: int, alive: set[GradientEdge], born: Mapping[GradientEdge, str]
+    call: Call, alive: set[GradientEdge], born: Mapping[GradientEdge, str]
 ) -> str | None:
     """Why a model cannot be cut at the end of a call; None if it can.
 
     Args:
         call: the call.
-        times: how many times its module is called.
         alive: what was made before its return and is read after it.
         born: what was replaced at an earlier cut.
     """
     if _runs_compiled(call):
         return "it runs inside a compiled module"
-    if times > 1:
-        return f"it is called {times} times in one forward"
     if not call.outputs:
         return f"it returns a {type(call.output).__name__}, no tensor"
     returned = {output.edge for output in call.outputs if output.edge is not None}
@@ -197,10 +205,13 @@ def choose_layer_ends(model: nn.Module, cuts: Mapping[str, Cut]) -> list[Cut]:
     """
     # What goes around no other is cut wherever it is; a module that others go around must stand in
     # a real list.
-    clean = {name: cut for name, cut in cuts.items() if not cut.around}
+    clean = {name: cut for name, cut in cuts.items() if not cut.around and not cut.is_repeated}
     block_groups = _find_block_group_classes(model, clean)
-    names = _iterate_listed_modules(model, "", cuts, block_groups, siblings=True)
-    candidates = sorted((cuts[name] for name in names), key=lambda cut: cut.time)
+    cuts_of: dict[str, list[Cut]] = defaultdict(list)
+    for cut in cuts.values():
+        cuts_of[cut.call.name].append(cut)
+    names = _iterate_listed_modules(model, "", set(cuts_of), set(clean), block_groups)
+    candidates = sorted((cut for name in names for cut in cuts_of[name]), key=lambda cut: cut.time)
     ends: list[Cut] = []
     for cut in candidates:
         if owns_matrix(cut.module):
@@ -249,34 +260,31 @@ def _find_stem(clean: Mapping[str, Cut], first: Cut) -> Cut | None:
 def _iterate_listed_modules(
     module: nn.Module,
     name: str,
-    cuts: Mapping[str, Cut],
-    block_groups: frozenset[type],
-    *,
-    siblings: bool,
+    cuttable: Collection[str],
+    siblings: Collection[str],
+    block_groups: Collection[type] = (),
 ) -> Iterator[str]:
     """Names of the modules in `module` with a cut that stand in a list; lists are opened.
 
     Args:
         module: where to look.
         name: its name in the model.
-        cuts: by the names of the modules that return.
+        cuttable: the names of the modules that a model can be cut at.
+        siblings: those among them that may make a list with others of their class.
         block_groups: classes that are opened like lists.
-        siblings: whether several children of one class make a list.
     """
     children = {f"{name}.{child}" if name else child: m for child, m in module.named_children()}
     candidates = {
         child_name: child
         for child_name, child in children.items()
-        if child_name in cuts and not _is_module_list(child) and type(child) not in block_groups
+        if child_name in cuttable and not _is_module_list(child) and type(child) not in block_groups
     }
-    members = _select_list_members(module, candidates, cuts, siblings=siblings)
+    members = _select_list_members(module, candidates, siblings)
     for child_name, child in children.items():
         if child_name in members:
             yield child_name
         else:
-            yield from _iterate_listed_modules(
-                child, child_name, cuts, block_groups, siblings=siblings
-            )
+            yield from _iterate_listed_modules(child, child_name, cuttable, siblings, block_groups)
 
 
 def _is_module_list(module: nn.Module) -> bool:
@@ -289,11 +297,7 @@ def _is_module_list(module: nn.Module) -> bool:
 
 
 def _select_list_members(
-    module: nn.Module,
-    candidates: Mapping[str, nn.Module],
-    cuts: Mapping[str, Cut],
-    *,
-    siblings: bool,
+    module: nn.Module, candidates: Mapping[str, nn.Module], siblings: Collection[str]
 ) -> set[str]:
     """Which of the candidates among a module's children stand in a list.
 
@@ -302,9 +306,7 @@ def _select_list_members(
     """
     if _is_module_list(module):
         return set(candidates)
-    if not siblings:
-        return set()
-    candidates = {name: child for name, child in candidates.items() if not cuts[name].around}
+    candidates = {name: child for name, child in candidates.items() if name in siblings}
     classes = Counter(type(child) for child in candidates.values() if owns_matrix(child))
     repeated = {cls for cls, count in classes.items() if count > 1}
     return {
@@ -326,7 +328,7 @@ def _find_block_group_classes(model: nn.Module, clean: Mapping[str, Cut]) -> fro
     for name, module in model.named_modules():
         if name not in clean or _is_module_list(module):
             continue
-        names = _iterate_listed_modules(module, name, clean, frozenset(), siblings=False)
+        names = _iterate_listed_modules(module, name, clean, ())
         weighted = sum(owns_matrix(clean[inner].module) for inner in names)
         counts.setdefault(type(module), []).append(weighted)
     return frozenset(cls for cls, found in counts.items() if min(found) > 0 and max(found) > 1)

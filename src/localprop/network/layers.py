@@ -32,6 +32,17 @@ class TensorShape(NamedTuple):
     modified_in_place: bool
 
 
+def split_call(name: str) -> tuple[str, int | None]:
+    """The module of a layer's name, and which of its calls it is, if it is one of several.
+
+    Example:
+        >>> split_call("encoder.layer#2")
+        ('encoder.layer', 2)
+    """
+    module, _, number = name.partition("#")
+    return module, int(number) if number else None
+
+
 class HandedOn(NamedTuple):
     """A tensor that a layer hands on to later ones.
 
@@ -111,8 +122,8 @@ class Layers:
         output_growth: by how much each of its sizes grows with a sample.
         output_dtype: its dtype.
         output_channel: the dimension that holds what it says of each position: classes, say.
-        follows_targets: for each layer, whether its output has as many positions as the targets of
-            a network that reads them; the encoder of an encoder-decoder has not.
+        follows_targets: for each layer, whether its output has the positions of the network's; that
+            of the encoder of an encoder-decoder has not.
         samples: the number of samples.
         frozen: the names of the parameters that require no gradient.
         not_cuttable: for every other module, why no layer ends with it.

@@ -137,7 +137,6 @@ _ADVICE = {
         "put what goes around a module, as the addition of h + block(h), into the forward of that "
         "module"
     ),
-    "it is called": "give each use a module of its own",
     "a random draw": "let every layer run (layerdrop=0, or whatever the model calls it)",
     "inside a compiled module": (
         "pass the model before torch.compile, or compile it in place with model.compile()"

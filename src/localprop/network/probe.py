@@ -66,6 +66,7 @@ class Call:
         parent: the call during which this one was made; None if the model itself made it.
         start: the time at which the call began: the number of the next operation.
         arguments: the names of what it got besides the first argument, but for defaults.
+        number: which of the calls of this submodule it is, counted from 1.
         end: the time at which it returned.
         output: what it returned.
         outputs: the tensors in it, in the order of torch's pytree.
@@ -76,6 +77,7 @@ class Call:
     parent: Call | None
     start: int
     arguments: tuple[str, ...] = ()
+    number: int = 0
     end: int = 0
     output: Any = None
     outputs: tuple[Output, ...] = ()
@@ -272,6 +274,7 @@ def _recorded_calls(
     """
     # Calls nest, so a stack holds those that have begun and not yet returned.
     stack: list[Call] = []
+    counts = Counter[str]()
     names = {module: name for name, module in model.named_modules() if module is not model}
 
     def begin_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -284,6 +287,8 @@ def _recorded_calls(
             stack.pop()
         call = stack.pop()
         call.set_output(output)
+        counts[call.name] += 1
+        call.number = counts[call.name]
         for each in call.outputs:
             on_return(each.tensor)
         trace.calls.append(call)
