@@ -16,6 +16,7 @@ from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
 from localprop.rule.local_loss import LossInputs
 from localprop.rule.losses import BuiltTask
+from localprop.rule.positions import list_layers_with_positions
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
 from localprop.schedule.wiring import Wiring
@@ -94,39 +95,47 @@ def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
 
 def make_partition(
     model: nn.Module,
+    rule: Rule,
     sample: Any,
     task: Task,
     batch_dims: Any,
-    modules: int | None,
-    partition: Partition | None,
+    cuts: int | Partition | None,
 ) -> Partition:
     """The given partition, or a uniform one.
 
+    Layers whose features have no positions in common with the outputs, such as the encoder of an
+    encoder-decoder, can hold no head, so they join the next that can.
+
     Args:
         model: the primary network.
+        rule: says whether there are heads.
         sample: a batch.
         task: how it enters the model.
         batch_dims: where it holds its samples.
-        modules: the number of modules, if no partition is given.
-        partition: the cuts.
+        cuts: the number of modules, or the partition.
 
     Raises:
         BadInput: the partition names parameters that the model does not have, or the model cannot
             be cut into so many modules.
     """
-    if partition is None:
-        assert modules is not None
+    assert cuts is not None
+    if not isinstance(cuts, Partition):
         layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
-        return Partition.uniform(layers, modules)
+        partition = Partition.uniform(layers, cuts)
+        if len(rule.credit(partition).rows) > 1:
+            ends = {*list_layers_with_positions(layers, task), len(layers) - 1}
+            if len(ends) >= cuts:  # else the heads say what they lack
+                return Partition.uniform(layers, cuts, ends=ends)
+        return partition
     known = {name for name, _ in model.named_parameters()}
-    named = {name for layer in partition.layers.parameters for name in layer}
+    named = {name for layer in cuts.layers.parameters for name in layer}
     strange = sorted(named - known)
     if strange:
         raise BadInput(
             f"The partition is of another model: this one has no parameter {strange[0]!r}. Call "
             "layers_of on this model."
         )
-    return partition
+    return cuts
 
 
 def find_wiring_problems(

@@ -122,13 +122,13 @@ class Learner:
             "normalization": normalization,
             "ranks": ranks,
         }
-        self.model = model
-        self.rule = rule
+        self.model, self.rule = model, rule
         self.seed = seed
         self.steps = 0
         sample = checks.add_targets(unwrap(sample))
         task = checks.resolve_task(task, model, sample, batch_dims)
-        self.partition = checks.make_partition(model, sample, task, batch_dims, modules, partition)
+        cuts = modules if partition is None else partition
+        self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
         own = Batch.of(sample, task.targets(sample), batch_dims).clone().to(torch.device("cpu"))
         self._sample = own.forget_classes().data
         named = model.named_parameters()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -56,18 +56,34 @@ class Partition:
         return bisect_right(self.cuts, layer)
 
     @classmethod
-    def uniform(cls, layers: Layers, modules: int, *, isolate_skips: bool = False) -> Partition:
+    def uniform(
+        cls,
+        layers: Layers,
+        modules: int,
+        *,
+        isolate_skips: bool = False,
+        ends: Collection[int] | None = None,
+    ) -> Partition:
         """Cut into modules whose numbers of layers differ by at most one, larger ones last.
 
+        Args:
+            layers: the layers of the network.
+            modules: the number of modules.
+            isolate_skips: whether no gradient goes around a cut.
+            ends: the layers at which a module may end, by default all. Others join the next of
+                them, and do not count.
+
         Raises:
-            BadInput: there are fewer than one module, or more modules than layers.
+            BadInput: there are fewer than one module, or more modules than layers to end them.
         """
-        count = len(layers)
-        if not 1 <= modules <= count:
+        last = len(layers) - 1
+        places = sorted({*(range(last) if ends is None else ends), last})
+        if not 1 <= modules <= len(places):
             raise BadInput([_describe_bad_count(layers, modules)])
-        small, larger = divmod(count, modules)
+        small, larger = divmod(len(places), modules)
         sizes = [small] * (modules - larger) + [small + 1] * larger
-        return cls(layers, tuple(accumulate(sizes))[:-1], isolate_skips)
+        cuts = tuple(places[count - 1] + 1 for count in accumulate(sizes))
+        return cls(layers, cuts[:-1], isolate_skips)
 
     @classmethod
     def at(

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import BadInput
+from localprop.network.layers import Layers
 from localprop.rule.attach import AttachPoint
+from localprop.tasks.task import Task
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -96,10 +98,30 @@ def has_positions(point: AttachPoint) -> bool:
         return False
     features = _positions(point.features, point.dimension())
     wanted = _positions(outputs, point.layers.output_channel)
-    like = len(features) == len(wanted) and (len(wanted) > 1 or features == wanted)
-    if not like or not point.layers.follows_targets[point.layer]:
+    if not _are_alike(features, wanted) or not point.layers.follows_targets[point.layer]:
         raise BadInput(_say_no_positions(point))
     return True
+
+
+def list_layers_with_positions(layers: Layers, task: Task) -> list[int]:
+    """The layers at whose end a head can make outputs: those with positions like the outputs'."""
+    if len(layers.output_shape) <= 2 or task.has_fixed_outputs:
+        return list(range(len(layers)))
+    wanted = _positions(layers.output_shape, layers.output_channel)
+    return [
+        layer
+        for layer in range(len(layers))
+        if layers.follows_targets[layer]
+        and (
+            (channel := layers.find_channel(layer)) is None
+            or _are_alike(_positions(layers.shapes[layer], channel), wanted)
+        )
+    ]
+
+
+def _are_alike(features: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether there is an output at each position. Of maps one may be finer than the other."""
+    return len(features) == len(wanted) and (len(wanted) > 1 or features == wanted)
 
 
 def _say_no_positions(point: AttachPoint) -> str:
