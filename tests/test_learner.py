@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -324,3 +325,26 @@ def test_a_new_learner_replaces_the_heads_of_the_old_one() -> None:
         learner = make(model=model, optimizer=optimizer)
         learner.step(sample())
     assert list_owned(optimizer) == {id(p) for p in learner.parameters()}
+
+
+class ShardedParameter(nn.Parameter):
+    """What a DTensor looks like from outside."""
+
+    placements = ()
+
+
+def test_a_model_that_is_parallel_already_is_refused(tmp_path: Path) -> None:
+    first = nn.Linear(4, 4)
+    model = nn.Sequential(first, nn.Linear(4, 2))
+    batch = torch.zeros(2, 4), torch.zeros(2).long()
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(lp.BadInput, match=r"is in DistributedDataParallel.*Ranks\(replicas"):
+            make(model=wrapped, sample=batch)
+    finally:
+        torch.distributed.destroy_process_group()
+    first.weight = ShardedParameter(first.weight.detach())
+    with pytest.raises(lp.BadInput, match=r"'0.weight' is sharded .*Ranks\(replicas"):
+        make(model=model, sample=batch)

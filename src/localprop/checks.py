@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from localprop.errors import BadInput, check
@@ -44,6 +45,8 @@ def find_argument_problems(
         yield f"The model is a {_name(model)}, but must be a torch.nn.Module."
     elif not list(model.parameters()):
         yield "The model has no parameters: there is nothing to train."
+    else:
+        yield from find_parallel_problems(model)
     if not isinstance(rule, Rule):
         yield (
             f"The rule is a {_name(rule)}, but must be a localprop.Rule: call a method, as in "
@@ -74,7 +77,7 @@ def find_argument_problems(
         )
 
 
-def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
+def find_rank_problems(optimizer: object) -> Iterator[str]:
     """What cannot be trained on several ranks."""
     if isinstance(optimizer, Optimizer):
         yield (
@@ -82,14 +85,25 @@ def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
             "instead of an optimizer of all parameters; or use each process for itself with "
             "ranks=Ranks(alone=True)."
         )
+
+
+def find_parallel_problems(model: nn.Module) -> Iterator[str]:
+    """What somebody else has made parallel already."""
+    advice = "Use the model as it was and ranks=lp.Ranks(replicas=...) for data parallelism."
+    for name, module in model.named_modules():
+        if isinstance(module, DistributedDataParallel):
+            where = "The model" if not name else f"The module {name!r}"
+            yield (
+                f"{where} is in DistributedDataParallel, which sums a gradient once per step, when "
+                f"the whole backward has run: modules would be stepped before. {advice}"
+            )
     sharded = [
         name for name, parameter in model.named_parameters() if hasattr(parameter, "placements")
     ]
     if sharded:
         yield (
-            f"Parameter {sharded[0]!r} is sharded already (a DTensor, as fully_shard makes it): "
-            "stages of a pipeline hold whole parameters. Leave the model as it is and use "
-            "ranks=Ranks(replicas=...) for data parallelism."
+            f"Parameter {sharded[0]!r} is sharded (a DTensor, as fully_shard makes it), but a "
+            f"segment is stepped with whole parameters. {advice}"
         )
 
 

@@ -110,7 +110,7 @@ class Learner:
                 model, rule, modules, partition, precision, optimizer, microbatches, task
             )
         )
-        check(checks.find_rank_problems(model, optimizer) if ranks.is_used() else ())
+        check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
         self._arguments: dict[str, Any] = {
             "optimizer": optimizer,
             "task": task,

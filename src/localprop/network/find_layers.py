@@ -339,7 +339,8 @@ def _list_returned(trace: ForwardTrace) -> list[Tensor]:
 def _find_submodules(trace: ForwardTrace, cuts: Sequence[Call]) -> dict[int, list[Call]]:
     """The outermost modules that begin and end within one layer and run once, for each layer.
 
-    To skip a layer, it is enough to replace the forwards of these modules.
+    To skip a layer, it is enough to replace the forwards of these modules. What they return takes
+    part in the gradient: a module that makes a mask or a table of positions is cheap and runs.
     """
     times = count_calls(trace)
     spans = _find_layer_spans(trace, cuts)
@@ -349,7 +350,8 @@ def _find_submodules(trace: ForwardTrace, cuts: Sequence[Call]) -> dict[int, lis
         # A parent that spans several layers, such as a Sequential of blocks, has to run.
         # A parent that has raised never returned, and has no span.
         is_outermost = call.parent not in spans or len(set(spans[call.parent])) > 1
-        is_replaceable = times[call.name] == 1 and _is_plain(call.output)
+        is_on_path = any(each.edge is not None for each in call.outputs)
+        is_replaceable = is_on_path and times[call.name] == 1 and _is_plain(call.output)
         if first == last and is_outermost and is_replaceable:
             submodules[last].append(call)
     return submodules
