@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import FileStore
 
 import localprop as lp
 
@@ -337,7 +338,7 @@ def test_a_model_that_is_parallel_already_is_refused(tmp_path: Path) -> None:
     first = nn.Linear(4, 4)
     model = nn.Sequential(first, nn.Linear(4, 2))
     batch = torch.zeros(2, 4), torch.zeros(2).long()
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    store = FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(model)

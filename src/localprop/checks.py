@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from localprop.errors import BadInput, check
 from localprop.network.find_layers import layers_of, look_again
+from localprop.network.layers import LayerEnd
 from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
 from localprop.rule.local_loss import LossInputs
@@ -159,9 +160,14 @@ def find_wiring_problems(
     segments = range(len(wiring.segments))
     if not any(wiring.flows[s] or wiring.has_second_order_loss(s) for s in segments):
         yield "Every parameter of the model is frozen: there is nothing to train."
-    wide = [s for s, skips in enumerate(wiring.skips) if skips or "#" in wiring.end_name(s)]
-    if wide:
-        yield from _find_skip_problems(wiring, wide[0], recompute=recompute, on_ranks=on_ranks)
+    ends = map(wiring.end_name, segments)
+    odd = [
+        s
+        for s, (skips, end) in enumerate(zip(wiring.skips[:-1], ends, strict=False))
+        if skips or not LayerEnd.parse(end).is_plain
+    ]
+    if odd:
+        yield from _find_cut_problems(wiring, odd[0], recompute=recompute, on_ranks=on_ranks)
     for objective in wiring.objectives:
         if objective.second_order and recompute:
             yield (
@@ -181,18 +187,20 @@ def find_wiring_problems(
             )
 
 
-def _find_skip_problems(
+def _find_cut_problems(
     wiring: Wiring, segment: int, *, recompute: bool, on_ranks: bool
 ) -> Iterator[str]:
     """What needs cuts that the features alone cross, at modules that are called once."""
     name, layers = wiring.end_name(segment), wiring.layers
-    what = "is one of several calls" if "#" in name else "hands on more than one tensor"
+    what = "hands on more than one tensor"
+    if not LayerEnd.parse(name).is_plain:
+        what = "is no plain return" if "+" in name else "is one of several calls"
     plain = [
         layers.names[end]
         for end in range(len(layers) - 1)
         if len(layers.handed_on[end]) == 1
         and all(each.until <= end for own in layers.handed_on[:end] for each in own)
-        and "#" not in layers.names[end]
+        and LayerEnd.parse(layers.names[end]).is_plain
     ]
     remedy = f"cut elsewhere: {', '.join(map(repr, plain))}" if plain else "it can be cut nowhere"
     reasons = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 import localprop as lp
 from localprop.rule.local_loss import LossInputs
@@ -119,6 +121,23 @@ class Branch(nn.Module):
         return output
 
 
+class Residuals(nn.Module):
+    """Residuals are added outside of the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 4)
+        self.layers = nn.ModuleList(nn.ModuleList([conv(4, 4), conv(4, 4)]) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for pair in self.layers:
+            first, second = pair.children()
+            x = first(x) + x
+            x = second(x) * 0.5 + x
+        return x
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "U-Net": UNet,
     "dense": Dense,
@@ -126,6 +145,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "pairs in place": lambda: Pairs(in_place=True),
     "towers": Towers,
     "branch": Branch,
+    "residuals": Residuals,
 }
 BATCH = torch.randn(2, 3, 16, 16), torch.randint(4, (2, 16, 16))
 
@@ -156,6 +176,38 @@ def make_learner(
     )
 
 
+@contextmanager
+def see(model: nn.Module, name: str, seen: list[Tensor]) -> Iterator[None]:
+    """Within the context, keep the first tensor that a module or function returns."""
+    name, _, number = name.partition("+")
+
+    def keep(module: nn.Module, args: object, output: Any) -> None:
+        # The network may write into it later.
+        seen.append((output if isinstance(output, Tensor) else output[0]).clone())
+
+    class Functions(TorchFunctionMode):
+        count = -1  # of those since the module has returned
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if self.count >= 0 and isinstance(result, Tensor):
+                self.count += 1
+                if self.count == int(number):
+                    keep(model, (), result)
+            return result
+
+    def begin(module: nn.Module, args: object, output: object) -> None:
+        functions.count = 0
+
+    functions = Functions()
+    handle = model.get_submodule(name).register_forward_hook(begin if number else keep)
+    with functions if number else nullcontext():
+        yield
+    handle.remove()
+
+
 def compute_gradients(learner: lp.Learner) -> dict[str, Tensor]:
     """The gradients of all parameters, by one plain forward per loss: nothing is cut there."""
     layers, modules = learner.partition.layers, learner.partition.modules
@@ -163,15 +215,8 @@ def compute_gradients(learner: lp.Learner) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for k, row in enumerate(learner.wiring.table.rows):
         seen: list[Tensor] = []
-
-        def keep(module: nn.Module, args: object, output: Any, seen: list[Tensor] = seen) -> None:
-            # The network may write into it later.
-            seen.append((output if isinstance(output, Tensor) else output[0]).clone())
-
-        hooked = learner.model.get_submodule(layers.names[modules[k][-1]])
-        handle = hooked.register_forward_hook(keep)
-        output = learner.model(BATCH[0])
-        handle.remove()
+        with see(learner.model, layers.names[modules[k][-1]], seen):
+            output = learner.model(BATCH[0])
         features = output if k == len(modules) - 1 else seen[0]
         head: Any = learner.heads[str(k)]
         loss = head["loss"](features, head["aux"], LossInputs(*BATCH))
@@ -265,6 +310,14 @@ def test_isolated_skips_carry_no_credit() -> None:
     torch.autograd.backward(functional.cross_entropy(plain(BATCH[0]), BATCH[1]))
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_a_residual_outside_of_a_block_ends_a_layer() -> None:
+    names = lp.layers_of(Residuals(), BATCH).names
+    assert names == (
+        "stem.2", "layers.0.0+1", "layers.0.1+2", "layers.1.0+1", "layers.1.1+2", "layers.2.0+1",
+        "layers.2.1+2",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

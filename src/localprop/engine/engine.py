@@ -16,7 +16,6 @@ end of the last.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -27,19 +26,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from localprop.engine.communicator import Communicator
+from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
 from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
-from localprop.engine.repeated import CutCalls
 from localprop.engine.saved_tensors import unhooked_saved_tensors
 from localprop.engine.skips import cut_bundle
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
-from localprop.network.layers import split_call
 from localprop.network.partial_forward import StopForward, skip_layers
 from localprop.rule.local_loss import LossInputs
 from localprop.schedule.operands import Value
@@ -94,8 +92,8 @@ class Engine:
         self._loss_places = find_loss_places(wiring)
         last = len(wiring.segments) - 1
         # The network's last segment ends with the model's return: code may follow its last module.
-        self._ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
-        self._repeated: dict[nn.Module, CutCalls] = defaultdict(CutCalls)
+        ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
+        self._cuts = CutHooks(model, ends, self._cut)
         self.hooks = list(self._list_hooks())
         self._cursor = Cursor()
         self._running_step: StepContext | None = None
@@ -245,8 +243,7 @@ class Engine:
         """
         first, last = self.stage.segments[0], self.stage.segments[-1]
         self._cursor.microbatch, self._cursor.expected = microbatch, first
-        for repeated in self._repeated.values():
-            repeated.count = 0
+        self._cuts.begin()
         precision = self.plan.precision
         with precision.forward() if precision.is_active else nullcontext():
             output = self._run_forward(step, first)
@@ -279,6 +276,8 @@ class Engine:
                 return forward(self.model, batch.data)
         except StopForward as stop:
             return stop.output
+        finally:
+            self._cuts.end()
 
     def _enter_received(self, step: StepContext, segment: int) -> Tensor:
         entry = self._program.enter[self._cursor.microbatch, segment]
@@ -314,14 +313,7 @@ class Engine:
     def _list_hooks(self) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
         # Where a segment ends at a tap, the tap must see the output before the next segment's input
         # takes its place, so its hook runs first: it comes last here (`_hooked`).
-        for segment, end in self._ends.items():
-            name, number = split_call(end)
-            cut, module = partial(self._cut, segment), self.model.get_submodule(name)
-            if number is None:
-                yield module, cut
-            else:
-                self._repeated[module].cuts[number] = cut
-        yield from self._repeated.items()
+        yield from self._cuts
         for module, tap in self._program.taps:
             yield module, partial(self._keep_inner_output, tap)
 

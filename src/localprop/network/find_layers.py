@@ -15,8 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from localprop.errors import check
 from localprop.network.autograd_graph import gradient_edge_of
+from localprop.network.calls import Call, count_calls
+from localprop.network.cuts import Cut, find_cuts
 from localprop.network.draws import EXTREMES
-from localprop.network.layer_ends import Cut, choose_layer_ends, find_cuts
+from localprop.network.followers import find_followers
+from localprop.network.layer_ends import choose_layer_ends, find_following_cuts
 from localprop.network.layer_parameters import add_unreached, list_parameters, measure_depths
 from localprop.network.layers import (
     HandedOn,
@@ -27,9 +30,7 @@ from localprop.network.layers import (
     resize_shape,
 )
 from localprop.network.probe import (
-    Call,
     ForwardTrace,
-    count_calls,
     find_rare_counts,
     trace_again,
     trace_forward,
@@ -74,7 +75,7 @@ def layers_of(
     task, sample = task or Task(), unwrap(sample)
     batch = Batch.of(sample, task.targets(sample), batch_dims)
     trace, cuts, not_cuttable = _look(model, task.forward, batch)
-    ends = choose_layer_ends(model, cuts)
+    ends = choose_layer_ends(model, trace.calls, cuts)
     layers = _build_layers(model, task.forward, batch, trace, ends, not_cuttable)
     layers.others[batch.signature] = layers
     return layers
@@ -86,6 +87,10 @@ def _look(
     """Run a model, and find its cuts; if draws decide what runs, those that there always are."""
     trace = trace_forward(model, forward, batch)
     cuts, not_cuttable = find_cuts(model, trace)
+    if None in find_following_cuts(model, trace.calls, cuts).values():
+        # Perhaps a residual is added between two modules.
+        trace = _trace_functions(model, forward, batch, trace)
+        cuts, not_cuttable = find_cuts(model, trace)
     if not trace.has_drawn or trace.way == "real":
         return trace, cuts, not_cuttable
     others = [
@@ -106,6 +111,14 @@ def _look(
     return trace, {name: cut for name, cut in cuts.items() if name in always}, not_cuttable
 
 
+def _trace_functions(
+    model: nn.Module, forward: Forward, batch: Batch, trace: ForwardTrace
+) -> ForwardTrace:
+    """Another look in the same way, at functions, too."""
+    count = trace.batch.samples
+    return trace_again(model, forward, batch, trace.way, count, functions=True)
+
+
 def look_again(layers: Layers, forward: Forward, batch: Batch) -> Layers:
     """The same layers on a batch of another shape: padded to another length, for example.
 
@@ -122,6 +135,8 @@ def look_again(layers: Layers, forward: Forward, batch: Batch) -> Layers:
     known = layers.others.get(batch.signature)
     if known is None:
         trace = trace_forward(layers.model, forward, batch)
+        if any("+" in name for name in layers.names):
+            trace = _trace_functions(layers.model, forward, batch, trace)
         cuts, not_cuttable = find_cuts(layers.model, trace)
         names = layers.names if len(layers) > 1 else ()
         check(
@@ -180,7 +195,7 @@ def _build_layers(
         output_growth=sizes[id(trace.output)][1],
         output_dtype=trace.output.dtype,
         output_channel=_find_output_channel(trace),
-        follows_targets=_find_followers(model, forward, batch, trace, ends),
+        follows_targets=find_followers(model, forward, batch, trace, ends),
         samples=batch.samples,
         frozen=frozenset(name for name, p in named.items() if not p.requires_grad),
         not_cuttable={name: why for name, why in not_cuttable.items() if name not in names},
@@ -221,56 +236,6 @@ def _find_output_channel(trace: ForwardTrace) -> int:
     """The dimension of the output that holds what it says of each position."""
     last = trace.output.ndim - 1
     return last if trace.output.ndim <= 2 else trace.output_channel or last
-
-
-def _find_followers(
-    model: nn.Module, forward: Forward, batch: Batch, trace: ForwardTrace, ends: Sequence[Cut]
-) -> tuple[bool, ...]:
-    """For each layer, whether its output has the positions of the network's.
-
-    The encoder of an encoder-decoder has not, even where both happen to be equally long. So one of
-    the inputs is made longer: then the network's output or that of the layer is, but not both.
-    """
-    follow = [True] * (len(ends) or 1)
-    if trace.output.ndim != 3:
-        return tuple(follow)
-    for chosen in _list_inputs_with_positions(model, batch, trace.output.shape):
-        longer = batch.map(
-            lambda tensor, chosen=chosen: (  # type: ignore[misc]
-                torch.cat([tensor, tensor[:, :1]], 1) if tensor is chosen else tensor
-            )
-        )
-        try:
-            other = trace_again(model, forward, longer, trace.way, trace.batch.samples)
-        except Exception:  # this input must be as long as another one
-            continue
-        shapes = {(call.name, call.number): _list_shapes(call) for call in other.calls}
-        moved = trace.output.shape != other.output.shape
-        for layer, end in enumerate(ends):
-            was, now = _list_shapes(end.call), shapes.get((end.call.name, end.call.number))
-            follow[layer] &= now is None or (was != now) == moved
-    return tuple(follow)
-
-
-def _list_inputs_with_positions(
-    model: nn.Module, batch: Batch, outputs: torch.Size
-) -> list[Tensor]:
-    """The inputs that may each have positions of its own."""
-    targets = batch.targets
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return [] if targets is None or targets.ndim < 2 else [targets]
-    if hasattr(model, "config"):  # masks and the like, which are as long as the words
-        return []
-    long = [
-        tensor
-        for tensor in batch.tensors
-        if tensor is not targets and tensor.ndim > 1 and tensor.shape[1] in outputs[1:]
-    ]
-    return long if len(long) > 1 else []
-
-
-def _list_shapes(call: Call) -> list[torch.Size]:
-    return [each.tensor.shape for each in call.outputs]
 
 
 def _find_channel(trace: ForwardTrace, tensor: Tensor) -> int | None:
@@ -342,7 +307,7 @@ def _find_submodules(trace: ForwardTrace, cuts: Sequence[Call]) -> dict[int, lis
     To skip a layer, it is enough to replace the forwards of these modules. What they return takes
     part in the gradient: a module that makes a mask or a table of positions is cheap and runs.
     """
-    times = count_calls(trace)
+    times = count_calls(trace.calls)
     spans = _find_layer_spans(trace, cuts)
     submodules: dict[int, list[Call]] = defaultdict(list)
     for call in trace.calls:
@@ -352,7 +317,7 @@ def _find_submodules(trace: ForwardTrace, cuts: Sequence[Call]) -> dict[int, lis
         is_outermost = call.parent not in spans or len(set(spans[call.parent])) > 1
         is_on_path = any(each.edge is not None for each in call.outputs)
         is_replaceable = is_on_path and times[call.name] == 1 and _is_plain(call.output)
-        if first == last and is_outermost and is_replaceable:
+        if first == last and is_outermost and is_replaceable and not call.function:
             submodules[last].append(call)
     return submodules
 

@@ -32,15 +32,34 @@ class TensorShape(NamedTuple):
     modified_in_place: bool
 
 
-def split_call(name: str) -> tuple[str, int | None]:
-    """The module of a layer's name, and which of its calls it is, if it is one of several.
+class LayerEnd(NamedTuple):
+    """Where a layer ends, as its name says.
+
+    Attributes:
+        module: the name of the module that returns.
+        call: which of its calls, if there are several.
+        function: which function of torch after that return, if it is one that ends the layer.
 
     Example:
-        >>> split_call("encoder.layer#2")
-        ('encoder.layer', 2)
+        >>> LayerEnd.parse("encoder.layer#2+1")
+        LayerEnd(module='encoder.layer', call=2, function=1)
     """
-    module, _, number = name.partition("#")
-    return module, int(number) if number else None
+
+    module: str
+    call: int | None = None
+    function: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> LayerEnd:
+        """Read the name of a layer."""
+        name, _, function = name.partition("+")
+        module, _, call = name.partition("#")
+        return cls(module, int(call) if call else None, int(function) if function else None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the return of the only call of a module."""
+        return self.call is None and self.function is None
 
 
 class HandedOn(NamedTuple):
