@@ -160,6 +160,12 @@ def find_wiring_problems(
     segments = range(len(wiring.segments))
     if not any(wiring.flows[s] or wiring.has_second_order_loss(s) for s in segments):
         yield "Every parameter of the model is frozen: there is nothing to train."
+    within = [s for s in segments[1:] if wiring.encoders_at(s) and wiring.enters_in_checkpoint(s)]
+    if within:
+        yield (
+            f"Contexts are added at {wiring.end_name(within[0] - 1)!r}, within a checkpoint of the "
+            "model's own, whose recomputation would know nothing of them: turn the checkpoints off."
+        )
     ends = map(wiring.end_name, segments)
     odd = [
         s

@@ -56,6 +56,7 @@ class Call:
         number: which of the calls of this submodule it is, counted from 1.
         function: of a function, how many have run since this submodule returned; else 0.
         end: the time at which it returned.
+        in_checkpoint: whether hooks of saved tensors, as checkpoints have them, were on then.
         output: what it returned.
         outputs: the tensors in it, in the order of torch's pytree.
     """
@@ -68,6 +69,7 @@ class Call:
     number: int = 0
     function: int = 0
     end: int = 0
+    in_checkpoint: bool = False
     output: Any = None
     outputs: tuple[Output, ...] = ()
 
@@ -81,6 +83,7 @@ class Call:
     def set_output(self, output: Any) -> None:
         """Record what the call returned, at the moment at which it returns."""
         self.end = _read_time()
+        self.in_checkpoint = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         self.output = output
         # Edges and versions are read now: a later in-place operation, such as an in-place ReLU in
         # the next module, raises the version and gives the same tensor another `grad_fn`.

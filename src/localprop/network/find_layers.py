@@ -185,6 +185,7 @@ def _build_layers(
         parameters=tuple(map(tuple, parameters)),
         sizes=tuple(tuple(named[name].numel() for name in own) for own in parameters),
         depths=tuple(measure_depths(made)),
+        in_checkpoints=tuple(end.call.in_checkpoint for end in ends) or (False,),
         submodules=tuple(
             tuple(_describe_submodule(call, sizes) for call in submodules[layer])
             for layer in range(len(names))

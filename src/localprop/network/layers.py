@@ -134,6 +134,7 @@ class Layers:
         sizes: for each layer, the number of elements of each of these parameters.
         depths: for each layer, the number of weights (of convolutions, linear layers, ...) on its
             longest path.
+        in_checkpoints: for each layer, whether it ends within a checkpoint of the model's own.
         submodules: the outermost modules that begin and end within each layer.
         input_shape: the shape of the sample.
         input_dtype: the dtype of the sample.
@@ -162,6 +163,7 @@ class Layers:
     parameters: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
     depths: tuple[int, ...]
+    in_checkpoints: tuple[bool, ...]
     submodules: tuple[tuple[Submodule, ...], ...]
     input_shape: torch.Size
     input_dtype: torch.dtype

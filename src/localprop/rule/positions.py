@@ -49,19 +49,24 @@ class MatchOutput(nn.Module):
     Outputs between positions are interpolated.
 
     Args:
-        aux: maps features to (N, positions..., outputs).
+        aux: maps features to (N, positions..., outputs); it may have fewer positions than they.
         channel: the dimension of the network's output that holds what each position has.
+        features_channel: the dimension of the features that holds their channels.
         ratios: of the network's positions to those of the features.
     """
 
-    def __init__(self, aux: nn.Module, channel: int, ratios: tuple[float, ...]) -> None:
+    def __init__(
+        self, aux: nn.Module, channel: int, features_channel: int, ratios: tuple[float, ...]
+    ) -> None:
         super().__init__()
         self.aux, self.channel, self.ratios = aux, channel, ratios
+        self.features_channel = features_channel
 
     def forward(self, features: Tensor) -> Tensor:
         """The auxiliary network's output, in the shape of the network's."""
         output: Tensor = self.aux(features).movedim(-1, 1)
-        size = [round(n * ratio) for n, ratio in zip(output.shape[2:], self.ratios, strict=True)]
+        positions = _positions(features.shape, self.features_channel)
+        size = [round(n * ratio) for n, ratio in zip(positions, self.ratios, strict=True)]
         if list(output.shape[2:]) != size:
             output = functional.interpolate(
                 output, size=size, mode=_MODES[len(size)], align_corners=False
@@ -165,7 +170,7 @@ def match_output(aux: nn.Module, point: AttachPoint) -> nn.Module:
     if len(features) != len(wanted):
         raise BadInput(_say_no_positions(point))
     ratios = tuple(b / a for a, b in zip(features, wanted, strict=True))
-    return MatchOutput(aux, channel, ratios)
+    return MatchOutput(aux, channel, point.dimension(), ratios)
 
 
 def _positions(shape: tuple[int, ...], channel: int) -> tuple[int, ...]:

@@ -195,6 +195,10 @@ class Wiring:
         assert isinstance(encoders, nn.ModuleList)
         return encoders
 
+    def enters_in_checkpoint(self, segment: int) -> bool:
+        """Whether a segment begins within a checkpoint of the model's own."""
+        return self.layers.in_checkpoints[self.segments[segment].layers[0] - 1]
+
     def has_second_order_loss(self, segment: int) -> bool:
         """Whether a loss differentiates through a segment and trains it."""
         return any(
