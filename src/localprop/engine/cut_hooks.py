@@ -33,6 +33,9 @@ class CutHooks:
         ends: the names of the segments' ends.
         cut: called with the segment, the module, its arguments and its output; gives what takes the
             place of the output.
+
+    Attributes:
+        wait: whether some of them count, and must be told where a forward begins and ends.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class CutHooks:
                 self._hooks.append((module, hook))
             else:
                 self._repeated[module].cuts[end.call] = hook
+        self.wait = bool(self._repeated or self._functions)
 
     def __iter__(self) -> Iterator[tuple[nn.Module, Hook]]:
         """Each module with its hook."""

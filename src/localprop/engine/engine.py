@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from localprop.engine.backward_hooks import BackwardHooks
 from localprop.engine.communicator import Communicator
 from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure
@@ -94,7 +95,12 @@ class Engine:
         # The network's last segment ends with the model's return: code may follow its last module.
         ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
         self._cuts = CutHooks(model, ends, self._cut)
-        self.hooks = list(self._list_hooks())
+        self._end_modules = [module for module, _ in self._cuts]
+        self._backward_hooks: BackwardHooks | None = None
+        # Where a segment ends at a tap, the tap must see the output before the next segment's input
+        # takes its place, so its hook runs first: it comes last here (`_hooked`).
+        taps = [(module, partial(self._keep_inner_output, t)) for module, t in self._program.taps]
+        self.hooks: list[tuple[nn.Module, Callable[..., Any]]] = [*self._cuts, *taps]
         self._cursor = Cursor()
         self._running_step: StepContext | None = None
         # The batch before, while some of its actions are still to come.
@@ -243,7 +249,8 @@ class Engine:
         """
         first, last = self.stage.segments[0], self.stage.segments[-1]
         self._cursor.microbatch, self._cursor.expected = microbatch, first
-        self._cuts.begin()
+        if self._cuts.wait:
+            self._cuts.begin()
         precision = self.plan.precision
         with precision.forward() if precision.is_active else nullcontext():
             output = self._run_forward(step, first)
@@ -277,7 +284,8 @@ class Engine:
         except StopForward as stop:
             return stop.output
         finally:
-            self._cuts.end()
+            if self._cuts.wait:
+                self._cuts.end()
 
     def _enter_received(self, step: StepContext, segment: int) -> Tensor:
         entry = self._program.enter[self._cursor.microbatch, segment]
@@ -310,13 +318,6 @@ class Engine:
 
     # --- hooks ----------------------------------------------------------------------------------
 
-    def _list_hooks(self) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
-        # Where a segment ends at a tap, the tap must see the output before the next segment's input
-        # takes its place, so its hook runs first: it comes last here (`_hooked`).
-        yield from self._cuts
-        for module, tap in self._program.taps:
-            yield module, partial(self._keep_inner_output, tap)
-
     @contextmanager
     def _hooked(self) -> Iterator[None]:
         # Only for the time of a step: a hook that stayed would cut calls of the user's own, and a
@@ -327,16 +328,23 @@ class Engine:
                 # Before all hooks that are there: those of Hugging Face's models, for instance,
                 # keep outputs, and would keep one that is not cut.
                 handles.append(module.register_forward_hook(hook, prepend=True))
+            if any(m._backward_hooks or m._backward_pre_hooks for m in self._end_modules):
+                self._backward_hooks = BackwardHooks(self._end_modules)
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            if self._backward_hooks:
+                self._backward_hooks.give_back()
+            self._backward_hooks = None
 
     def _cut(self, segment: int, module: nn.Module, args: object, output: Any) -> Any:
         """The hook at a segment's end: what it returns takes the place of the module's output."""
         # A model that checkpoints its own blocks calls them again in a backward.
         if torch._C._current_graph_task_id() != -1:
             return output
+        if self._backward_hooks and not (self.recompute and self.recompute.skips(segment)):
+            output = self._backward_hooks.end(module, output)
         if isinstance(output, Tensor):
             return self._cut_tensor(segment, output)
         assert self._running_step is not None
