@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from localprop.engine.isolation import find_leaks, needs_proof
 from localprop.errors import BadInput, check
 from localprop.network.find_layers import layers_of, look_again
 from localprop.network.layers import LayerEnd
@@ -270,6 +271,8 @@ class BatchCheck:
         shape = batch.signature, batch.samples == 1
         if shape not in self._checked:
             check_heads(wiring, batch)
+            if needs_proof(wiring):
+                check(find_leaks(wiring, batch))
             self._checked.add(shape)
         layers = look_again(wiring.layers, wiring.task.forward, batch)
         outputs = layers.shape_for(layers.output_shape, layers.output_growth, batch.samples)

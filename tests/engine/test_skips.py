@@ -334,3 +334,41 @@ def test_what_needs_one_tensor_is_refused(
         lp.BadInput, match=f"'down.1' hands on more than one tensor, and {message}.*: 'down.0'\\."
     ):
         make_learner(UNet(), rule, 6, **options)
+
+
+def test_a_tensor_that_is_kept_before_its_module_returns_is_found() -> None:
+    class Keeps(UNet):
+        """What a block keeps is the tensor that the cut has not replaced."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept: list[Tensor] = []
+            for block in self.down:
+                block.register_forward_hook(lambda _, args, output: self.kept.append(output))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept.clear()
+            return super().forward(x) + self.kept[0].mean()
+
+    learner = make_learner(Keeps(), lp.greedy(), 6)
+    assert learner.step(BATCH)  # hooks come after those of the cuts, and see what they hand on
+
+    class KeepsInside(nn.Sequential):
+        kept: Tensor
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = super().forward(x)  # type: ignore[no-untyped-call]
+            return self.kept
+
+    class ReadsInside(UNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down[0] = KeepsInside(*conv(3, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            output, first = super().forward(x), self.down[0]
+            assert isinstance(first, KeepsInside)
+            return output + first.kept.mean()
+
+    with pytest.raises(lp.BadInput, match="keeps a tensor before its module returns"):
+        make_learner(ReadsInside(), lp.greedy(), 6)

@@ -74,6 +74,15 @@ def find_leaves(
     return [leaf for leaf in leaves if leaf is not None]
 
 
+def find_older(edges: Sequence[GradientEdge], time: int) -> set[str]:
+    """The names of the operations that tensors depend on and that ran before a moment."""
+    return {
+        edge.node.name()
+        for edge in _sort_topologically(edges)
+        if _get_leaf(edge) is None and edge.node._sequence_nr() < time
+    }
+
+
 def measure_depth(edge: GradientEdge, start: Collection[GradientEdge] = ()) -> int:
     """Count the weights, tensors of two dimensions or more, on the longest path to a tensor.
 
