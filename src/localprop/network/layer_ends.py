@@ -172,12 +172,22 @@ def _iterate_listed_modules(
 
 
 def _is_module_list(module: nn.Module) -> bool:
-    """Whether a module is a list: a Sequential or ModuleList, unless it is one unit itself."""
+    """Whether a module is a list: a Sequential or ModuleList, unless it is one unit itself; or one
+    whose children are b1, b2, ..., blocks of one class, such as a stage of timm's RegNet.
+    """
     # Sequential(conv, norm, relu) is a unit, written as a list for convenience: only one child has
     # weights, and that child is a bare conv or Linear.
     weighted = [child for child in module.children() if owns_matrix(child)]
     is_unit = len(weighted) == 1 and not list(weighted[0].children())
-    return isinstance(module, (nn.Sequential, nn.ModuleList)) and not is_unit
+    if isinstance(module, (nn.Sequential, nn.ModuleList)):
+        return not is_unit
+    numbered = {name.rstrip("0123456789") for name, _ in module.named_children()}
+    return (
+        len(weighted) > 1
+        and len(numbered) == 1
+        and len({type(child) for child in module.children()}) == 1
+        and all(name[-1].isdigit() and [*m.children()] for name, m in module.named_children())
+    )
 
 
 def _select_list_members(
