@@ -43,8 +43,14 @@ def test_a_residual_outside_of_the_block() -> None:
         return x
 
     found = lp.check(Tower(forward), BATCH)
+    assert found.ok
+    assert "blocks.1+1" in str(found)
+
+
+def test_a_model_of_one_layer() -> None:
+    found = lp.check(nn.Linear(6, 3), (torch.zeros(4, 6), torch.zeros(4, dtype=torch.long)))
     assert not found.ok
-    assert "put what goes around a module" in str(found)
+    assert "The model has one layer and cannot be cut" in str(found)
 
 
 def test_a_model_that_does_not_run() -> None:
