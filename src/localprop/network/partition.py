@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from localprop.errors import BadInput, check
 from localprop.network.balance import find_balanced_cuts
 from localprop.network.layer_ends import owns_matrix
-from localprop.network.layers import Layers
+from localprop.network.layers import LayerEnd, Layers
 
 __all__ = ["Partition"]
 
@@ -180,9 +180,9 @@ def _group_refused_modules(layers: Layers) -> dict[str, list[str]]:
     """The names of the modules with weights that are no layers though they might be, by reason."""
     refused: dict[str, list[str]] = {}
     # Only the outermost modules: inside a layer, or a refused module, nothing needs to change.
-    outer = list(layers.names)
+    outer = [LayerEnd.parse(name).module for name in layers.names]
     for name, reason in layers.not_cuttable.items():
-        is_inside = any(name.startswith(f"{other}.") for other in outer)
+        is_inside = any(f"{name}.".startswith(f"{other}.") for other in outer)
         has_advice = any(words in reason for words in _ADVICE)
         if has_advice and not is_inside and owns_matrix(layers.model.get_submodule(name)):
             refused.setdefault(reason, []).append(name)
