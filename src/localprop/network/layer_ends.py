@@ -38,7 +38,9 @@ def choose_layer_ends(
     }
     for name, cut in following.items():
         cuts_of[name] = [cut]
-    names = _iterate_listed_modules(model, "", set(cuts_of), set(clean), following, block_groups)
+    names = _iterate_listed_modules(
+        model, "", set(cuts_of), set(clean), following, block_groups, count_weights(model) / 4
+    )
     listed = dict.fromkeys(cut.name for name in names for cut in cuts_of[name])
     candidates = sorted((cuts[name] for name in listed), key=lambda cut: cut.time)
     ends: list[Cut] = []
@@ -115,6 +117,11 @@ def add_births(cuts: Mapping[str, Cut], ends: Iterable[Cut]) -> list[Cut]:
     return ordered
 
 
+def count_weights(module: nn.Module) -> int:
+    """The number of elements of a module's weights of two dimensions or more."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
+
+
 def owns_matrix(module: nn.Module) -> bool:
     """Whether a module holds a weight of at least two dimensions. Norms and scales do not."""
     return any(parameter.ndim > 1 for parameter in module.parameters())
@@ -136,9 +143,11 @@ def _iterate_listed_modules(
     module: nn.Module,
     name: str,
     cuttable: Collection[str],
-    siblings: Collection[str],
+    clean: Collection[str],
     whole: Collection[str] = (),
     block_groups: Collection[type] = (),
+    large: float = 0,
+    by_class: bool = True,
 ) -> Iterator[str]:
     """Names of the modules in `module` with a cut that stand in a list; lists are opened.
 
@@ -146,9 +155,12 @@ def _iterate_listed_modules(
         module: where to look.
         name: its name in the model.
         cuttable: the names of the modules that a model can be cut at.
-        siblings: those among them that may make a list with others of their class.
+        clean: those that nothing goes around.
         whole: those that are not opened, even if they are lists.
         block_groups: classes that are opened like lists.
+        large: modules with so many weights may be cut within a skip: a decoder, but no block of
+            several branches.
+        by_class: whether several clean children of one class make a list.
     """
     children = {f"{name}.{child}" if name else child: m for child, m in module.named_children()}
     candidates = {
@@ -161,46 +173,64 @@ def _iterate_listed_modules(
             and type(child) not in block_groups
         )
     }
-    members = _select_list_members(module, candidates, siblings)
+    members = _select_list_members(module, candidates, clean, by_class=by_class)
     for child_name, child in children.items():
         if child_name in members:
             yield child_name
         else:
+            is_opened = _is_module_list(child) or type(child) in block_groups
+            is_unit = child_name in cuttable and not is_opened and count_weights(child) < large
             yield from _iterate_listed_modules(
-                child, child_name, cuttable, siblings, whole, block_groups
+                child,
+                child_name,
+                clean if is_unit else cuttable,
+                clean,
+                () if is_unit else whole,
+                block_groups,
+                large,
+                by_class,
             )
 
 
 def _is_module_list(module: nn.Module) -> bool:
-    """Whether a module is a list: a Sequential or ModuleList, unless it is one unit itself; or one
-    whose children are b1, b2, ..., blocks of one class, such as a stage of timm's RegNet.
-    """
+    """Whether a module is a list: a Sequential or ModuleList, unless it is one unit itself."""
     # Sequential(conv, norm, relu) is a unit, written as a list for convenience: only one child has
     # weights, and that child is a bare conv or Linear.
     weighted = [child for child in module.children() if owns_matrix(child)]
     is_unit = len(weighted) == 1 and not list(weighted[0].children())
-    if isinstance(module, (nn.Sequential, nn.ModuleList)):
-        return not is_unit
-    numbered = {name.rstrip("0123456789") for name, _ in module.named_children()}
+    return isinstance(module, (nn.Sequential, nn.ModuleList)) and not is_unit
+
+
+def _has_numbered_blocks(module: nn.Module) -> bool:
+    """Whether all children are blocks of one class, b1, b2, ..., as in a stage of timm's RegNet."""
+    children = dict(module.named_children())
     return (
-        len(weighted) > 1
-        and len(numbered) == 1
-        and len({type(child) for child in module.children()}) == 1
-        and all(name[-1].isdigit() and [*m.children()] for name, m in module.named_children())
+        len({name.rstrip("0123456789") for name in children}) == 1
+        and len({type(child) for child in children.values()}) == 1
+        and all(name[-1].isdigit() and [*child.children()] for name, child in children.items())
     )
 
 
 def _select_list_members(
-    module: nn.Module, candidates: Mapping[str, nn.Module], siblings: Collection[str]
+    module: nn.Module,
+    candidates: Mapping[str, nn.Module],
+    clean: Collection[str],
+    *,
+    by_class: bool,
 ) -> set[str]:
     """Which of the candidates among a module's children stand in a list.
 
-    Those are all children of a Sequential or ModuleList. In a network that is written by hand, they
-    are conv1, conv2, ..., several children of one class, and what stands between them.
+    Those are all children of a Sequential or ModuleList, and clean blocks b1, b2, ... In a network
+    that is written by hand, they are conv1, conv2, ..., several clean children of one class, and
+    what stands between them.
     """
     if _is_module_list(module):
         return set(candidates)
-    candidates = {name: child for name, child in candidates.items() if name in siblings}
+    candidates = {name: child for name, child in candidates.items() if name in clean}
+    if _has_numbered_blocks(module) and len(candidates) == len(list(module.children())):
+        return set(candidates)
+    if not by_class:
+        return set()
     classes = Counter(type(child) for child in candidates.values() if owns_matrix(child))
     repeated = {cls for cls, count in classes.items() if count > 1}
     return {
@@ -222,7 +252,7 @@ def _find_block_group_classes(model: nn.Module, clean: Mapping[str, Cut]) -> fro
     for name, module in model.named_modules():
         if name not in clean or _is_module_list(module):
             continue
-        names = _iterate_listed_modules(module, name, clean, ())
+        names = _iterate_listed_modules(module, name, clean, clean, by_class=False)
         weighted = sum(owns_matrix(clean[inner].module) for inner in names)
         counts.setdefault(type(module), []).append(weighted)
     return frozenset(cls for cls, found in counts.items() if min(found) > 0 and max(found) > 1)
