@@ -38,14 +38,19 @@ def test_ties_and_parameters_that_nothing_reaches() -> None:
 
 def test_a_residual_outside_of_the_block() -> None:
     def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        x = blocks[0](x)
-        for block in blocks[1:]:
-            x = x + block(x)
+        for block in blocks:
+            x = x.sin() + block(x)
         return x
 
     found = lp.check(Tower(forward), BATCH)
+    assert found.ok
+    assert "blocks.1+1" in str(found)
+
+
+def test_a_model_of_one_layer() -> None:
+    found = lp.check(nn.Linear(6, 3), (torch.zeros(4, 6), torch.zeros(4, dtype=torch.long)))
     assert not found.ok
-    assert "put what goes around a module" in str(found)
+    assert "The model has one layer and cannot be cut" in str(found)
 
 
 def test_a_model_that_does_not_run() -> None:

@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from localprop.engine.isolation import find_leaks, needs_proof
 from localprop.errors import BadInput, check
 from localprop.network.find_layers import layers_of, look_again
+from localprop.network.layers import LayerEnd
 from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
 from localprop.rule.local_loss import LossInputs
 from localprop.rule.losses import BuiltTask
+from localprop.rule.positions import list_layers_with_positions
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
 from localprop.schedule.wiring import Wiring
@@ -43,6 +47,8 @@ def find_argument_problems(
         yield f"The model is a {_name(model)}, but must be a torch.nn.Module."
     elif not list(model.parameters()):
         yield "The model has no parameters: there is nothing to train."
+    else:
+        yield from find_parallel_problems(model)
     if not isinstance(rule, Rule):
         yield (
             f"The rule is a {_name(rule)}, but must be a localprop.Rule: call a method, as in "
@@ -73,7 +79,7 @@ def find_argument_problems(
         )
 
 
-def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
+def find_rank_problems(optimizer: object) -> Iterator[str]:
     """What cannot be trained on several ranks."""
     if isinstance(optimizer, Optimizer):
         yield (
@@ -81,59 +87,94 @@ def find_rank_problems(model: nn.Module, optimizer: object) -> Iterator[str]:
             "instead of an optimizer of all parameters; or use each process for itself with "
             "ranks=Ranks(alone=True)."
         )
+
+
+def find_parallel_problems(model: nn.Module) -> Iterator[str]:
+    """What somebody else has made parallel already."""
+    advice = "Use the model as it was and ranks=lp.Ranks(replicas=...) for data parallelism."
+    for name, module in model.named_modules():
+        if isinstance(module, DistributedDataParallel):
+            where = "The model" if not name else f"The module {name!r}"
+            yield (
+                f"{where} is in DistributedDataParallel, which sums a gradient once per step, when "
+                f"the whole backward has run: modules would be stepped before. {advice}"
+            )
     sharded = [
         name for name, parameter in model.named_parameters() if hasattr(parameter, "placements")
     ]
     if sharded:
         yield (
-            f"Parameter {sharded[0]!r} is sharded already (a DTensor, as fully_shard makes it): "
-            "stages of a pipeline hold whole parameters. Leave the model as it is and use "
-            "ranks=Ranks(replicas=...) for data parallelism."
+            f"Parameter {sharded[0]!r} is sharded (a DTensor, as fully_shard makes it), but a "
+            f"segment is stepped with whole parameters. {advice}"
         )
 
 
 def make_partition(
     model: nn.Module,
+    rule: Rule,
     sample: Any,
     task: Task,
     batch_dims: Any,
-    modules: int | None,
-    partition: Partition | None,
+    cuts: int | Partition | None,
 ) -> Partition:
     """The given partition, or a uniform one.
 
+    Layers whose features have no positions in common with the outputs, such as the encoder of an
+    encoder-decoder, can hold no head, so they join the next that can.
+
     Args:
         model: the primary network.
+        rule: says whether there are heads.
         sample: a batch.
         task: how it enters the model.
         batch_dims: where it holds its samples.
-        modules: the number of modules, if no partition is given.
-        partition: the cuts.
+        cuts: the number of modules, or the partition.
 
     Raises:
         BadInput: the partition names parameters that the model does not have, or the model cannot
             be cut into so many modules.
     """
-    if partition is None:
-        assert modules is not None
+    assert cuts is not None
+    if not isinstance(cuts, Partition):
         layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
-        return Partition.uniform(layers, modules)
+        partition = Partition.uniform(layers, cuts)
+        if len(rule.credit(partition).rows) > 1:
+            ends = {*list_layers_with_positions(layers, task), len(layers) - 1}
+            if len(ends) >= cuts:  # else the heads say what they lack
+                return Partition.uniform(layers, cuts, ends=ends)
+        return partition
     known = {name for name, _ in model.named_parameters()}
-    named = {name for layer in partition.layers.parameters for name in layer}
+    named = {name for layer in cuts.layers.parameters for name in layer}
     strange = sorted(named - known)
     if strange:
         raise BadInput(
             f"The partition is of another model: this one has no parameter {strange[0]!r}. Call "
             "layers_of on this model."
         )
-    return partition
+    return cuts
 
 
-def find_wiring_problems(wiring: Wiring, *, recompute: bool, one_optimizer: bool) -> Iterator[str]:
+def find_wiring_problems(
+    wiring: Wiring, *, recompute: bool, one_optimizer: bool, on_ranks: bool = False
+) -> Iterator[str]:
     """What a rule's losses need that the model or the other arguments forbid."""
     segments = range(len(wiring.segments))
     if not any(wiring.flows[s] or wiring.has_second_order_loss(s) for s in segments):
         yield "Every parameter of the model is frozen: there is nothing to train."
+    within = [s for s in segments[1:] if wiring.encoders_at(s) and wiring.enters_in_checkpoint(s)]
+    if within:
+        yield (
+            f"Contexts are added at {wiring.end_name(within[0] - 1)!r}, within a checkpoint of the "
+            "model's own, whose recomputation would know nothing of them: turn the checkpoints off."
+        )
+    ends = map(wiring.end_name, segments)
+    odd = [
+        s
+        for s, (skips, end) in enumerate(zip(wiring.skips[:-1], ends, strict=False))
+        if skips or not LayerEnd.parse(end).is_plain
+    ]
+    if odd:
+        yield from _find_cut_problems(wiring, odd[0], recompute=recompute, on_ranks=on_ranks)
     for objective in wiring.objectives:
         if objective.second_order and recompute:
             yield (
@@ -151,6 +192,35 @@ def find_wiring_problems(wiring: Wiring, *, recompute: bool, one_optimizer: bool
                 f"optimizer of all parameters steps at the end: give a factory, {_FACTORY}, or "
                 "copy with lag=1."
             )
+
+
+def _find_cut_problems(
+    wiring: Wiring, segment: int, *, recompute: bool, on_ranks: bool
+) -> Iterator[str]:
+    """What needs cuts that the features alone cross, at modules that are called once."""
+    name, layers = wiring.end_name(segment), wiring.layers
+    what = "hands on more than one tensor"
+    if not LayerEnd.parse(name).is_plain:
+        what = "is no plain return" if "+" in name else "is one of several calls"
+    plain = [
+        layers.names[end]
+        for end in range(len(layers) - 1)
+        if len(layers.handed_on[end]) == 1
+        and all(each.until <= end for own in layers.handed_on[:end] for each in own)
+        and LayerEnd.parse(layers.names[end]).is_plain
+    ]
+    remedy = f"cut elsewhere: {', '.join(map(repr, plain))}" if plain else "it can be cut nowhere"
+    reasons = {
+        "recompute=True cannot run it again": recompute,
+        "ranks cannot exchange that": on_ranks,
+        "contexts cannot be added there": len(wiring.encoders) > 0,
+        "a loss that differentiates through its module cannot": any(
+            objective.second_order for objective in wiring.objectives
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            yield f"The cut at {name!r} {what}, and {reason}: {remedy}."
 
 
 class BatchCheck:
@@ -201,6 +271,8 @@ class BatchCheck:
         shape = batch.signature, batch.samples == 1
         if shape not in self._checked:
             check_heads(wiring, batch)
+            if needs_proof(wiring):
+                check(find_leaks(wiring, batch))
             self._checked.add(shape)
         layers = look_again(wiring.layers, wiring.task.forward, batch)
         outputs = layers.shape_for(layers.output_shape, layers.output_growth, batch.samples)

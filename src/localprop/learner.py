@@ -110,7 +110,7 @@ class Learner:
                 model, rule, modules, partition, precision, optimizer, microbatches, task
             )
         )
-        check(checks.find_rank_problems(model, optimizer) if ranks.is_used() else ())
+        check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
         self._arguments: dict[str, Any] = {
             "optimizer": optimizer,
             "task": task,
@@ -122,13 +122,13 @@ class Learner:
             "normalization": normalization,
             "ranks": ranks,
         }
-        self.model = model
-        self.rule = rule
+        self.model, self.rule = model, rule
         self.seed = seed
         self.steps = 0
         sample = checks.add_targets(unwrap(sample))
         task = checks.resolve_task(task, model, sample, batch_dims)
-        self.partition = checks.make_partition(model, sample, task, batch_dims, modules, partition)
+        cuts = modules if partition is None else partition
+        self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
         own = Batch.of(sample, task.targets(sample), batch_dims).clone().to(torch.device("cpu"))
         self._sample = own.forget_classes().data
         named = model.named_parameters()
@@ -144,7 +144,7 @@ class Learner:
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._outside = [] if self._shared is None else [self._shared]
         needs = {"recompute": recompute, "one_optimizer": self._shared is not None}
-        check(checks.find_wiring_problems(self.wiring, **needs))
+        check(checks.find_wiring_problems(self.wiring, **needs, on_ranks=ranks.is_used()))
         self._check_batch = checks.BatchCheck(model, own, self.wiring, batch_dims)
         self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -89,3 +90,11 @@ def test_reentrant_checkpoints_are_refused_with_the_remedy() -> None:
     model = Checkpointed(2, use_reentrant=True)
     with pytest.raises(lp.BadInput, match="use use_reentrant=False"):
         lp.Learner(model, lp.greedy(), modules=3, optimizer=sgd, sample=batch)
+
+
+def test_contexts_within_a_checkpoint_are_refused() -> None:
+    model: Any = timm.create_model("resnet18", num_classes=3)
+    model.set_grad_checkpointing(True)
+    batch = torch.randn(2, 3, 32, 32), torch.arange(2)
+    with pytest.raises(lp.BadInput, match="within a checkpoint of the model's own"):
+        lp.Learner(model, lp.contsup(), modules=4, optimizer=sgd, sample=batch)

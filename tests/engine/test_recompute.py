@@ -75,3 +75,45 @@ def test_recompute_runs_what_cannot_be_skipped(build: type[HandWritten], rule: l
         states.append(trained.state_dict())
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
+
+
+class Rotary(nn.Module):
+    """A table of positions: no weights, and off the gradient's path."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.arange(hidden.shape[1], dtype=hidden.dtype).cos()[:, None]
+
+
+class Masked(nn.Module):
+    """Modules beside the blocks make a mask and a table, which every block reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.rotary = Rotary()
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.head = nn.Linear(6, 9)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embed(ids)
+        table, mask = self.rotary(hidden), (ids != 0).unsqueeze(-1)
+        for block in self.blocks:
+            hidden = block(hidden * table * mask)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+@pytest.mark.parametrize("rule", [lp.greedy(), lp.end_to_end()])
+def test_tables_and_masks_beside_the_blocks_are_no_obstacle(rule: lp.Rule) -> None:
+    ids = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])
+    states = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        learner = lp.Learner(
+            Masked(), rule, modules=4, optimizer=sgd, sample=(ids, ids), recompute=recompute
+        )
+        for _ in range(3):
+            learner.step((ids, ids))
+        states.append(learner.model.state_dict())
+    for one, other in zip(*(state.values() for state in states), strict=True):
+        assert one.equal(other)

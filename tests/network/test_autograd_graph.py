@@ -57,7 +57,7 @@ def test_the_leaves_of_a_tensor_are_those_that_it_depends_on() -> None:
     inputs = torch.ones(1, 2, requires_grad=True)
     hidden = used(inputs)
     unused(hidden)
-    leaves = find_leaves(edge_of(hidden))
+    leaves = find_leaves([edge_of(hidden)])
     assert {id(leaf) for leaf in leaves} == {id(leaf) for leaf in (inputs, *used.parameters())}
 
 
@@ -73,7 +73,7 @@ def test_what_lies_before_the_start_does_not_count() -> None:
     before, after = nn.Linear(2, 2), nn.Linear(2, 2)
     start = before(torch.ones(1, 2))
     output = after(start).relu()
-    leaves = find_leaves(edge_of(output), edge_of(start))
+    leaves = find_leaves([edge_of(output)], [edge_of(start)])
     assert {id(leaf) for leaf in leaves} == {id(leaf) for leaf in after.parameters()}
-    assert measure_depth(edge_of(output), edge_of(start)) == 1
+    assert measure_depth(edge_of(output), [edge_of(start)]) == 1
     assert measure_depth(edge_of(output)) == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import localprop as lp
-from tests.helpers.reference import Through, assert_same_state, batches_of
+from tests.helpers.reference import Through, assert_same_state, batches_of, sgd
 from tests.helpers.towers import (
     Block,
     Pair,
@@ -31,7 +33,10 @@ def test_cuts_that_the_next_layer_overwrites(rule: lp.Rule, recompute: bool) -> 
     for batch in batches_of((6,), 3):
         for learner in learners:
             learner.step(batch)
-    modified = [any(learner.partition.layers.modified_in_place) for learner in learners]
+    modified = [
+        any(each.modified_in_place for own in learner.partition.layers.handed_on for each in own)
+        for learner in learners
+    ]
     assert modified == [False, True]
     assert_same_state(learners[0].model, learners[1].model)
     assert_same_state(learners[0].heads, learners[1].heads)
@@ -53,47 +58,55 @@ def test_an_identity_that_passes_a_tensor_on_is_no_cut() -> None:
     check_against_reference(model, without_identities)
 
 
-def test_a_module_that_is_called_twice_is_no_cut() -> None:
-    """Blocks 0 1 1 2 3: block 1 cannot be hooked; what it does belongs to the layer of block 2."""
-    tower = Tower(lambda b, x: b[3](b[2](b[1](b[1](b[0](x))))))
-    layers = lp.layers_of(tower, batches_of((6,), 3)[0])
-    assert layers.names == ("blocks.0", "blocks.2", "blocks.3")
-    assert layers.not_cuttable["blocks.1"] == "it is called 2 times in one forward"
-    assert set(layers.parameters[1]) == {
-        f"blocks.{i}.linear.{p}" for i in (1, 2) for p in ("weight", "bias")
-    }
+@pytest.mark.parametrize("make", [lp.end_to_end, lp.greedy, lp.backlink])
+def test_a_module_that_is_called_twice_has_two_cuts(make: Callable[[], lp.Rule]) -> None:
+    """Blocks 0 1 1 2 3, beside a network in which the second use is a block of its own."""
+    twice = Tower(lambda b, x: b[3](b[2](b[1](b[1](b[0](x))))))
+    apart = Tower(lambda b, x: b[3](b[2](b[4](b[1](b[0](x))))), count=5)
+    apart.load_state_dict(twice.state_dict(), strict=False)
+    apart.blocks[4].load_state_dict(twice.blocks[1].state_dict())
+    batch = batches_of((6,), 3)[0]
+    gradients = []
+    for tower in (twice, apart):
+        learner = lp.Learner(tower, make(), modules=5, optimizer=sgd, sample=batch)
+        learner.backward(batch)
+        gradients.append({name: p.grad for name, p in learner.named_parameters()})
+    assert lp.layers_of(twice, batch).names == (
+        "blocks.0", "blocks.1#1", "blocks.1#2", "blocks.2", "blocks.3"
+    )  # fmt: skip
+    one, other = gradients
+    for name in ("weight", "bias"):
+        uses = [other.pop(f"blocks.{i}.linear.{name}") for i in (1, 4)]
+        assert uses[0] is not None
+        assert uses[1] is not None
+        other[f"blocks.1.linear.{name}"] = uses[0] + uses[1]
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name])
 
-    def call_first_twice(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        output: Tensor = blocks[1](blocks[0](blocks[0](x)))
-        return output
 
-    check_tower(
-        tower,
-        lambda b, head: [b[0], Through(call_first_twice, b[1], b[2]), nn.Sequential(b[3], head)],
-    )
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_branch_around_a_block_makes_it_part_of_a_layer(recompute: bool) -> None:
-    """x1 = block 0, x3 = x1 + block 2(block 1(x1)): only block 0 and block 3 end layers."""
+def test_what_goes_around_a_cut_is_cut_where_it_was_made() -> None:
+    """x1 = block 0, x3 = x1 + block 2(block 1(x1)): x1 is read until block 3."""
 
     def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
         x1 = blocks[0](x)
         output: Tensor = blocks[3](x1 + blocks[2](blocks[1](x1)))
         return output
 
-    tower = Tower(forward)
-    layers = lp.layers_of(tower, batches_of((6,), 3)[0])
-    assert layers.names == ("blocks.0", "blocks.3")
-    assert layers.not_cuttable["blocks.2"] == "a path from the input to the output goes around it"
+    layers = lp.layers_of(Tower(forward), batches_of((6,), 3)[0])
+    assert layers.names == ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
+    assert [[each.until for each in own] for own in layers.handed_on] == [[3], [2], [3], []]
 
-    def last_layer(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        output: Tensor = blocks[3](blocks[2](x + blocks[1](blocks[0](x))))
+
+def test_what_no_module_returns_cannot_go_around_a_cut() -> None:
+    def forward(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        x1 = blocks[0](x) + x.mean()
+        output: Tensor = blocks[3](blocks[2](blocks[1](x1)) + 2 * x1)
         return output
 
-    check_tower(
-        tower, lambda b, head: [b[0], Through(last_layer, b[1], b[2], b[3], head)], recompute
-    )
+    layers = lp.layers_of(Tower(forward), batches_of((6,), 3)[0])
+    assert layers.names == ("blocks.0", "blocks.2+2", "blocks.3")
+    assert layers.not_cuttable["blocks.1"] == "a path from the input to the output goes around it"
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -114,7 +127,7 @@ def test_a_block_that_returns_a_tuple_is_cut_at_its_one_tensor(recompute: bool) 
     )
 
 
-def test_a_block_that_returns_two_tensors_is_no_cut() -> None:
+def test_a_block_that_returns_two_tensors_hands_on_both() -> None:
     class Two(Pair):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
             return torch.tanh(self.linear(x)), self.linear(x)
@@ -127,12 +140,8 @@ def test_a_block_that_returns_two_tensors_is_no_cut() -> None:
     tower = Tower(forward)
     tower.blocks[1] = Two().double()
     layers = lp.layers_of(tower, batches_of((6,), 3)[0])
-    assert layers.names == ("blocks.0", "blocks.2", "blocks.3")
-    reason = "it returns 2 tensors that are read later, not one"
-    with pytest.raises(lp.BadInput, match=rf"modules=5, but .* 3 layer.*blocks\.1: {reason}"):
-        lp.Partition.uniform(layers, 5)
-    with pytest.raises(lp.BadInput, match=rf"cannot be cut at 'blocks\.1': {reason}"):
-        lp.Partition.at(layers, ["blocks.1"])
+    assert layers.names == ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
+    assert [each.positions for each in layers.handed_on[1]] == [(0,), (1,)]
 
 
 def test_whole_numbers_need_no_embedding() -> None:

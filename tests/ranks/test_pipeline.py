@@ -19,6 +19,7 @@ from torch.nn import functional
 import localprop as lp
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss, LossInputs
+from tests.helpers.language_models import RotaryLanguageModel, make_padded_batches
 from tests.helpers.methods import REFUSED, Method, each_method
 from tests.helpers.ranks import (
     COMBINED,
@@ -258,3 +259,17 @@ def test_a_refused_batch_leaves_no_trace(pool: RankPool) -> None:
     assert on_rank_0 == on_rank_1 == refusals
     assert expected is not None
     assert_same_tensors(network, expected)
+
+
+# --- what modules beside the layers make ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    "rule", [lp.greedy(), lp.backlink(), lp.end_to_end()], ids=lambda r: str(r.credit)
+)
+def test_masks_and_tables_of_positions(pool: RankPool, rule: lp.Rule, recompute: bool) -> None:
+    """A padded language model with dropout: masks and tables run on every rank."""
+    options = {"modules": 3, "microbatches": 2, "recompute": recompute}
+    run = Run(rule, RotaryLanguageModel, options, batches=make_padded_batches)
+    compare_on_ranks(pool, run, 2, 3)

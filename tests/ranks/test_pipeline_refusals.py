@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 
 import localprop as lp
 from tests.helpers.processes import TIMEOUT_S
@@ -156,17 +155,9 @@ def test_parameters_that_two_ranks_train_are_refused(pool: RankPool) -> None:
     assert pool.run(2, tie_on_ranks, (1,)) == ["nothing was refused"] * 2
 
 
-class ShardedParameter(nn.Parameter):
-    """What a DTensor looks like from outside."""
-
-    placements = ()
-
-
 def use_in_one_process(what: str) -> str:
     """Do something that ranks cannot do."""
     model, batch = Blocks(), noise()[0]
-    if what == "sharded":
-        model.head.weight = ShardedParameter(model.head.weight.detach())
     optimizer: Any = sgd
     if what == "optimizer":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -179,7 +170,6 @@ def use_in_one_process(what: str) -> str:
     ("what", "message"),
     [
         ("optimizer", "On several ranks each segment is stepped on its own: give a factory"),
-        ("sharded", "Parameter 'head.weight' is sharded already"),
         ("backward", "learner.backward runs in one process: on several ranks call learner.step"),
     ],
 )

@@ -15,13 +15,13 @@ from localprop.schedule.operands import (
     Kind,
     Operands,
     Value,
-    find_flows_set_apart,
     find_operands,
     name_context,
     name_gradient,
 )
 from localprop.schedule.placement import Placement
 from localprop.schedule.schedule import Action, Schedule
+from localprop.schedule.sums import find_flows_set_apart
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
 from tests.helpers.schedules import mlp_layers, wire_mlp

@@ -77,8 +77,8 @@ def test_label_smoothing_concerns_the_task_alone() -> None:
     for head in learner.wiring.heads.values():
         assert isinstance(head, nn.ModuleDict)
         losses.append(head["loss"])
-    assert [loss.task for loss in losses] == [Classification(0.3)] * len(losses)
-    assert learner.wiring.task == Classification(0.3)
+    assert [loss.task for loss in losses] == [Classification(0.3, dim=-1)] * len(losses)
+    assert learner.wiring.task == Classification(0.3, dim=-1)
 
 
 def test_losses_that_look_at_pixels_get_the_normalization(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from localprop.cost.memory import (
 from localprop.engine.engine import Engine
 from localprop.engine.loss import Losses
 from localprop.errors import StepFailed
+from localprop.network.layers import LayerEnd
 from localprop.network.outputs import list_tensors
 from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action, Op
@@ -283,7 +284,7 @@ class _Frames:
         # The engine's own hooks come first on a module, so what is noted must come within them.
         engine = self._engine
         names = [engine.wiring.end_name(s) for s in engine.stage.segments[:-1]]
-        ends = {engine.model.get_submodule(name) for name in names}
+        ends = {engine.model.get_submodule(LayerEnd.parse(name).module) for name in names}
         engine.hooks = [
             (module, partial(self._note, hook) if module in ends else hook)
             for module, hook in self._hooks

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
     UnsupportedFakeTensorException,
@@ -29,13 +27,11 @@ from localprop.cost.stand_ins import StandIns
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
 from localprop.errors import BadInput, StepFailed
+from localprop.network.fake_tensors import VALUES_READ
 from localprop.schedule.schedule import RECEIVES, REDUCES, Action, Op, Schedule
 from localprop.schedule.stage import Stage, release_parameters
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch
-
-# What fakes raise where a value decides: .item(), nonzero, repeat_interleave.
-_VALUES_READ = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 class FakeEngine(NamedTuple):
@@ -62,7 +58,7 @@ class FakeEngine(NamedTuple):
         except StepFailed as error:
             name, cause = type(self.engine.model).__name__, error.__cause__
             reason = f"fails on them ({type(cause).__name__}: {cause})"
-            if isinstance(cause, _VALUES_READ):
+            if isinstance(cause, VALUES_READ):
                 reason = "reads values, so that what it computes may differ from batch to batch"
             raise BadInput(
                 f"A prediction runs on tensors without values, but {name} {reason}: measure a step "

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from localprop.engine.plan import StepPlan
+from localprop.engine.skips import SkipGradients
 from localprop.engine.store import StepContext, Store
 from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action
@@ -31,8 +32,8 @@ INJECTED = Value(Kind.GRADIENT, "root")
 
 
 class InjectGradient(torch.autograd.Function):
-    """The root of a segment's graph, whose backward takes the gradient at the segment's output out
-    of the store.
+    """The root of a segment's graph, whose backward takes the gradients at the segment's outputs
+    out of the store.
 
     `autograd.backward(output, gradient)` would keep the gradient alive until the whole backward has
     ended, since Python's frames refer to it. Taken out of the store it dies at its first use. Nor
@@ -40,26 +41,27 @@ class InjectGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, store: Store, scalar: Tensor) -> Tensor:
+    def forward(ctx: Any, store: Store, scalar: Tensor, *outputs: Tensor) -> Tensor:
         ctx.store = store
         return scalar.detach()
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.store.pop(INJECTED), None, None
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.store.pop(INJECTED)
 
 
-def pop_gradient(leaf: Tensor, scale: float, others: Iterable[Tensor]) -> Tensor:
-    """The gradient of a leaf, which forgets it, times a number.
+def pop_gradient(leaf: Tensor, scale: float, others: Iterable[Tensor]) -> Tensor | None:
+    """The gradient of a leaf, which forgets it, times a number; None if it has none.
 
     Args:
-        leaf: has a gradient.
+        leaf: the leaf.
         scale: the number.
         others: the other leaves of the same backward.
     """
     # Several flows may end at one leaf, and autograd would add the next one's gradient to this.
     gradient, leaf.grad = leaf.grad, None
-    assert gradient is not None
+    if gradient is None:
+        return None
     # Where an operation passes its gradient on as it is, behind views, autograd may give one
     # tensor's memory to two leaves: with x.unsqueeze(1) + p.unsqueeze(1), to x and to p. Each of
     # the gradients is added to in place later on, so they must not share it.
@@ -137,6 +139,9 @@ class RunBackward:
         self._scale = flow.scale
         onward = next((value for value in writes if value.kind is Kind.GRADIENT), None)
         self._onward = None if onward is None else GradientPart(plan, onward)
+        skips = plan.wiring.skips
+        has_skips = bool(skips[segment]) or (segment > 0 and bool(skips[segment - 1]))
+        self._skips = SkipGradients(plan, action) if has_skips else None
         self._taps = find_taps(plan, action)
         sums = [value for value in writes if value.kind is Kind.WEIGHT_GRADIENT]
         self._apart = [(v, by_step[int(v.at)]) for v in sums if v.flow is not None]
@@ -149,12 +154,16 @@ class RunBackward:
         """
         store = step.store
         root = store.pop(self._graph) if self._is_last else store[self._graph]
-        store[INJECTED] = store.pop(self._gradient)
-        inputs, leaf = self._parameters, None
+        store[INJECTED] = [store.pop(self._gradient)]
+        inputs, leaves = self._parameters, list[Tensor]()
         if self._leaf is not None:
             value, takes = self._leaf
-            leaf = store.pop(value) if takes else store[value]
-            inputs = [*inputs, leaf]
+            leaves.append(store.pop(value) if takes else store[value])
+        if self._skips is not None:
+            store[INJECTED] += self._skips.take_gradients(store)
+            leaves += self._skips.take_leaves(store)
+        # A skip from before the reach of all losses asks for no gradient.
+        inputs = [*inputs, *(leaf for leaf in leaves if leaf.requires_grad)]
         roots: list[Any] = [root]
         gradients = [self._scalar]
         for edge, gradient in self._take_taps(store) if self._taps else ():
@@ -174,8 +183,15 @@ class RunBackward:
         else:
             torch.autograd.backward(roots, gradients, retain_graph=retain, inputs=inputs)
         gradients.clear()
-        if leaf is not None and self._onward is not None:
-            self._onward.write(store, pop_gradient(leaf, self._scale, self._parameters))
+        if self._onward is not None:
+            others = self._parameters if len(leaves) == 1 else [*self._parameters, *leaves]
+            found = [pop_gradient(leaf, self._scale, others) for leaf in leaves]
+            if self._skips is not None:
+                self._skips.leave(store, found)
+            # Nothing here may have read the features, where all goes around a cut.
+            onward = found[0] if found[0] is not None else torch.zeros_like(leaves[0])
+            found.clear()
+            self._onward.write(store, onward)
         if self._apart:
             self._swap_gradients(store)
 

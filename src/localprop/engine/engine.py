@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from localprop.engine.backward_hooks import BackwardHooks
 from localprop.engine.communicator import Communicator
+from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
 from localprop.engine.loss import Losses, find_loss_places
@@ -33,10 +35,10 @@ from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
 from localprop.engine.saved_tensors import unhooked_saved_tensors
+from localprop.engine.skips import cut_bundle
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
-from localprop.network.outputs import list_tensors, replace_tensors
 from localprop.network.partial_forward import StopForward, skip_layers
 from localprop.rule.local_loss import LossInputs
 from localprop.schedule.operands import Value
@@ -92,8 +94,13 @@ class Engine:
         last = len(wiring.segments) - 1
         # The network's last segment ends with the model's return: code may follow its last module.
         ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
-        self._ends = {segment: model.get_submodule(name) for segment, name in ends.items()}
-        self.hooks = list(self._list_hooks())
+        self._cuts = CutHooks(model, ends, self._cut)
+        self._end_modules = [module for module, _ in self._cuts]
+        self._backward_hooks: BackwardHooks | None = None
+        # Where a segment ends at a tap, the tap must see the output before the next segment's input
+        # takes its place, so its hook runs first: it comes last here (`_hooked`).
+        taps = [(module, partial(self._keep_inner_output, t)) for module, t in self._program.taps]
+        self.hooks: list[tuple[nn.Module, Callable[..., Any]]] = [*self._cuts, *taps]
         self._cursor = Cursor()
         self._running_step: StepContext | None = None
         # The batch before, while some of its actions are still to come.
@@ -242,6 +249,8 @@ class Engine:
         """
         first, last = self.stage.segments[0], self.stage.segments[-1]
         self._cursor.microbatch, self._cursor.expected = microbatch, first
+        if self._cuts.wait:
+            self._cuts.begin()
         precision = self.plan.precision
         with precision.forward() if precision.is_active else nullcontext():
             output = self._run_forward(step, first)
@@ -274,6 +283,9 @@ class Engine:
                 return forward(self.model, batch.data)
         except StopForward as stop:
             return stop.output
+        finally:
+            if self._cuts.wait:
+                self._cuts.end()
 
     def _enter_received(self, step: StepContext, segment: int) -> Tensor:
         entry = self._program.enter[self._cursor.microbatch, segment]
@@ -306,15 +318,6 @@ class Engine:
 
     # --- hooks ----------------------------------------------------------------------------------
 
-    def _list_hooks(self) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
-        # Where a segment ends at a tap, the tap must see the output before the next segment's input
-        # takes its place, so its hook runs first: it comes last here (`_hooked`).
-        for segment, end in self._ends.items():
-            positions = self.wiring.layers.positions[self.wiring.segments[segment].layers[-1]]
-            yield end, partial(self._cut, segment, positions)
-        for module, tap in self._program.taps:
-            yield module, partial(self._keep_inner_output, tap)
-
     @contextmanager
     def _hooked(self) -> Iterator[None]:
         # Only for the time of a step: a hook that stayed would cut calls of the user's own, and a
@@ -325,24 +328,28 @@ class Engine:
                 # Before all hooks that are there: those of Hugging Face's models, for instance,
                 # keep outputs, and would keep one that is not cut.
                 handles.append(module.register_forward_hook(hook, prepend=True))
+            if any(m._backward_hooks or m._backward_pre_hooks for m in self._end_modules):
+                self._backward_hooks = BackwardHooks(self._end_modules)
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            if self._backward_hooks:
+                self._backward_hooks.give_back()
+            self._backward_hooks = None
 
-    def _cut(
-        self, segment: int, positions: tuple[int, ...], module: nn.Module, args: object, output: Any
-    ) -> Any:
-        """The hook at the end of a segment: what it returns takes the place of the module's
-        output.
-        """
+    def _cut(self, segment: int, module: nn.Module, args: object, output: Any) -> Any:
+        """The hook at a segment's end: what it returns takes the place of the module's output."""
         # A model that checkpoints its own blocks calls them again in a backward.
         if torch._C._current_graph_task_id() != -1:
             return output
+        if self._backward_hooks and not (self.recompute and self.recompute.skips(segment)):
+            output = self._backward_hooks.end(module, output)
         if isinstance(output, Tensor):
             return self._cut_tensor(segment, output)
-        held = [list_tensors(output)[positions[0]]]
-        return replace_tensors(output, positions, self._cut_tensor(segment, held.pop()))
+        assert self._running_step is not None
+        handed_on = self.wiring.layers.handed_on[self.wiring.segments[segment].layers[-1]]
+        return cut_bundle(self._running_step, handed_on, output, partial(self._cut_tensor, segment))
 
     def _cut_tensor(self, segment: int, output: Tensor) -> Tensor:
         """End a segment with its output, and begin the next one with what this returns."""

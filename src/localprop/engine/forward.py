@@ -24,6 +24,7 @@ from torch.autograd.graph import GradientEdge
 from localprop.engine.backward import InjectGradient
 from localprop.engine.plan import StepPlan
 from localprop.engine.recompute import Recompute
+from localprop.engine.skips import take_skips
 from localprop.engine.store import StepContext, Store
 from localprop.schedule.operands import Kind, Value, name_context
 from localprop.schedule.schedule import Action
@@ -193,6 +194,8 @@ class EnterSegment:
         leaf = Value(Kind.LEAF, segment, microbatch=microbatch)
         if leaf in liveness.operands[action].writes:
             changes.append(MakeLeaf(leaf))
+        if (skips := take_skips(plan, action)) is not None:
+            changes.append(skips)
         # The order counts. The leaf comes before the contexts, since it stands for the output of
         # the segment before; a module's input is complete only after them.
         self._changes = (*changes, *prepare_input(plan, action), *keep_input(plan, action))
@@ -248,7 +251,9 @@ class LeaveSegment:
         """Keep what others read of the output."""
         store = step.store
         if self._graph is not None:
-            store[self._graph] = InjectGradient.apply(output, store, self._scalar)
+            store[self._graph] = InjectGradient.apply(store, self._scalar, output, *step.made)
+        if step.made:
+            step.made = [canonical_layout(tensor.detach()) for tensor in step.made]
         if self._features is not None:
             # On a detached tensor the loss's backward ends at the features; the segment is B's. A
             # second-order loss differentiates through the segment, so it needs the graph.
@@ -304,7 +309,7 @@ class RecomputeSegment:
         with self._precision.forward():
             output = self._recompute.run(self._segment, batch, enter, step, self._microbatch)
         assert self._graph is not None
-        step.store[self._graph] = InjectGradient.apply(output, step.store, self._scalar)
+        step.store[self._graph] = InjectGradient.apply(step.store, self._scalar, output)
 
     def _take_input(self, store: Store, inputs: Tensor) -> Tensor:
         if self._before is None:

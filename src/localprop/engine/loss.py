@@ -196,7 +196,10 @@ class RunLoss:
         if self._gradient is not None:
             # The host's `backward` has only the loss as argument, and so the gradient at the
             # features comes in `.grad`. Left there, it would live as long as the features.
-            self._gradient.write(store, pop_gradient(features, self._scale, others))
+            gradient = pop_gradient(features, self._scale, others)
+            assert gradient is not None
+            self._gradient.write(store, gradient)
+            del gradient
         if self._more is not None:
             self._more.leave(store, inputs, others)
 

@@ -52,7 +52,7 @@ class StepPlan:
     def modifies_input(self, segment: int) -> bool:
         """Whether the layers of a segment write into their input."""
         layer = self.wiring.segments[segment].layers[0]
-        return layer > 0 and self.wiring.layers.modified_in_place[layer - 1]
+        return layer > 0 and self.wiring.layers.handed_on[layer - 1][0].modified_in_place
 
     def draw_key(self, action: Action) -> Draw:
         """What the random draws of an F, R or L depend on, besides the seed and the step.

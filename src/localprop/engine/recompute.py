@@ -81,6 +81,10 @@ class Recompute:
             raise StopForward(output)
         return output
 
+    def skips(self, segment: int) -> bool:
+        """Whether another segment runs again."""
+        return self.running is not None and self.running.segment != segment
+
     def run(
         self,
         segment: int,

@@ -43,6 +43,8 @@ class StepContext:
         autocast: whether autocast is on, be it ours or a host's, so that backwards must switch it
             off.
         store: the values that are alive.
+        made: what the module that has just returned hands on besides its features.
+        around: what lives on behind the next cut, too.
         losses: by the number of the loss, summed over the micro-batches so far.
         updated: the segments stepped so far.
     """
@@ -56,6 +58,8 @@ class StepContext:
     updating: bool
     autocast: bool
     store: Store = field(default_factory=dict)
+    made: list[Tensor] = field(default_factory=list)
+    around: list[Tensor] = field(default_factory=list)
     losses: dict[int, Tensor] = field(default_factory=dict)
     updated: list[int] = field(default_factory=list)
 

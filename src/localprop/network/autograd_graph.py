@@ -7,7 +7,7 @@ of the output of that node. Edges compare equal, and hash equal, if both agree.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
@@ -31,7 +31,7 @@ def find_lifetimes(output: GradientEdge) -> dict[GradientEdge, tuple[int, int]]:
         output: where the network ends; it is read for ever.
     """
     last_read: dict[GradientEdge, int] = {output: sys.maxsize}
-    for edge in _sort_topologically(output):
+    for edge in _sort_topologically([output]):
         if _get_leaf(edge) is not None:
             continue
         last_read.setdefault(edge, 0)
@@ -61,18 +61,29 @@ def find_crossing(
         yield set(alive)
 
 
-def find_leaves(edge: GradientEdge, start: GradientEdge | None = None) -> list[Tensor]:
-    """The leaf tensors (parameters, and inputs that require grad) that a tensor depends on.
+def find_leaves(
+    edges: Sequence[GradientEdge], start: Collection[GradientEdge] = ()
+) -> list[Tensor]:
+    """The leaf tensors (parameters, and inputs that require grad) that tensors depend on.
 
     Args:
-        edge: the tensor.
-        start: where to stop; what this tensor depends on is left out.
+        edges: the tensors.
+        start: where to stop; what these tensors depend on is left out.
     """
-    leaves = (_get_leaf(source) for source in _sort_topologically(edge, start))
+    leaves = (_get_leaf(source) for source in _sort_topologically(edges, start))
     return [leaf for leaf in leaves if leaf is not None]
 
 
-def measure_depth(edge: GradientEdge, start: GradientEdge | None = None) -> int:
+def find_older(edges: Sequence[GradientEdge], time: int) -> set[str]:
+    """The names of the operations that tensors depend on and that ran before a moment."""
+    return {
+        edge.node.name()
+        for edge in _sort_topologically(edges)
+        if _get_leaf(edge) is None and edge.node._sequence_nr() < time
+    }
+
+
+def measure_depth(edge: GradientEdge, start: Collection[GradientEdge] = ()) -> int:
     """Count the weights, tensors of two dimensions or more, on the longest path to a tensor.
 
     Args:
@@ -80,8 +91,8 @@ def measure_depth(edge: GradientEdge, start: GradientEdge | None = None) -> int:
         start: where the paths begin; by default at the leaves.
     """
     depth: dict[GradientEdge, int] = {}
-    for here in reversed(_sort_topologically(edge, start)):
-        sources = [] if here == start else _list_sources(here)
+    for here in reversed(_sort_topologically([edge], start)):
+        sources = [] if here in start else _list_sources(here)
         # A linear layer uses its weight through a transpose. The transpose counts as the weight,
         # and only the product that uses it adds one; otherwise the weight would count twice.
         uses_weight = not _is_weight(here) and any(map(_is_weight, sources))
@@ -97,30 +108,32 @@ def _list_sources(edge: GradientEdge) -> list[GradientEdge]:
 
 
 def _sort_topologically(
-    output: GradientEdge, start: GradientEdge | None = None
+    outputs: Sequence[GradientEdge], start: Collection[GradientEdge] = ()
 ) -> list[GradientEdge]:
-    """All tensors that `output` depends on, itself included, each before its sources; `start` is
-    taken to have none.
+    """All tensors that `outputs` depend on, these included, each before its sources; those of
+    `start` are taken to have none.
     """
     # Depth first with a stack of our own: the graph of a deep network is longer than Python's limit
     # of recursion. The list also keeps the Python objects of the nodes alive. torch makes a new
     # object for a node whose object has died, and the two would not be equal.
-    visited = {output}
+    visited: set[GradientEdge] = set()
     finished: list[GradientEdge] = []
-    stack: list[tuple[GradientEdge, Iterator[GradientEdge]]] = [
-        (output, iter(_list_sources(output)))
-    ]
-    while stack:
-        edge, remaining = stack[-1]
-        for source in remaining:
-            if source not in visited:
-                visited.add(source)
-                sources = [] if source == start else _list_sources(source)
-                stack.append((source, iter(sources)))
-                break
-        else:
-            stack.pop()
-            finished.append(edge)
+    for output in outputs:
+        stack: list[tuple[GradientEdge, Iterator[GradientEdge]]] = []
+        if output not in visited:
+            visited.add(output)
+            stack.append((output, iter(_list_sources(output))))
+        while stack:
+            edge, remaining = stack[-1]
+            for source in remaining:
+                if source not in visited:
+                    visited.add(source)
+                    sources = [] if source in start else _list_sources(source)
+                    stack.append((source, iter(sources)))
+                    break
+            else:
+                stack.pop()
+                finished.append(edge)
     return finished[::-1]
 
 

@@ -132,8 +132,14 @@ def add_contexts(
         if number:
             end = module.start - 1
             received = tuple(source.module for source in sources[number])
-            modified = layers.modified_in_place[end]
+            (features, *_) = layers.handed_on[end]
             points.append(
-                ContextPoint(number, layers.names[end], layers.positions[end], received, modified)
+                ContextPoint(
+                    number,
+                    layers.names[end],
+                    features.positions,
+                    received,
+                    features.modified_in_place,
+                )
             )
     return ContextNetwork(model, encoders, points)

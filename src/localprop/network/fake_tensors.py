@@ -17,11 +17,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._pytree import tree_map_only
 
 from localprop.network.channels import list_tensors, storage_key
 
+# What fakes raise where a value decides: .item(), nonzero, repeat_interleave.
+VALUES_READ = (DataDependentOutputException, DynamicOutputShapeException)
 # What a model makes without any input, such as torch.zeros(n) or torch.rand([]), is computed up to
 # this size: models decide by such values. Larger ones are only shapes.
 _LARGEST_VALUE = 4096

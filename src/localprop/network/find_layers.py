@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
@@ -15,10 +14,15 @@ from torch.autograd.graph import GradientEdge
 from torch.utils._pytree import tree_leaves
 
 from localprop.errors import check
-from localprop.network.autograd_graph import find_leaves, gradient_edge_of, measure_depth
+from localprop.network.autograd_graph import gradient_edge_of
+from localprop.network.calls import Call, count_calls
+from localprop.network.cuts import Cut, find_cuts
 from localprop.network.draws import EXTREMES
-from localprop.network.layer_ends import CleanCut, choose_layer_ends, find_clean_cuts
+from localprop.network.followers import find_followers
+from localprop.network.layer_ends import choose_layer_ends, find_following_cuts
+from localprop.network.layer_parameters import add_unreached, list_parameters, measure_depths
 from localprop.network.layers import (
+    HandedOn,
     Layers,
     Submodule,
     TensorShape,
@@ -26,9 +30,7 @@ from localprop.network.layers import (
     resize_shape,
 )
 from localprop.network.probe import (
-    Call,
     ForwardTrace,
-    count_calls,
     find_rare_counts,
     trace_again,
     trace_forward,
@@ -72,8 +74,8 @@ def layers_of(
     """
     task, sample = task or Task(), unwrap(sample)
     batch = Batch.of(sample, task.targets(sample), batch_dims)
-    trace, clean, not_cuttable = _look(model, task.forward, batch)
-    ends = choose_layer_ends(model, clean)
+    trace, cuts, not_cuttable = _look(model, task.forward, batch)
+    ends = choose_layer_ends(model, trace.calls, cuts)
     layers = _build_layers(model, task.forward, batch, trace, ends, not_cuttable)
     layers.others[batch.signature] = layers
     return layers
@@ -81,26 +83,40 @@ def layers_of(
 
 def _look(
     model: nn.Module, forward: Forward, batch: Batch
-) -> tuple[ForwardTrace, dict[str, CleanCut], dict[str, str]]:
-    """Run a model, and find its clean cuts; if draws decide what runs, those that always are."""
+) -> tuple[ForwardTrace, dict[str, Cut], dict[str, str]]:
+    """Run a model, and find its cuts; if draws decide what runs, those that there always are."""
     trace = trace_forward(model, forward, batch)
-    clean, not_cuttable = find_clean_cuts(model, trace)
+    cuts, not_cuttable = find_cuts(model, trace)
+    if None in find_following_cuts(model, trace.calls, cuts).values():
+        # Perhaps a residual is added between two modules.
+        trace = _trace_functions(model, forward, batch, trace)
+        cuts, not_cuttable = find_cuts(model, trace)
     if not trace.has_drawn or trace.way == "real":
-        return trace, clean, not_cuttable
+        return trace, cuts, not_cuttable
     others = [
         trace_again(model, forward, batch, trace.way, trace.batch.samples, draw)
         for draw in EXTREMES
     ]
     names = [[call.name for call in each.calls] for each in (trace, *others)]
     if all(each == names[0] for each in names):
-        return trace, clean, not_cuttable
+        return trace, cuts, not_cuttable
     # The one that runs most shows most.
     trace = max((trace, *others), key=lambda each: len(each.calls))
-    clean, not_cuttable = find_clean_cuts(model, trace)
-    always = set(clean).intersection(*(find_clean_cuts(model, each)[0] for each in others))
-    for name in set(clean) - always:
+    cuts, not_cuttable = find_cuts(model, trace)
+    always = set(cuts).intersection(*(find_cuts(model, each)[0] for each in others))
+    while lost := {name for name in always if not always.issuperset(cuts[name].around.values())}:
+        always -= lost
+    for name in set(cuts) - always:
         not_cuttable[name] = "a random draw decides whether it runs"
-    return trace, {name: cut for name, cut in clean.items() if name in always}, not_cuttable
+    return trace, {name: cut for name, cut in cuts.items() if name in always}, not_cuttable
+
+
+def _trace_functions(
+    model: nn.Module, forward: Forward, batch: Batch, trace: ForwardTrace
+) -> ForwardTrace:
+    """Another look in the same way, at functions, too."""
+    count = trace.batch.samples
+    return trace_again(model, forward, batch, trace.way, count, functions=True)
 
 
 def look_again(layers: Layers, forward: Forward, batch: Batch) -> Layers:
@@ -119,15 +135,18 @@ def look_again(layers: Layers, forward: Forward, batch: Batch) -> Layers:
     known = layers.others.get(batch.signature)
     if known is None:
         trace = trace_forward(layers.model, forward, batch)
-        clean, not_cuttable = find_clean_cuts(layers.model, trace)
+        if any("+" in name for name in layers.names):
+            trace = _trace_functions(layers.model, forward, batch, trace)
+        cuts, not_cuttable = find_cuts(layers.model, trace)
         names = layers.names if len(layers) > 1 else ()
         check(
             f"The model could be cut at {name!r}, but not on a batch of shape "
             f"{tuple(batch.inputs.shape)}: {not_cuttable.get(name, 'it does not run')}."
             for name in names
-            if name not in clean
+            if name not in cuts
         )
-        ends = [clean[name] for name in names]
+        ends = [cuts[name] for name in names]
+        check(_find_unborn(ends))
         known = _build_layers(layers.model, forward, batch, trace, ends, not_cuttable)
         layers.others[batch.signature] = known
     return known
@@ -138,7 +157,7 @@ def _build_layers(
     forward: Forward,
     batch: Batch,
     trace: ForwardTrace,
-    ends: list[CleanCut],
+    ends: list[Cut],
     not_cuttable: dict[str, str],
 ) -> Layers:
     # The last layer goes on to the model's output, so there is no cut at its end. A model without
@@ -147,12 +166,12 @@ def _build_layers(
     cuts = ends[:-1]
     output = gradient_edge_of(trace.output)
     assert output is not None
-    edges = [None, *(cut.edge for cut in cuts), output]
-    parameters = list_parameters(model, edges)
+    handed_on, made = _find_handed_on(cuts), [*(cut.edges for cut in cuts), [output]]
+    parameters = list_parameters(model, made)
     unreached = add_unreached(model, parameters)
     named = dict(model.named_parameters())
     submodules = _find_submodules(trace, [cut.call for cut in cuts])
-    returned = [end.output.tensor for end in ends] or [trace.output]
+    returned = [end.features.tensor for end in ends] or [trace.output]
     inner = [each.tensor for own in submodules.values() for call in own for each in call.outputs]
     sizes = _find_sizes(model, forward, batch, trace, [*returned, *inner, trace.output])
     shapes, growths = zip(*(sizes[id(tensor)] for tensor in returned), strict=True)
@@ -161,12 +180,12 @@ def _build_layers(
         shapes=shapes,
         growths=growths,
         channels=tuple(_find_channel(trace, tensor) for tensor in returned),
-        positions=tuple(end.positions for end in ends) or ((0,),),
+        handed_on=(*handed_on, ()),
         dtypes=tuple(tensor.dtype for tensor in returned),
         parameters=tuple(map(tuple, parameters)),
         sizes=tuple(tuple(named[name].numel() for name in own) for own in parameters),
-        depths=tuple(measure_depth(end, start) for start, end in pairwise(edges) if end),
-        modified_in_place=tuple(end.output.modified_in_place for end in ends) or (False,),
+        depths=tuple(measure_depths(made)),
+        in_checkpoints=tuple(end.call.in_checkpoint for end in ends) or (False,),
         submodules=tuple(
             tuple(_describe_submodule(call, sizes) for call in submodules[layer])
             for layer in range(len(names))
@@ -177,7 +196,7 @@ def _build_layers(
         output_growth=sizes[id(trace.output)][1],
         output_dtype=trace.output.dtype,
         output_channel=_find_output_channel(trace),
-        follows_targets=_find_followers(model, forward, batch, trace, names),
+        follows_targets=find_followers(model, forward, batch, trace, ends),
         samples=batch.samples,
         frozen=frozenset(name for name, p in named.items() if not p.requires_grad),
         not_cuttable={name: why for name, why in not_cuttable.items() if name not in names},
@@ -190,34 +209,34 @@ def _build_layers(
     )
 
 
+def _find_unborn(ends: list[Cut]) -> Iterator[str]:
+    """What goes around a cut on this batch, but did not on the sample."""
+    handed_on = {edge for cut in ends for edge in cut.edges}
+    for cut in ends[:-1]:
+        for name in {name for edge, name in cut.around.items() if edge not in handed_on}:
+            yield f"On this batch, the output of {name!r} goes around the cut at {cut.name!r}."
+
+
+def _find_handed_on(cuts: Sequence[Cut]) -> Iterator[tuple[HandedOn, ...]]:
+    """What each layer hands on at its end, and until when it is read."""
+    ends, known = [cut.call.end for cut in cuts], set[GradientEdge]()
+    for cut in cuts:
+        yield tuple(
+            HandedOn(
+                each.positions,
+                bisect_right(ends, each.last_read),
+                each.output.modified_in_place,
+            )
+            for each in cut.tensors
+            if each.edge not in known
+        )
+        known.update(cut.edges)
+
+
 def _find_output_channel(trace: ForwardTrace) -> int:
     """The dimension of the output that holds what it says of each position."""
     last = trace.output.ndim - 1
     return last if trace.output.ndim <= 2 else trace.output_channel or last
-
-
-def _find_followers(
-    model: nn.Module, forward: Forward, batch: Batch, trace: ForwardTrace, names: Sequence[str]
-) -> tuple[bool, ...]:
-    """For each layer, whether its output has the positions of the network's.
-
-    An encoder-decoder makes its decoder's inputs of the targets, so that with longer targets the
-    output is longer, and what the encoder returns is not.
-    """
-    reads_targets = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    targets = batch.targets
-    if not reads_targets or targets is None or targets.ndim < 2:
-        return (True,) * len(names)
-    longer = batch.map(
-        lambda tensor: torch.cat([tensor, tensor[:, :1]], 1) if tensor is targets else tensor
-    )
-    other = trace_again(model, forward, longer, trace.way, trace.batch.samples)
-    pairs = zip(trace.calls, other.calls, strict=True)
-    moved = {
-        one.name: [o.tensor.shape for o in one.outputs] != [o.tensor.shape for o in two.outputs]
-        for one, two in pairs
-    }
-    return tuple(moved.get(name, True) for name in names)
 
 
 def _find_channel(trace: ForwardTrace, tensor: Tensor) -> int | None:
@@ -283,53 +302,13 @@ def _list_returned(trace: ForwardTrace) -> list[Tensor]:
     return [*inner, trace.output]
 
 
-def list_parameters(model: nn.Module, edges: Sequence[GradientEdge | None]) -> list[list[str]]:
-    """The names of the parameters that lie between each two neighbours of `edges`."""
-    # A Tensor compares elementwise, so it is looked up by its identity.
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [
-        [name_of[id(leaf)] for leaf in find_leaves(end, start) if id(leaf) in name_of]
-        for start, end in pairwise(edges)
-        if end is not None
-    ]
-
-
-def add_unreached(model: nn.Module, layers: list[list[str]]) -> tuple[str, ...]:
-    """Add the trainable parameters that the forward has not reached to the layers they fit best.
-
-    Such a parameter may be unused for good, or belong to a branch that this batch did not take;
-    then it must be trained like its neighbours.
-
-    Returns:
-        Their names.
-    """
-    reached = {name for own in layers for name in own}
-    unreached = [
-        name for name, p in model.named_parameters() if p.requires_grad and name not in reached
-    ]
-    nearest = [_find_nearest(name, layers) for name in unreached]
-    for name, layer in zip(unreached, nearest, strict=True):
-        layers[layer].append(name)
-    return tuple(unreached)
-
-
-def _find_nearest(name: str, layers: Sequence[Sequence[str]]) -> int:
-    """The layer with the parameter whose name begins most like this one; of several the last."""
-
-    def count_common(other: str) -> int:
-        pairs = zip(name.split(".")[:-1], other.split(".")[:-1], strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-    common = [max(map(count_common, own), default=0) for own in layers]
-    return max(range(len(layers)), key=lambda layer: (common[layer], layer))
-
-
 def _find_submodules(trace: ForwardTrace, cuts: Sequence[Call]) -> dict[int, list[Call]]:
     """The outermost modules that begin and end within one layer and run once, for each layer.
 
-    To skip a layer, it is enough to replace the forwards of these modules.
+    To skip a layer, it is enough to replace the forwards of these modules. What they return takes
+    part in the gradient: a module that makes a mask or a table of positions is cheap and runs.
     """
-    times = count_calls(trace)
+    times = count_calls(trace.calls)
     spans = _find_layer_spans(trace, cuts)
     submodules: dict[int, list[Call]] = defaultdict(list)
     for call in trace.calls:
@@ -337,8 +316,9 @@ def _find_submodules(trace: ForwardTrace, cuts: Sequence[Call]) -> dict[int, lis
         # A parent that spans several layers, such as a Sequential of blocks, has to run.
         # A parent that has raised never returned, and has no span.
         is_outermost = call.parent not in spans or len(set(spans[call.parent])) > 1
-        is_replaceable = times[call.name] == 1 and _is_plain(call.output)
-        if first == last and is_outermost and is_replaceable:
+        is_on_path = any(each.edge is not None for each in call.outputs)
+        is_replaceable = is_on_path and times[call.name] == 1 and _is_plain(call.output)
+        if first == last and is_outermost and is_replaceable and not call.function:
             submodules[last].append(call)
     return submodules
 

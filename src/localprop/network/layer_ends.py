@@ -1,161 +1,125 @@
-"""Where layers end: the modules at which a model can be cut, and the choice among them.
-
-A model can be cut where a module returns, if its output is all that the rest of the forward reads
-of what came before, and that carries a gradient to the task's loss. It is then a *clean cut*::
-
-    input ──► conv ──► relu ─┬─► conv1 ──► conv2 ─►(+)──► fc ──► output
-                       ║     └──── skip connection ─┘ ║
-                     clean                          clean
-
-The output of `conv1` is no clean cut: when it returns, that of `relu` is still to be read. If
-training cut the graph there, gradients and activations would pass by the cut.
-"""
+"""Where layers end: the choice among the cuts of a model."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 from torch.autograd.graph import GradientEdge
 
-from localprop.errors import BadInput
-from localprop.network.autograd_graph import (
-    find_crossing,
-    find_leaves,
-    find_lifetimes,
-    gradient_edge_of,
-)
-from localprop.network.probe import Call, ForwardTrace, Output, count_calls
+from localprop.network.autograd_graph import find_leaves
+from localprop.network.calls import Call
+from localprop.network.cuts import Cut
 
 
-class CleanCut(NamedTuple):
-    """A moment at which a model can be cut: a module returns.
-
-    Attributes:
-        call: the call that returns.
-        positions: where the one tensor that goes on stands among the tensors that it returns.
-    """
-
-    call: Call
-    positions: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of the module."""
-        return self.call.name
-
-    @property
-    def module(self) -> nn.Module:
-        """The module."""
-        return self.call.module
-
-    @property
-    def output(self) -> Output:
-        """The tensor that goes on."""
-        return self.call.outputs[self.positions[0]]
-
-    @property
-    def edge(self) -> GradientEdge:
-        """Its place in the graph."""
-        assert self.output.edge is not None
-        return self.output.edge
-
-    @property
-    def time(self) -> int:
-        """When the tensor was made, in autograd's numbers."""
-        return self.edge.node._sequence_nr()
-
-
-# --- which modules could end a layer --------------------------------------------------------------
-
-
-def find_clean_cuts(
-    model: nn.Module, trace: ForwardTrace
-) -> tuple[dict[str, CleanCut], dict[str, str]]:
-    """Find the modules whose output is a clean cut.
-
-    Returns:
-        The cut at the end of each module that has one, by name, and for each module a reason why no
-        layer ends there, which holds if none does.
-
-    Raises:
-        BadInput: the output depends on no parameter.
-    """
-    output = gradient_edge_of(trace.output)
-    if output is None:
-        raise BadInput(["The model's output depends on no parameter: there is nothing to train."])
-    crossing = find_crossing(find_lifetimes(output), (call.end for call in trace.calls))
-    times = count_calls(trace)
-    clean: dict[str, CleanCut] = {}
-    reasons = {name: "it does not run in the forward" for name, _ in model.named_modules() if name}
-    for call, alive in zip(trace.calls, crossing, strict=True):
-        reason = _explain_not_clean(call, times[call.name], alive)
-        if reason is None:
-            positions = [i for i, each in enumerate(call.outputs) if each.edge in alive]
-            clean[call.name] = CleanCut(call, tuple(positions))
-        reasons[call.name] = reason or "it is part of a layer"
-    return clean, reasons
-
-
-def _explain_not_clean(call: Call, times: int, alive: set[GradientEdge]) -> str | None:
-    """Why the end of a call is not a clean cut; None if it is one.
-
-    Args:
-        call: the call.
-        times: how many times its module is called.
-        alive: what was made before its return and is read after it.
-    """
-    if _runs_compiled(call):
-        return "it runs inside a compiled module"
-    if times > 1:
-        return f"it is called {times} times in one forward"
-    if not call.outputs:
-        return f"it returns a {type(call.output).__name__}, no tensor"
-    returned = {output.edge for output in call.outputs if output.edge is not None}
-    if not returned:
-        return "its output needs no gradient"
-    if not returned & alive:
-        return "the model's output does not depend on what it returns"
-    if not alive <= returned:
-        return "a path from the input to the output goes around it"
-    if len(alive) > 1:
-        return f"it returns {len(alive)} tensors that are read later, not one"
-    # An Identity returns the tensor of an earlier module. To replace the tensor at its return would
-    # replace it for one reader only, while others may read the original.
-    (edge,) = alive
-    if edge.node._sequence_nr() < call.start:
-        return "it only passes a tensor on"
-    return None
-
-
-def _runs_compiled(call: Call) -> bool:
-    """Whether a call is made by the wrapper of torch.compile, whose graph takes no hooks."""
-    # A wrapper's own name ends with that of its module.
-    return call.name.startswith("_orig_mod") or "._orig_mod" in call.name
-
-
-# --- which of them do -----------------------------------------------------------------------------
-
-
-def choose_layer_ends(model: nn.Module, clean: dict[str, CleanCut]) -> list[CleanCut]:
+def choose_layer_ends(
+    model: nn.Module, calls: Sequence[Call], cuts: Mapping[str, Cut]
+) -> list[Cut]:
     """Choose the cuts at which a layer ends, in the order of the forward.
 
     The candidates are the modules that stand in a list. One with a weight ends a layer of its own,
-    and one without joins the layer before it. A stem before the first candidate is a layer, too.
+    and one without joins the layer before it. A stem before the first candidate is a layer, too,
+    and so is what makes a tensor that goes around a cut.
     """
+    # What goes around no other is cut wherever it is; a module that others go around must stand in
+    # a real list.
+    clean = {name: cut for name, cut in cuts.items() if not cut.around and cut.is_plain}
     block_groups = _find_block_group_classes(model, clean)
-    names = _iterate_listed_modules(model, "", clean, block_groups, siblings=True)
-    candidates = sorted((clean[name] for name in names), key=lambda cut: cut.time)
-    ends: list[CleanCut] = []
+    cuts_of: dict[str, list[Cut]] = defaultdict(list)
+    for cut in cuts.values():
+        if not cut.call.function:
+            cuts_of[cut.call.name].append(cut)
+    following = {
+        call.name: cut
+        for call, cut in find_following_cuts(model, calls, cuts).items()
+        if cut is not None
+    }
+    for name, cut in following.items():
+        cuts_of[name] = [cut]
+    names = _iterate_listed_modules(
+        model, "", set(cuts_of), set(clean), following, block_groups, count_weights(model) / 4
+    )
+    listed = dict.fromkeys(cut.name for name in names for cut in cuts_of[name])
+    candidates = sorted((cuts[name] for name in listed), key=lambda cut: cut.time)
+    ends: list[Cut] = []
     for cut in candidates:
-        if owns_matrix(cut.module):
+        if owns_matrix(cut.module) or cut in following.values():
             stem = None if ends else _find_stem(clean, cut)
             ends += [stem, cut] if stem else [cut]
-        elif ends:
+        elif ends and not cut.around:
             ends[-1] = cut
-    return ends
+    return add_births(cuts, ends)
+
+
+def find_following_cuts(
+    model: nn.Module, calls: Sequence[Call], cuts: Mapping[str, Cut]
+) -> dict[Call, Cut | None]:
+    """For blocks in a list around which something goes, the first cut after it that nothing goes
+    around: perhaps a residual is added there, outside of the block.
+
+    None for a block that cannot be cut at all, neither at its return nor before the next begins.
+    """
+    blocks = {
+        f"{name}.{child}" if name else child
+        for name, module in model.named_modules()
+        if _is_module_list(module)
+        for child, m in module.named_children()
+        if owns_matrix(m)
+    }
+    own = sorted(
+        (call for call in calls if call.name in blocks and not call.function),
+        key=lambda call: call.start,
+    )
+    clean = sorted(
+        (cut for cut in cuts.values() if not cut.around and len(cut.tensors) == 1),
+        key=lambda cut: cut.call.end,
+    )
+    cut_at = {cut.call for cut in cuts.values()}
+    # What is inside of a block that ends needs no end of its own.
+    ended = {cut.call for cut in clean if cut.call.name in blocks}
+    found: dict[Call, Cut | None] = {}
+    for call in own:
+        if any(outer in ended for outer in _list_outwards(call)):
+            continue
+        until = min((each.start for each in own if each.start >= call.end), default=sys.maxsize)
+        following = next((cut for cut in clean if call.end <= cut.call.end <= until), None)
+        if following is not None:
+            ended.add(call)
+        if following is not None or call not in cut_at:
+            found[call] = following
+    return found
+
+
+def _list_outwards(call: Call | None) -> Iterator[Call]:
+    """A call, the one during which it was made, and so on."""
+    while call is not None:
+        yield call
+        call = call.parent
+
+
+def add_births(cuts: Mapping[str, Cut], ends: Iterable[Cut]) -> list[Cut]:
+    """Add the cuts at which what goes around others is replaced. All are in the forward's order."""
+    chosen = {cut.name: cut for cut in ends}
+    waiting = list(chosen.values())[:-1]  # nothing is cut at the end of the last layer
+    while waiting:
+        handed_on = {edge for cut in chosen.values() for edge in cut.edges}
+        around = waiting.pop().around
+        for name in dict.fromkeys(name for edge, name in around.items() if edge not in handed_on):
+            chosen[name] = cuts[name]
+            waiting.append(cuts[name])
+    ordered, known = list[Cut](), set[GradientEdge]()
+    for cut in sorted(chosen.values(), key=lambda cut: cut.call.end):
+        if not known.issuperset(cut.edges):  # else its child has been cut at the same moment
+            ordered.append(cut)
+            known.update(cut.edges)
+    return ordered
+
+
+def count_weights(module: nn.Module) -> int:
+    """The number of elements of a module's weights of two dimensions or more."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
 
 
 def owns_matrix(module: nn.Module) -> bool:
@@ -163,7 +127,7 @@ def owns_matrix(module: nn.Module) -> bool:
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
-def _find_stem(clean: dict[str, CleanCut], first: CleanCut) -> CleanCut | None:
+def _find_stem(clean: Mapping[str, Cut], first: Cut) -> Cut | None:
     """The last clean cut before the first candidate, if there are weights before it."""
     before = [cut for cut in clean.values() if cut.time < first.call.start]
     if not before:
@@ -171,40 +135,60 @@ def _find_stem(clean: dict[str, CleanCut], first: CleanCut) -> CleanCut | None:
     # A Sequential and its last child return the same tensor. `max` takes the first of equal ones,
     # and calls are in the order of their returns, so the stem ends with the child.
     end = max(before, key=lambda cut: cut.time)
-    weights = [leaf for leaf in find_leaves(end.edge) if isinstance(leaf, nn.Parameter)]
+    weights = [leaf for leaf in find_leaves(end.edges) if isinstance(leaf, nn.Parameter)]
     return end if any(weight.ndim > 1 for weight in weights) else None
 
 
 def _iterate_listed_modules(
     module: nn.Module,
     name: str,
-    clean: dict[str, CleanCut],
-    block_groups: frozenset[type],
-    *,
-    siblings: bool,
+    cuttable: Collection[str],
+    clean: Collection[str],
+    whole: Collection[str] = (),
+    block_groups: Collection[type] = (),
+    large: float = 0,
+    by_class: bool = True,
 ) -> Iterator[str]:
-    """Names of the modules in `module` with a clean cut that stand in a list; lists are opened.
+    """Names of the modules in `module` with a cut that stand in a list; lists are opened.
 
     Args:
         module: where to look.
         name: its name in the model.
-        clean: the clean cuts, by the names of the modules that return.
+        cuttable: the names of the modules that a model can be cut at.
+        clean: those that nothing goes around.
+        whole: those that are not opened, even if they are lists.
         block_groups: classes that are opened like lists.
-        siblings: whether several children of one class make a list.
+        large: modules with so many weights may be cut within a skip: a decoder, but no block of
+            several branches.
+        by_class: whether several clean children of one class make a list.
     """
     children = {f"{name}.{child}" if name else child: m for child, m in module.named_children()}
     candidates = {
         child_name: child
         for child_name, child in children.items()
-        if child_name in clean and not _is_module_list(child) and type(child) not in block_groups
+        if child_name in whole
+        or (
+            child_name in cuttable
+            and not _is_module_list(child)
+            and type(child) not in block_groups
+        )
     }
-    members = _select_list_members(module, candidates, siblings=siblings)
+    members = _select_list_members(module, candidates, clean, by_class=by_class)
     for child_name, child in children.items():
         if child_name in members:
             yield child_name
         else:
+            is_opened = _is_module_list(child) or type(child) in block_groups
+            is_unit = child_name in cuttable and not is_opened and count_weights(child) < large
             yield from _iterate_listed_modules(
-                child, child_name, clean, block_groups, siblings=siblings
+                child,
+                child_name,
+                clean if is_unit else cuttable,
+                clean,
+                () if is_unit else whole,
+                block_groups,
+                large,
+                by_class,
             )
 
 
@@ -217,17 +201,35 @@ def _is_module_list(module: nn.Module) -> bool:
     return isinstance(module, (nn.Sequential, nn.ModuleList)) and not is_unit
 
 
+def _has_numbered_blocks(module: nn.Module) -> bool:
+    """Whether all children are blocks of one class, b1, b2, ..., as in a stage of timm's RegNet."""
+    children = dict(module.named_children())
+    return (
+        len({name.rstrip("0123456789") for name in children}) == 1
+        and len({type(child) for child in children.values()}) == 1
+        and all(name[-1].isdigit() and [*child.children()] for name, child in children.items())
+    )
+
+
 def _select_list_members(
-    module: nn.Module, candidates: dict[str, nn.Module], *, siblings: bool
+    module: nn.Module,
+    candidates: Mapping[str, nn.Module],
+    clean: Collection[str],
+    *,
+    by_class: bool,
 ) -> set[str]:
     """Which of the candidates among a module's children stand in a list.
 
-    Those are all children of a Sequential or ModuleList. In a network that is written by hand, they
-    are conv1, conv2, ..., several children of one class, and what stands between them.
+    Those are all children of a Sequential or ModuleList, and clean blocks b1, b2, ... In a network
+    that is written by hand, they are conv1, conv2, ..., several clean children of one class, and
+    what stands between them.
     """
     if _is_module_list(module):
         return set(candidates)
-    if not siblings:
+    candidates = {name: child for name, child in candidates.items() if name in clean}
+    if _has_numbered_blocks(module) and len(candidates) == len(list(module.children())):
+        return set(candidates)
+    if not by_class:
         return set()
     classes = Counter(type(child) for child in candidates.values() if owns_matrix(child))
     repeated = {cls for cls, count in classes.items() if count > 1}
@@ -238,7 +240,7 @@ def _select_list_members(
     }
 
 
-def _find_block_group_classes(model: nn.Module, clean: dict[str, CleanCut]) -> frozenset[type]:
+def _find_block_group_classes(model: nn.Module, clean: Mapping[str, Cut]) -> frozenset[type]:
     """Find the classes whose instances only group blocks, such as a stage of ConvNeXt.
 
     Every instance holds a list of modules with clean cuts, and some instance has several of them.
@@ -250,7 +252,7 @@ def _find_block_group_classes(model: nn.Module, clean: dict[str, CleanCut]) -> f
     for name, module in model.named_modules():
         if name not in clean or _is_module_list(module):
             continue
-        names = _iterate_listed_modules(module, name, clean, frozenset(), siblings=False)
+        names = _iterate_listed_modules(module, name, clean, clean, by_class=False)
         weighted = sum(owns_matrix(clean[inner].module) for inner in names)
         counts.setdefault(type(module), []).append(weighted)
     return frozenset(cls for cls, found in counts.items() if min(found) > 0 and max(found) > 1)

@@ -32,6 +32,50 @@ class TensorShape(NamedTuple):
     modified_in_place: bool
 
 
+class LayerEnd(NamedTuple):
+    """Where a layer ends, as its name says.
+
+    Attributes:
+        module: the name of the module that returns.
+        call: which of its calls, if there are several.
+        function: which function of torch after that return, if it is one that ends the layer.
+
+    Example:
+        >>> LayerEnd.parse("encoder.layer#2+1")
+        LayerEnd(module='encoder.layer', call=2, function=1)
+    """
+
+    module: str
+    call: int | None = None
+    function: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> LayerEnd:
+        """Read the name of a layer."""
+        name, _, function = name.partition("+")
+        module, _, call = name.partition("#")
+        return cls(module, int(call) if call else None, int(function) if function else None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the return of the only call of a module."""
+        return self.call is None and self.function is None
+
+
+class HandedOn(NamedTuple):
+    """A tensor that a layer hands on to later ones.
+
+    Attributes:
+        positions: where it stands among the tensors that the layer's last module returns.
+        until: the last layer that reads it.
+        modified_in_place: whether the model later writes into it.
+    """
+
+    positions: tuple[int, ...]
+    until: int
+    modified_in_place: bool
+
+
 class Submodule(NamedTuple):
     """A module that begins and ends within one layer, and what it returns.
 
@@ -83,14 +127,14 @@ class Layers:
         growths: by how much each of its sizes grows with a sample: (1, 0, 0) for (N, T, C).
         channels: the dimension of its channels, as the next layer uses it; None where that cannot
             be told.
-        positions: where it stands among the tensors that the module returns; of one tensor (0,).
+        handed_on: the tensors that each layer hands on, this one first; none after the last layer.
         dtypes: the dtype of that tensor.
         parameters: the names of the parameters that each layer uses. A shared parameter appears in
             several layers.
         sizes: for each layer, the number of elements of each of these parameters.
         depths: for each layer, the number of weights (of convolutions, linear layers, ...) on its
             longest path.
-        modified_in_place: for each layer, whether the model later writes into its output in place.
+        in_checkpoints: for each layer, whether it ends within a checkpoint of the model's own.
         submodules: the outermost modules that begin and end within each layer.
         input_shape: the shape of the sample.
         input_dtype: the dtype of the sample.
@@ -98,8 +142,8 @@ class Layers:
         output_growth: by how much each of its sizes grows with a sample.
         output_dtype: its dtype.
         output_channel: the dimension that holds what it says of each position: classes, say.
-        follows_targets: for each layer, whether its output has as many positions as the targets of
-            a network that reads them; the encoder of an encoder-decoder has not.
+        follows_targets: for each layer, whether its output has the positions of the network's; that
+            of the encoder of an encoder-decoder has not.
         samples: the number of samples.
         frozen: the names of the parameters that require no gradient.
         not_cuttable: for every other module, why no layer ends with it.
@@ -114,12 +158,12 @@ class Layers:
     shapes: tuple[torch.Size, ...]
     growths: tuple[tuple[int, ...], ...]
     channels: tuple[int | None, ...]
-    positions: tuple[tuple[int, ...], ...]
+    handed_on: tuple[tuple[HandedOn, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     parameters: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
     depths: tuple[int, ...]
-    modified_in_place: tuple[bool, ...]
+    in_checkpoints: tuple[bool, ...]
     submodules: tuple[tuple[Submodule, ...], ...]
     input_shape: torch.Size
     input_dtype: torch.dtype

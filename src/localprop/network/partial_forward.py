@@ -94,9 +94,9 @@ def check_isolated(
     """
     if segment[0] == 0:
         return
-    # Noise, since a batch of zeros might hide a difference. Whole numbers are indices, and noise
-    # would be out of their range. The generator is our own, so that the run's random state stays as
-    # it is.
+    # Noise, since a batch of zeros might hide a difference. Whole numbers are indices and masks:
+    # noise would be out of their range, so they stand as they are, and once in another order. The
+    # generator is our own, so that the run's random state stays as it is.
     generator = torch.Generator().manual_seed(0)
 
     def add_noise(tensor: Tensor) -> Tensor:
@@ -104,7 +104,22 @@ def check_isolated(
             return tensor
         return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
 
-    batch = like.map(add_noise).to(next(model.parameters()).device)
+    def shuffle(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            return tensor
+        return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view_as(tensor)
+
+    noisy = like.map(add_noise)
+    batches = [noisy]
+    if not all(tensor.is_floating_point() for tensor in like.tensors):
+        batches.append(noisy.map(shuffle))
+    for batch in batches:
+        _compare_alone(model, layers, segment, forward, batch.to(next(model.parameters()).device))
+
+
+def _compare_alone(
+    model: nn.Module, layers: Layers, segment: range, forward: Forward, batch: Batch
+) -> None:
     with evaluation_mode(model):
         segment_input, expected = _run_segment(model, layers, segment, forward, batch)
         assert segment_input is not None
@@ -165,7 +180,7 @@ def _make_output(
     """What a skipped submodule returns: zeros or, where layer `first` begins, its input."""
     if submodule.name != layers.names[first - 1]:
         return submodule.make_output(_make_zeros(layers, each, batch) for each in submodule.tensors)
-    positions, segment_input = layers.positions[first - 1], make_input()
+    positions, segment_input = layers.handed_on[first - 1][0].positions, make_input()
     return submodule.make_output(
         segment_input if i in positions else _make_zeros(layers, each, batch)
         for i, each in enumerate(submodule.tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from localprop.errors import BadInput, check
 from localprop.network.balance import find_balanced_cuts
 from localprop.network.layer_ends import owns_matrix
-from localprop.network.layers import Layers
+from localprop.network.layers import LayerEnd, Layers
 
 __all__ = ["Partition"]
 
@@ -25,6 +25,8 @@ class Partition:
         layers: the layers of the network.
         cuts: the first layer of each module but the first. The papers' tables name the last layer
             of a module instead, which is one less.
+        isolate_skips: whether no gradient goes around a cut: a skip connection then trains nothing
+            before it. By default credit follows the table, by skips as by layers.
 
     Raises:
         BadInput: the cuts are out of order or out of range.
@@ -38,6 +40,7 @@ class Partition:
 
     layers: Layers = field(repr=False)
     cuts: tuple[int, ...]
+    isolate_skips: bool = False
 
     def __post_init__(self) -> None:
         check(self._find_problems())
@@ -53,26 +56,45 @@ class Partition:
         return bisect_right(self.cuts, layer)
 
     @classmethod
-    def uniform(cls, layers: Layers, modules: int) -> Partition:
+    def uniform(
+        cls,
+        layers: Layers,
+        modules: int,
+        *,
+        isolate_skips: bool = False,
+        ends: Collection[int] | None = None,
+    ) -> Partition:
         """Cut into modules whose numbers of layers differ by at most one, larger ones last.
 
+        Args:
+            layers: the layers of the network.
+            modules: the number of modules.
+            isolate_skips: whether no gradient goes around a cut.
+            ends: the layers at which a module may end, by default all. Others join the next of
+                them, and do not count.
+
         Raises:
-            BadInput: there are fewer than one module, or more modules than layers.
+            BadInput: there are fewer than one module, or more modules than layers to end them.
         """
-        count = len(layers)
-        if not 1 <= modules <= count:
+        last = len(layers) - 1
+        places = sorted({*(range(last) if ends is None else ends), last})
+        if not 1 <= modules <= len(places):
             raise BadInput([_describe_bad_count(layers, modules)])
-        small, larger = divmod(count, modules)
+        small, larger = divmod(len(places), modules)
         sizes = [small] * (modules - larger) + [small + 1] * larger
-        return cls(layers, tuple(accumulate(sizes))[:-1])
+        cuts = tuple(places[count - 1] + 1 for count in accumulate(sizes))
+        return cls(layers, cuts[:-1], isolate_skips)
 
     @classmethod
-    def at(cls, layers: Layers, last: Sequence[str | int]) -> Partition:
+    def at(
+        cls, layers: Layers, last: Sequence[str | int], *, isolate_skips: bool = False
+    ) -> Partition:
         """Cut after the layers `last`, given by name or by number.
 
         Args:
             layers: the layers of the network.
             last: the last layer of each module but the final one. Numbers count from 0.
+            isolate_skips: whether no gradient goes around a cut.
 
         Raises:
             BadInput: the model cannot be cut at one of the names (the message gives the reason), or
@@ -83,7 +105,7 @@ class Partition:
         indices = [layers.names.index(name) if isinstance(name, str) else name for name in last]
         if any(a >= b for a, b in pairwise((-1, *indices, len(layers) - 1))):
             raise BadInput([_describe_bad_order(layers, last)])
-        return cls(layers, tuple(index + 1 for index in indices))
+        return cls(layers, tuple(index + 1 for index in indices), isolate_skips)
 
     @classmethod
     def balanced(
@@ -131,7 +153,6 @@ _ADVICE = {
         "put what goes around a module, as the addition of h + block(h), into the forward of that "
         "module"
     ),
-    "it is called": "give each use a module of its own",
     "a random draw": "let every layer run (layerdrop=0, or whatever the model calls it)",
     "inside a compiled module": (
         "pass the model before torch.compile, or compile it in place with model.compile()"
@@ -159,9 +180,9 @@ def _group_refused_modules(layers: Layers) -> dict[str, list[str]]:
     """The names of the modules with weights that are no layers though they might be, by reason."""
     refused: dict[str, list[str]] = {}
     # Only the outermost modules: inside a layer, or a refused module, nothing needs to change.
-    outer = list(layers.names)
+    outer = [LayerEnd.parse(name).module for name in layers.names]
     for name, reason in layers.not_cuttable.items():
-        is_inside = any(name.startswith(f"{other}.") for other in outer)
+        is_inside = any(f"{name}.".startswith(f"{other}.") for other in outer)
         has_advice = any(words in reason for words in _ADVICE)
         if has_advice and not is_inside and owns_matrix(layers.model.get_submodule(name)):
             refused.setdefault(reason, []).append(name)

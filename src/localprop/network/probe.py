@@ -6,90 +6,24 @@ graph, and leaves no trace (untouched.py).
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import CheckpointFunction
 
 from localprop.errors import BadInput, check
-from localprop.network.autograd_graph import gradient_edge_of
+from localprop.network.calls import Call, CallRecorder
 from localprop.network.channels import ChannelFinder
 from localprop.network.draws import constant_draws, read_states
 from localprop.network.fake_tensors import FakeMode, quiet_fakes
-from localprop.network.outputs import list_tensors
 from localprop.network.untouched import untouched
 from localprop.tasks.batch import Batch
 from localprop.tasks.task import Forward
-
-
-class Output(NamedTuple):
-    """A tensor that a call returned, as it was at that moment.
-
-    Attributes:
-        tensor: the tensor.
-        edge: its place in the autograd graph, if it has one.
-        version: its version counter.
-    """
-
-    tensor: Tensor
-    edge: GradientEdge | None
-    version: int
-
-    @property
-    def modified_in_place(self) -> bool:
-        """Whether the model wrote into the tensor after the call had returned it."""
-        return self.tensor._version != self.version
-
-
-@dataclass(eq=False)
-class Call:
-    """One call of one submodule during a forward pass.
-
-    Autograd numbers its operations in the order in which the forward makes them, which gives every
-    moment a time::
-
-        4 ... │ begin block │ 5 conv   6 relu │ end block
-        7 ... │ begin Identity                │ end Identity: it returns 6, made before 7
-
-    Attributes:
-        name: the name of the submodule.
-        module: the submodule.
-        parent: the call during which this one was made; None if the model itself made it.
-        start: the time at which the call began: the number of the next operation.
-        arguments: the names of what it got besides the first argument, but for defaults.
-        end: the time at which it returned.
-        output: what it returned.
-        outputs: the tensors in it, in the order of torch's pytree.
-    """
-
-    name: str
-    module: nn.Module
-    parent: Call | None
-    start: int
-    arguments: tuple[str, ...] = ()
-    end: int = 0
-    output: Any = None
-    outputs: tuple[Output, ...] = ()
-
-    def set_output(self, output: Any) -> None:
-        """Record what the call returned, at the moment at which it returns."""
-        self.end = _read_time()
-        self.output = output
-        # Edges and versions are read now: a later in-place operation, such as an in-place ReLU in
-        # the next module, raises the version and gives the same tensor another `grad_fn`.
-        self.outputs = tuple(
-            Output(tensor, gradient_edge_of(tensor), tensor._version)
-            for tensor in list_tensors(output)
-        )
 
 
 @dataclass
@@ -186,14 +120,16 @@ def trace_again(
     way: str,
     count: int,
     draw: float | None = None,
+    functions: bool = False,
 ) -> ForwardTrace:
     """Run a model on a batch of `count` samples in a given way, and record every call.
 
-    With `draw`, random fractions between 0 and 1 have that value.
+    With `draw`, random fractions between 0 and 1 have that value. With `functions`, calls of
+    functions are recorded, too.
     """
     with untouched(model), _training_mode(model), quiet_fakes(), constant_draws(draw):
         before = read_states()
-        trace = _trace(model, forward, batch, way, count, draw)
+        trace = _trace(model, forward, batch, way, count, draw, functions)
         trace.has_drawn |= way == "real" or read_states() != before
         return trace
 
@@ -205,6 +141,7 @@ def _trace(
     way: str,
     count: int,
     draw: float | None,
+    functions: bool,
 ) -> ForwardTrace:
     device = next(model.parameters()).device
     mode: AbstractContextManager[object]
@@ -216,15 +153,17 @@ def _trace(
     trace = ForwardTrace(entered, way)
     # A compiled module would run on its own graph, which calls no submodules.
     finder = ChannelFinder(model.parameters())
+    recorder = CallRecorder(model, finder.follow)
     with (
         torch.compiler.set_stance("force_eager"),
         _refused_reentrant_checkpoints(),
         mode,
         finder,
-        _recorded_calls(model, trace, finder.follow),
+        recorder.recording(functions=functions),
         torch.enable_grad(),
     ):
         trace.output = forward(model, entered.data)
+    trace.calls = recorder.calls
     trace.has_drawn = isinstance(mode, FakeMode) and mode.has_drawn
     returned = [output.tensor for call in trace.calls for output in call.outputs]
     trace.channels = {id(tensor): finder.find(tensor) for tensor in returned}
@@ -262,84 +201,6 @@ def _refused_reentrant_checkpoints() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _recorded_calls(
-    model: nn.Module, trace: ForwardTrace, on_return: Callable[[Tensor], None]
-) -> Iterator[None]:
-    """Record the calls of all submodules of `model` in `trace`, by hooks.
-
-    `on_return` is called with each tensor that they return.
-    """
-    # Calls nest, so a stack holds those that have begun and not yet returned.
-    stack: list[Call] = []
-    names = {module: name for name, module in model.named_modules() if module is not model}
-
-    def begin_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        parent, further = stack[-1] if stack else None, _name_arguments(module, args, kwargs)
-        stack.append(Call(names[module], module, parent, _read_time(), further))
-
-    def end_call(module: nn.Module, args: object, output: Any) -> None:
-        # A call that raised has left its place on the stack, if somebody has caught the exception.
-        while stack[-1].module is not module:
-            stack.pop()
-        call = stack.pop()
-        call.set_output(output)
-        for each in call.outputs:
-            on_return(each.tensor)
-        trace.calls.append(call)
-
-    handles = []
-    for module in names:
-        # Not the model itself: its return is the end of the trace, and no layer. First of all
-        # hooks, as the engine's own: others may keep the output, or return another.
-        handles.append(module.register_forward_pre_hook(begin_call, prepend=True, with_kwargs=True))
-        handles.append(module.register_forward_hook(end_call, prepend=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _name_arguments(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """The names of the arguments of a call but for the first, and for those with a default."""
-    if len(args) <= 1 and not kwargs:
-        return ()
-    signature = inspect.signature(module.forward)
-    parameters = signature.parameters
-    try:
-        bound = signature.bind(*args, **kwargs).arguments
-    except TypeError:  # the call is about to fail with a better message
-        return ()
-    first, further = next(iter(parameters), ""), dict[str, Any]()
-    for name, value in bound.items():
-        kind = parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            further |= value
-        elif kind is inspect.Parameter.VAR_POSITIONAL:
-            rest = value[1:] if name == first else value
-            further |= {f"*{name}": rest} if rest else {}
-        elif name != first:
-            further[name] = value
-    return tuple(
-        name
-        for name, value in further.items()
-        if name not in parameters or not _equals(value, parameters[name].default)
-    )
-
-
-def _equals(value: object, default: object) -> bool:
-    plain = (bool, int, float, str)
-    return value is default or (isinstance(value, plain) and value == default)
-
-
-def _read_time() -> int:
-    """The number of autograd's next operation."""
-    return int(torch._C._autograd._get_sequence_nr())
-
-
 def _describe_failure(model: nn.Module, batch: Batch, failures: dict[str, Exception]) -> str:
     """Say why a model could not run, in the words of its real forward."""
     error = failures["real"]
@@ -359,8 +220,3 @@ def _describe_failure(model: nn.Module, batch: Batch, failures: dict[str, Except
         f"{failure}: pass a sample batch of the shape that the model is trained on, with two "
         "samples or more."
     )
-
-
-def count_calls(trace: ForwardTrace) -> Counter[str]:
-    """How many times each submodule was called."""
-    return Counter(call.name for call in trace.calls)

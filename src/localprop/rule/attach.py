@@ -12,7 +12,7 @@ from torch import nn
 from localprop.data.dataset import Normalization
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
-from localprop.network.layers import Layers
+from localprop.network.layers import LayerEnd, Layers
 from localprop.tasks.classification import Classification
 from localprop.tasks.task import Task
 
@@ -119,7 +119,7 @@ class AttachPoint:
 
     def _find_whole_module(self, layer: int) -> nn.Module:
         """The module, or the run of neighbours in an nn.Sequential, that is all of a layer."""
-        name, model = self.layers.names[layer], self.layers.model
+        name, model = LayerEnd.parse(self.layers.names[layer]).module, self.layers.model
         inside, after = self._split_submodules(layer)
         # Only the last layer goes on after its end. Its classifier is not copied, but its
         # parameters count as the layer's.
@@ -144,7 +144,7 @@ class AttachPoint:
 
     def _split_submodules(self, layer: int) -> tuple[list[str], list[str]]:
         """The names of the modules of a layer up to its end, and of those that run after it."""
-        end = self.layers.names[layer]
+        end = LayerEnd.parse(self.layers.names[layer]).module
         names = [submodule.name for submodule in self.layers.submodules[layer]]
         if end not in names:
             return [end], []

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import BadInput
+from localprop.network.layers import Layers
 from localprop.rule.attach import AttachPoint
+from localprop.tasks.task import Task
 
 _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -47,19 +49,24 @@ class MatchOutput(nn.Module):
     Outputs between positions are interpolated.
 
     Args:
-        aux: maps features to (N, positions..., outputs).
+        aux: maps features to (N, positions..., outputs); it may have fewer positions than they.
         channel: the dimension of the network's output that holds what each position has.
+        features_channel: the dimension of the features that holds their channels.
         ratios: of the network's positions to those of the features.
     """
 
-    def __init__(self, aux: nn.Module, channel: int, ratios: tuple[float, ...]) -> None:
+    def __init__(
+        self, aux: nn.Module, channel: int, features_channel: int, ratios: tuple[float, ...]
+    ) -> None:
         super().__init__()
         self.aux, self.channel, self.ratios = aux, channel, ratios
+        self.features_channel = features_channel
 
     def forward(self, features: Tensor) -> Tensor:
         """The auxiliary network's output, in the shape of the network's."""
         output: Tensor = self.aux(features).movedim(-1, 1)
-        size = [round(n * ratio) for n, ratio in zip(output.shape[2:], self.ratios, strict=True)]
+        positions = _positions(features.shape, self.features_channel)
+        size = [round(n * ratio) for n, ratio in zip(positions, self.ratios, strict=True)]
         if list(output.shape[2:]) != size:
             output = functional.interpolate(
                 output, size=size, mode=_MODES[len(size)], align_corners=False
@@ -96,10 +103,30 @@ def has_positions(point: AttachPoint) -> bool:
         return False
     features = _positions(point.features, point.dimension())
     wanted = _positions(outputs, point.layers.output_channel)
-    like = len(features) == len(wanted) and (len(wanted) > 1 or features == wanted)
-    if not like or not point.layers.follows_targets[point.layer]:
+    if not _are_alike(features, wanted) or not point.layers.follows_targets[point.layer]:
         raise BadInput(_say_no_positions(point))
     return True
+
+
+def list_layers_with_positions(layers: Layers, task: Task) -> list[int]:
+    """The layers at whose end a head can make outputs: those with positions like the outputs'."""
+    if len(layers.output_shape) <= 2 or task.has_fixed_outputs:
+        return list(range(len(layers)))
+    wanted = _positions(layers.output_shape, layers.output_channel)
+    return [
+        layer
+        for layer in range(len(layers))
+        if layers.follows_targets[layer]
+        and (
+            (channel := layers.find_channel(layer)) is None
+            or _are_alike(_positions(layers.shapes[layer], channel), wanted)
+        )
+    ]
+
+
+def _are_alike(features: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether there is an output at each position. Of maps one may be finer than the other."""
+    return len(features) == len(wanted) and (len(wanted) > 1 or features == wanted)
 
 
 def _say_no_positions(point: AttachPoint) -> str:
@@ -143,7 +170,7 @@ def match_output(aux: nn.Module, point: AttachPoint) -> nn.Module:
     if len(features) != len(wanted):
         raise BadInput(_say_no_positions(point))
     ratios = tuple(b / a for a, b in zip(features, wanted, strict=True))
-    return MatchOutput(aux, channel, ratios)
+    return MatchOutput(aux, channel, point.dimension(), ratios)
 
 
 def _positions(shape: tuple[int, ...], channel: int) -> tuple[int, ...]:

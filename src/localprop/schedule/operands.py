@@ -19,10 +19,12 @@ c2           the input of module 2, for later contexts     F, RECV_C         F, 
 i2           the input of module 2, for losses             F                 L
 graph2       the graph of segment 2, at its injected root  F, or R           B
 leaf2        the input of segment 2, a leaf of that graph  F, or R           B
+skips2       what else lives at its beginning (`Skips`)    F                 B
 t:name       an inner output that a loss looks at          F                 L
 e:name       its place in the graph                        F, or R           B
 d:name.1<3L  its gradient from loss 3, for flow 1          L                 B
 g2.1<3B      a part of h2's gradient, flow 1, from 3B      L, B, RECV_B      B, SEND_B
+gs2.1<3B     the same of what else lives at that end       B                 B
 k3           what a second-order loss hands on             L                 next module's L
 G2, G2.1     gradients of parameters: .grad; of flow 1     B, L              REDUCE_S, S
 G2.1<0B      the same of tied ones, from flow 1 of 0       B                 REDUCE_S, S
@@ -43,6 +45,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from localprop.schedule.schedule import Action, Op, find_contributors
+from localprop.schedule.sums import find_flows_set_apart
 from localprop.schedule.wiring import Objective, Wiring
 
 
@@ -57,10 +60,12 @@ class Kind(StrEnum):
     MODULE_INPUT = "i"
     GRAPH = "graph"
     LEAF = "leaf"
+    SKIPS = "skips"
     TAP = "t"
     TAP_EDGE = "e"
     TAP_GRADIENT = "d"
     GRADIENT = "g"
+    SKIP_GRADIENTS = "gs"
     CARRIED = "k"
     WEIGHT_GRADIENT = "G"
     HEAD_GRADIENT = "H"
@@ -163,6 +168,13 @@ def name_gradient(wiring: Wiring, contributor: Action) -> Value:
     return Value(Kind.GRADIENT, segment - 1, flow, maker, microbatch)
 
 
+def name_skip_gradients(wiring: Wiring, backward: Action) -> Value:
+    """What a backward makes of the gradients of all that lives at the end of the segment before,
+    but for the features.
+    """
+    return name_gradient(wiring, backward)._replace(kind=Kind.SKIP_GRADIENTS)
+
+
 class _OperandRules:
     """Facts of a wiring and a rank's schedule, indexed once, and what follows from them for each
     action.
@@ -259,6 +271,8 @@ class _OperandRules:
         segment, microbatch = action.segment, action.microbatch
         yield Value(Kind.GRAPH, segment, microbatch=microbatch)
         yield Value(Kind.LEAF, segment, microbatch=microbatch)
+        if self.skips_before(segment):
+            yield Value(Kind.SKIPS, segment, microbatch=microbatch)
         for name in self.taps[segment]:
             yield Value(Kind.TAP_EDGE, name, microbatch=microbatch)
 
@@ -310,13 +324,20 @@ class _OperandRules:
     def _backward_reads(self, action: Action) -> Iterator[Value]:
         segment, microbatch, number = action.segment, action.microbatch, action.flow or 0
         yield Value(Kind.GRAPH, segment, microbatch=microbatch)
-        for contributor in find_contributors(self.wiring, segment, number, microbatch):
+        contributors = list(find_contributors(self.wiring, segment, number, microbatch))
+        for contributor in contributors:
             yield name_gradient(self.wiring, contributor)
+        if self.wiring.skips[segment]:
+            for contributor in contributors:
+                if contributor.op is Op.B:
+                    yield name_skip_gradients(self.wiring, contributor)
         for name, objective in self.tap_gradients[segment, number]:
             yield Value(Kind.TAP_EDGE, name, microbatch=microbatch)
             yield name_tap_gradient(self.wiring, name, objective, microbatch)
         if self.wiring.flows[segment][number].onward is not None:
             yield Value(Kind.LEAF, segment, microbatch=microbatch)
+            if self.skips_before(segment):
+                yield Value(Kind.SKIPS, segment, microbatch=microbatch)
 
     def _backward_writes(self, action: Action) -> Iterator[Value]:
         segment, number = action.segment, action.flow or 0
@@ -328,6 +349,12 @@ class _OperandRules:
             yield _name_sum(step, segment, number) if is_apart else _name_grad(step)
         if flow.onward is not None:
             yield name_gradient(self.wiring, action)
+            if self.skips_before(segment):
+                yield name_skip_gradients(self.wiring, action)
+
+    def skips_before(self, segment: int) -> bool:
+        """Whether more than the features lives at the beginning of a segment."""
+        return segment > 0 and len(self.wiring.skips[segment - 1]) > 0
 
     def _step_reads(self, action: Action) -> Iterator[Value]:
         yield _name_grad(action.segment)
@@ -371,27 +398,3 @@ def _name_sum(step: int, segment: int, flow: int) -> Value:
     """What a flow through a segment adds to these gradients, summed apart."""
     maker = "" if segment == step else str(Action(Op.B, segment))
     return Value(Kind.WEIGHT_GRADIENT, step, flow, maker)
-
-
-def find_flows_set_apart(wiring: Wiring, parts: int) -> dict[int, list[tuple[int, int]]]:
-    """By the segment of a step: the flows (segment, flow) whose gradients of parameters are summed
-    apart and added before it, in this order.
-
-    Autograd adds to `.grad` in the order in which backwards run, which on several ranks depends on
-    messages. So of the flows that train what a step updates, through its segment and through those
-    that use a tied parameter, each but the first has a sum of its own. These are added in the order
-    of segments and flows; then the result is the same, to the bit, on any number of ranks::
-
-        flow 0   micro-batches 0 1 2 ──► .grad   ┐
-        flow 1   micro-batches 0 1 2 ──► apart   ┴──► their sum, before the segment's step
-
-    Args:
-        wiring: flows of all segments.
-        parts: micro-batches in all replicas. One sum of two gradients is the same in either order.
-    """
-    training: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for segment, flows in enumerate(wiring.flows):
-        for number, flow in enumerate(flows):
-            for step in wiring.steps_of(segment) if flow.train else ():
-                training[step].append((segment, number))
-    return {step: found[1:] for step, found in training.items() if len(found) * parts > 2}

@@ -15,22 +15,28 @@ from itertools import pairwise
 
 from torch import nn
 
+from localprop.network.layers import HandedOn, Layers
 from localprop.network.partition import Partition
 from localprop.rule.table import CreditTable
-from localprop.schedule.wiring import Segment
+from localprop.schedule.wiring import Segment, Skips
 
 
 def find_spans(partition: Partition, table: CreditTable) -> list[range]:
-    """Cut the layers wherever the module or the column of the credit table changes."""
-    layers = range(len(partition.layers))
-    starts = [0]
-    for before, layer in pairwise(layers):
+    """Cut the layers wherever the module or the column of the credit table changes, and after each
+    layer that hands on a tensor past the next cut.
+    """
+    layers = partition.layers
+    starts, following = [len(layers)], len(layers) - 1  # the last layer before the next cut
+    for before in reversed(range(len(layers) - 1)):
+        layer = before + 1
         same_module = partition.module_of(layer) == partition.module_of(before)
         # Equal columns do not join modules: losses, contexts, recomputes and ranks all begin and
         # end where a module does.
-        if not same_module or table.column(layer) != table.column(before):
+        is_cut = not same_module or table.column(layer) != table.column(before)
+        if is_cut or any(each.until > following for each in layers.handed_on[before]):
             starts.append(layer)
-    return [range(start, end) for start, end in pairwise([*starts, len(layers)])]
+            following = before
+    return [range(start, end) for start, end in pairwise([0, *reversed(starts)])]
 
 
 def build_segment(partition: Partition, span: range, frozen: frozenset[str]) -> Segment:
@@ -48,6 +54,24 @@ def build_segment(partition: Partition, span: range, frozen: frozenset[str]) -> 
     module = partition.module_of(span[0])
     starts_module = span[0] == partition.modules[module].start
     return Segment(span, tuple(names), module, starts_module)
+
+
+def find_skips(layers: Layers, spans: list[range], *, isolated: bool) -> tuple[Skips, ...]:
+    """What lives at the end of each segment besides its features.
+
+    Args:
+        layers: know how long each tensor is read.
+        spans: the layers of each segment.
+        isolated: whether no gradient goes around a cut.
+    """
+    skips, live = list[Skips](), list[HandedOn]()
+    for span in spans[:-1]:
+        end = span[-1]
+        kept = tuple(i for i, each in enumerate(live) if each.until > end and not isolated)
+        features, *made = layers.handed_on[end]
+        skips.append(Skips(tuple(made), kept))
+        live = [features, *made, *(live[i] for i in kept)]
+    return (*skips, Skips())
 
 
 def tie_segments(segments: list[Segment], table: CreditTable) -> tuple[Segment, ...]:

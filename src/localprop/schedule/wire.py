@@ -18,6 +18,7 @@ from localprop.schedule.heads import build_encoders, build_heads
 from localprop.schedule.segments import (
     build_segment,
     find_last_segment,
+    find_skips,
     find_spans,
     find_trainable,
     tie_segments,
@@ -72,7 +73,16 @@ def wire(
         for k in table.losses
     )
     return Wiring(
-        table, partition.layers, segments, flows, objectives, sources, heads, encoders, task
+        table,
+        partition.layers,
+        segments,
+        find_skips(partition.layers, spans, isolated=partition.isolate_skips),
+        flows,
+        objectives,
+        sources,
+        heads,
+        encoders,
+        task,
     )
 
 

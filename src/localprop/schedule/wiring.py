@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from localprop.network.layers import Layers
+from localprop.network.layers import HandedOn, Layers
 from localprop.rule.local_loss import LocalLoss
 from localprop.rule.parameter_copy import ParameterCopy
 from localprop.rule.source import Source
@@ -47,6 +47,30 @@ class Segment(NamedTuple):
     module: int
     starts_module: bool
     tied: tuple[tuple[str, int], ...] = ()
+
+
+class Skips(NamedTuple):
+    """What lives at the end of a segment besides its features, and carries a gradient.
+
+    ::
+
+        segment 0        segment 1        segment 2
+           h0 ─────────────►  h1 ────────────►  ...      features
+           k0 ─────────────►  k1 ────────────►           further tensors that modules return
+            └─────────────────────────────────►          kept: k0 goes around the end of segment 1
+
+    Attributes:
+        made: where further tensors stand among those that the segment's last module returns, and
+            whether the model later writes into them.
+        kept: of the tensors that live at the segment's beginning, features first, those that are
+            read after its end.
+    """
+
+    made: tuple[HandedOn, ...] = ()
+    kept: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.made) + len(self.kept)
 
 
 class Objective(NamedTuple):
@@ -125,6 +149,7 @@ class Wiring:
         table: the credit table.
         layers: the network's layers.
         segments: in the order of the forward.
+        skips: what lives at the end of each segment besides its features.
         flows: the flows through each segment.
         objectives: in the order of the forward.
         sources: the contexts of each module.
@@ -136,6 +161,7 @@ class Wiring:
     table: CreditTable
     layers: Layers
     segments: tuple[Segment, ...]
+    skips: tuple[Skips, ...]
     flows: tuple[tuple[Flow, ...], ...]
     objectives: tuple[Objective, ...]
     sources: tuple[tuple[Source, ...], ...]
@@ -168,6 +194,10 @@ class Wiring:
         encoders = self.encoders[key]
         assert isinstance(encoders, nn.ModuleList)
         return encoders
+
+    def enters_in_checkpoint(self, segment: int) -> bool:
+        """Whether a segment begins within a checkpoint of the model's own."""
+        return self.layers.in_checkpoints[self.segments[segment].layers[0] - 1]
 
     def has_second_order_loss(self, segment: int) -> bool:
         """Whether a loss differentiates through a segment and trains it."""

@@ -56,9 +56,9 @@ class FunctionLoss(Task):
         targets = find_targets(batch)
         if targets is None:
             raise BadInput(
-                f"The batch has no targets for {_name(self.criterion)}, but is {describe(batch)}: "
-                "say what the loss gets, as in task=lp.task(loss=..., "
-                "targets=lambda batch: batch['xyz'])."
+                f"The batch has no targets for {_name(self.criterion)}: say what the loss gets, as "
+                "in task=lp.task(loss=..., targets=lambda batch: batch['xyz']), or "
+                "targets=lambda batch: batch for a loss of the whole batch."
             )
         loss = self.criterion(output, targets)
         if not isinstance(loss, Tensor) or loss.ndim:

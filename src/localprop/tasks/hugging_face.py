@@ -30,8 +30,10 @@ def find_hugging_face_task(model: nn.Module, targets: Any) -> Task | None:
     config = get_config(model)
     if config is None:
         return None
-    # A compiled model holds the one that it runs.
-    for kind in type(getattr(model, "_orig_mod", model)).__mro__:
+    # A compiled model holds the one that it runs, and so does one with adapters (peft).
+    model = getattr(model, "_orig_mod", model)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    for kind in type(inner).__mro__:
         for ending, make in BY_ENDING.items():
             if kind.__name__.endswith(ending):
                 return make(model, config, targets)
