@@ -155,15 +155,16 @@ class RunBackward:
         store = step.store
         root = store.pop(self._graph) if self._is_last else store[self._graph]
         store[INJECTED] = [store.pop(self._gradient)]
-        inputs, leaves = self._parameters, list[Tensor]()
+        inputs, leaf, skips = self._parameters, None, list[Tensor]()
         if self._leaf is not None:
             value, takes = self._leaf
-            leaves.append(store.pop(value) if takes else store[value])
+            leaf = store.pop(value) if takes else store[value]
+            inputs = [*inputs, leaf]
         if self._skips is not None:
             store[INJECTED] += self._skips.take_gradients(store)
-            leaves += self._skips.take_leaves(store)
-        # A skip from before the reach of all losses asks for no gradient.
-        inputs = [*inputs, *(leaf for leaf in leaves if leaf.requires_grad)]
+            skips = self._skips.take_leaves(store)
+            # One from before the reach of all losses asks for no gradient.
+            inputs = [*inputs, *(skip for skip in skips if skip.requires_grad)]
         roots: list[Any] = [root]
         gradients = [self._scalar]
         for edge, gradient in self._take_taps(store) if self._taps else ():
@@ -183,15 +184,13 @@ class RunBackward:
         else:
             torch.autograd.backward(roots, gradients, retain_graph=retain, inputs=inputs)
         gradients.clear()
-        if self._onward is not None:
-            others = self._parameters if len(leaves) == 1 else [*self._parameters, *leaves]
-            found = [pop_gradient(leaf, self._scale, others) for leaf in leaves]
+        if leaf is not None and self._onward is not None:
+            onward = pop_gradient(leaf, self._scale, inputs)
             if self._skips is not None:
-                self._skips.leave(store, found)
+                others = [pop_gradient(skip, self._scale, inputs) for skip in skips]
+                onward = self._skips.leave(store, onward, others)
             # Nothing here may have read the features, where all goes around a cut.
-            onward = found[0] if found[0] is not None else torch.zeros_like(leaves[0])
-            found.clear()
-            self._onward.write(store, onward)
+            self._onward.write(store, torch.zeros_like(leaf) if onward is None else onward)
         if self._apart:
             self._swap_gradients(store)
 

@@ -139,20 +139,25 @@ class SkipGradients:
         leaves: list[Tensor] = store.pop(value) if takes else store[value]
         return leaves
 
-    def leave(self, store: Store, gradients: Gradients) -> None:
-        """Leave the gradients at skips for the segment before.
+    def leave(self, store: Store, features: Tensor | None, skips: Gradients) -> Tensor | None:
+        """Leave the gradients at skips for the segment before; what passes by is added.
 
         Args:
             store: takes them.
-            gradients: scaled, at what lives at the segment's beginning, features first; what passes
-                by is added.
+            features: the gradient at the features at the segment's beginning, scaled.
+            skips: those at the skips there.
+
+        Returns:
+            The gradient at the features, if there is any.
         """
+        gradients = [features, *skips]
         for i, gradient in zip(self._kept, store.pop(PASSING), strict=True):
             if gradient is not None and self._scale != 1:
                 gradient.mul_(self._scale)
             gradients[i] = _add(gradients[i], gradient)
         if self._written is not None:
             store[self._written] = gradients[1:]
+        return gradients[0]
 
 
 def _add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
