@@ -247,3 +247,21 @@ def test_nothing_to_train_is_refused() -> None:
     frozen = build_preactivated(False).requires_grad_(False)
     with pytest.raises(lp.BadInput, match="Every parameter of the model is frozen"):
         build_learner(frozen, lp.greedy(), modules=2)
+
+
+def test_the_channels_of_features_of_which_a_part_goes_on() -> None:
+    """As in ShuffleNet: one half passes, a convolution takes the other."""
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = x.chunk(2, dim=1)
+            mixed = torch.cat([left, self.conv(right)], 1).view(len(x), 2, 4, *x.shape[2:])
+            return mixed.transpose(1, 2).flatten(1, 2)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Half(), Half(), nn.Flatten(), nn.Linear(128, 3))
+    layers = lp.layers_of(model, torch.zeros(2, 3, 4, 4))
+    assert layers.channels[1] == 1  # of the first half, whose own output tells nothing

@@ -37,6 +37,10 @@ _KEEPING_ORDER = {
 }  # fmt: skip
 
 
+# Their results are parts of their input along one dimension.
+_PARTS = {"slice", "split", "split_with_sizes", "narrow", "unsafe_split", "chunk"}
+
+
 class ChannelFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Finds the channels of what modules return, while a forward runs; a context manager.
 
@@ -85,7 +89,8 @@ class ChannelFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return output
         name = func.overloadpacket.__name__
         if any(id(tensor) in self._followed for tensor in tensors):
-            self._follow_through(name, args, tensors, made)
+            for each in list_tensors([output]) if name in _PARTS else [made]:
+                self._follow_through(name, args, tensors, each)
         elif all(self._is_parameter(tensor) for tensor in tensors):
             # What is made of parameters alone is one: a transpose, a normalised weight.
             self._parameters.update(map(storage_key, list_tensors([output])))
@@ -185,6 +190,8 @@ def list_tensors(args: Iterable[Any]) -> list[Tensor]:
 
 def _carry(name: str, dims: Dims, tensor: Tensor, output: Tensor, args: tuple[Any, ...]) -> Dims:
     """The dimensions of the features that the output of an operation still has."""
+    if name in _PARTS and output.ndim == tensor.ndim:
+        return list(dims)
     if storage_key(output) == storage_key(tensor):  # a view: strides tell which is which
         return [_find_same(dims, tensor, output, d) for d in range(output.ndim)]
     if output.shape == tensor.shape:
