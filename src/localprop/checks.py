@@ -19,7 +19,7 @@ from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
 from localprop.rule.local_loss import LossInputs
 from localprop.rule.losses import BuiltTask
-from localprop.rule.positions import list_layers_with_positions
+from localprop.rule.positions import list_layers_for_heads
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
 from localprop.schedule.wiring import Wiring
@@ -139,7 +139,7 @@ def make_partition(
         layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
         partition = Partition.uniform(layers, cuts)
         if len(rule.credit(partition).rows) > 1:
-            ends = {*list_layers_with_positions(layers, task), len(layers) - 1}
+            ends = {*list_layers_for_heads(layers, task), len(layers) - 1}
             if len(ends) >= cuts:  # else the heads say what they lack
                 return Partition.uniform(layers, cuts, ends=ends)
         return partition

@@ -15,7 +15,7 @@ from localprop.network.find_layers import layers_of
 from localprop.network.layers import Layers
 from localprop.network.partition import Partition, explain_missing_layers
 from localprop.rule.losses import BuiltTask
-from localprop.rule.positions import list_layers_with_positions
+from localprop.rule.positions import list_layers_for_heads
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
 from localprop.schedule.wire import wire
@@ -151,7 +151,7 @@ def check(
 
 def _try_heads(layers: Layers, task: Task, batch: Batch) -> None:
     """Build the usual head at the end of each layer, and run it on fake tensors."""
-    ends = {*list_layers_with_positions(layers, task), len(layers) - 1}
+    ends = {*list_layers_for_heads(layers, task), len(layers) - 1}
     wiring = wire(Rule(), Partition.uniform(layers, len(ends), ends=ends), task=task)
     wiring.to(batch.inputs.device)
     check_heads(wiring, batch)

@@ -117,7 +117,10 @@ def find_cuts(model: nn.Module, trace: ForwardTrace) -> tuple[dict[str, Cut], di
         if reason is None:
             name = call.name_among(times[call.name])
             cut = _make_cut(name, call, {edge: lifetimes[edge][1] for edge in alive}, born)
-            cuts[name] = cut
+            # Features have a sample in each place of dimension 0, if any of the tensors has.
+            count = trace.batch.samples
+            by_samples = sorted(cut.tensors, key=lambda t: t.output.tensor.shape[:1] != (count,))
+            cut = cuts[name] = cut._replace(tensors=tuple(by_samples))
             for each in () if call.function else cut.tensors:
                 # A tensor that was written into has the name of an earlier one for its readers.
                 if seen.get(id(each.output.tensor), call).start >= call.start:
