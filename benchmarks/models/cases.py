@@ -31,7 +31,7 @@ class Case:
         blocks: the number of blocks, counted by hand or from the names of parameters.
         channel: the dimension with the channels of all features that are cut, where it is known.
         own_loss: the loss that the model computes by itself.
-        causal: whether no output may depend on later positions.
+        causal: whether no output may depend on later positions; nothing checks it yet.
         no_cuts: why the model has fewer cuts than blocks.
         family: to which it belongs, where its library has families.
         is_small: whether it is so fast that all gradients can be compared.

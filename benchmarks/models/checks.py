@@ -267,7 +267,7 @@ class Measured:
         return 100 * (predicted / measured - 1)
 
     def _look_at_heads(self) -> str:
-        """No head mixes samples, nor looks at later positions of a causal model."""
+        """No head mixes samples."""
         learner = self._learn(lp.greedy())
         task, layers = learner.wiring.task, learner.partition.layers
         batch = Batch.of(self.case.batch, task.targets(self.case.batch), self.case.batch_dims)
