@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from cases import Build, build_case
+from layer_ends import watch_end
 from references import (
     Reference,
     compare_gradients,
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 import localprop as lp
 from localprop.report.costs import measure_peak_bytes
+from localprop.rule.positions import list_layers_for_heads
 from localprop.tasks.batch import Batch
 
 MODULES, DOUBTFUL = 4, 1e-5
@@ -153,7 +155,13 @@ class Measured:
         layers = self._layers or lp.layers_of(
             self.case.model, self.case.batch, task=self._task, batch_dims=self.case.batch_dims
         )
-        self.partition = lp.Partition.uniform(layers, min(MODULES, len(layers)))
+        # As modules=4 cuts, at layers that can hold heads; without these, anywhere.
+        task = lp.Task() if self._task is None else self._task
+        ends = {*list_layers_for_heads(layers, task), len(layers) - 1}
+        modules = min(MODULES, len(layers))
+        self.partition = lp.Partition.uniform(
+            layers, modules, ends=ends if len(ends) >= modules else None
+        )
         self.record["modules"] = len(self.partition.modules)
         if self.case.channel is not None:
             found = [layers.find_channel(i) for i in range(len(layers) - 1)]
@@ -299,11 +307,10 @@ class HeadOutputs:
             head: Any = learner.heads[str(k)]
             head.eval()
 
-            def look(m: object, a: object, out: Any, h: Any = head, end: int = module[-1]) -> None:
+            def look(out: Any, h: Any = head, end: int = module[-1]) -> None:
                 found.append(h["aux"](find_features(layers, end, out)))
 
-            end = learner.model.get_submodule(layers.names[module[-1]])
-            handles.append(end.register_forward_hook(look))
+            handles.append(watch_end(learner.model, layers.names[module[-1]], look))
         learner.model.eval()
         with torch.no_grad():
             output = learner.wiring.task.forward(learner.model, self._batch.data)

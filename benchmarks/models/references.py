@@ -12,11 +12,13 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from layer_ends import watch_end
 from torch import Tensor, nn
 
 from localprop import Layers, Learner, LossInputs
@@ -63,33 +65,20 @@ def seed_like_a_step(learner: Learner, model: nn.Module, number: int = 0) -> lis
     handles = []
     for segment, _ in enumerate(learner.wiring.segments[:-1]):
         seed = derive_seed(learner.seed, number, "F", segment + 1, 0)
-        end = model.get_submodule(learner.wiring.end_name(segment))
-        handles.append(end.register_forward_hook(_Once(lambda _, seed=seed: _seed_torch(seed))))
+        name = learner.wiring.end_name(segment)
+        handles.append(watch_end(model, name, partial(_seed_torch, seed)))
     seed_all()
     torch.manual_seed(derive_seed(learner.seed, number, "F", 0, 0))
     return handles
 
 
-def _seed_torch(seed: int) -> None:
+def _seed_torch(seed: int, output: object) -> None:
     torch.manual_seed(seed)
-
-
-class _Once:
-    """A hook that looks at the first output. Activation checkpointing runs a module again."""
-
-    def __init__(self, look: Any) -> None:
-        self._look, self._done = look, False
-
-    def __call__(self, module: nn.Module, args: object, output: Any) -> None:
-        if not self._done:
-            self._done = True
-            self._look(output)
 
 
 def find_features(layers: Layers, layer: int, output: Any) -> Tensor:
     """The tensor that a layer hands on, among those that its last module returns."""
-    shape = layers.shapes[layer]
-    return next(tensor for tensor in list_tensors(output) if tensor.shape == shape)
+    return list_tensors(output)[layers.handed_on[layer][0].positions[0]]
 
 
 class Reference:
@@ -190,8 +179,7 @@ class _Forward:
         self._autocasts: dict[int, bool] = {}  # a head runs where its features are returned
         layers, wiring = reference.layers, reference.wiring
         if 0 < first < len(layers):
-            start = model.get_submodule(layers.names[first - 1])
-            start.register_forward_hook(_Once(lambda _: torch.set_grad_enabled(True)))
+            watch_end(model, layers.names[first - 1], lambda _: torch.set_grad_enabled(True))
         for number, own in enumerate(reference.learner.partition.modules[:-1]):
             self._keep(model, number, own[-1])
         seed_like_a_step(reference.learner, model)
@@ -208,7 +196,7 @@ class _Forward:
             self._features[module] = find_features(layers, layer, output).clone()
             self._autocasts[module] = torch.is_autocast_enabled("cpu")
 
-        model.get_submodule(layers.names[layer]).register_forward_hook(_Once(look))
+        watch_end(model, layers.names[layer], look)
 
     def compute_loss(self, k: int) -> Tensor:
         """Loss k: its auxiliary network on what its module returned."""
