@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import localprop as lp
 from localprop.engine.loss import Losses, LossPlace
@@ -79,3 +80,27 @@ def test_copies_keep_the_places() -> None:
         assert isinstance(copied, Losses)
         assert repr(copied) == repr(losses)
         assert copied.task.equal(losses.task)
+
+
+@pytest.mark.parametrize("task", [lp.CrossEntropy(), lp.Terms((lp.Term(lp.CrossEntropy(), 2.0),))])
+def test_parts_with_ignored_labels_weigh_once(task: Any) -> None:
+    """A builder that is given as the task is weighted, and so are the losses that it makes."""
+    inputs, targets = torch.randn(4, 6, 5), torch.randint(7, (4, 6))
+    targets[0, 1:] = targets[1, 3:] = -100
+    gradients = []
+    for microbatches in (1, 2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 7))
+        learner = lp.Learner(
+            model,
+            lp.greedy(),
+            modules=2,
+            optimizer=sgd,
+            sample=(inputs, targets),
+            task=task,
+            microbatches=microbatches,
+        )
+        learner.backward((inputs, targets))
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for whole, summed in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, summed)

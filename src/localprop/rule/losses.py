@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from localprop.errors import check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss, LossInputs
+from localprop.tasks.classification import Classification
 from localprop.tasks.task import Task
 
 __all__ = ["CrossEntropy", "NoPenalty", "TaskLoss"]
@@ -35,20 +35,6 @@ class NoPenalty:
 
     def __call__(self, point: AttachPoint, loss: LocalLoss) -> LocalLoss:
         return loss
-
-
-class _CrossEntropyLoss(LocalLoss):
-    def __init__(self, label_smoothing: float) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
-    def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
-        logits, targets = aux(features), inputs.targets
-        # (N, T, classes) with one target per position. Probabilities have the logits' shape.
-        if logits.ndim > 2 and not targets.is_floating_point():
-            logits, targets = logits.flatten(0, -2), targets.flatten()
-        loss = functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        return weigh(loss, inputs.task_weight)
 
 
 class _TaskLoss(LocalLoss):
@@ -107,8 +93,9 @@ class TaskLoss:
 class CrossEntropy:
     """The cross-entropy of the auxiliary network's outputs with the targets.
 
-    Outputs (N, classes) go with classes (N,) as int64 or with probabilities (N, classes), which are
-    0 or more and have a sum of 1. Outputs (N, T, classes) go with classes (N, T).
+    As `Classification`: outputs (N, classes) go with classes (N,) as int64 or with probabilities
+    (N, classes), which are 0 or more and have a sum of 1; outputs with positions with a class for
+    each.
 
     Attributes:
         label_smoothing: the share of the target that is spread over all classes.
@@ -128,7 +115,7 @@ class CrossEntropy:
         check([] if inside else [f"label_smoothing={self.label_smoothing} must lie in [0, 1)."])
 
     def __call__(self, point: AttachPoint) -> LocalLoss:
-        return _CrossEntropyLoss(self.label_smoothing)
+        return _TaskLoss(Classification(self.label_smoothing, dim=point.layers.output_channel))
 
 
 class PenalizedLoss(LocalLoss):
@@ -155,7 +142,9 @@ class _Weighed(PenalizedLoss):
     """A task's loss that somebody has built as a local loss, weighted like a task's."""
 
     def forward(self, features: Tensor, aux: nn.Module, inputs: LossInputs) -> Tensor:
-        return weigh(self.base(features, aux, inputs), inputs.task_weight)
+        # Once: parts of the loss may be losses of a task's own.
+        loss = self.base(features, aux, inputs._replace(task_weight=1.0))
+        return weigh(loss, inputs.task_weight)
 
 
 def find_label_problems(loss: str, point: AttachPoint) -> Iterator[str]:
