@@ -117,3 +117,41 @@ def test_tables_and_masks_beside_the_blocks_are_no_obstacle(rule: lp.Rule) -> No
         states.append(learner.model.state_dict())
     for one, other in zip(*(state.values() for state in states), strict=True):
         assert one.equal(other)
+
+
+class Routes(nn.Module):
+    """Two experts get the samples that a router chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 1)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.blocks = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        chosen = (self.router(x.detach()) > 0).squeeze(1)
+        rows = torch.zeros_like(x)
+        for k, expert in enumerate(self.experts):
+            (places,) = (chosen == bool(k)).nonzero(as_tuple=True)
+            rows = rows.index_add(0, places, expert(x[places]))
+        output: Tensor = self.blocks(rows.tanh())
+        return output
+
+
+def test_layers_that_cannot_be_skipped_are_refused() -> None:
+    torch.manual_seed(0)
+    batch = torch.randn(8, 6), torch.arange(8) % 6
+    model = Routes()
+    partition = lp.Partition.at(lp.layers_of(model, batch), ["blocks.0", "blocks.1"])
+    learner = lp.Learner(
+        model,
+        lp.end_to_end(),
+        partition=partition,
+        optimizer=sgd,
+        sample=batch,
+        recompute=True,
+    )
+    with pytest.raises(lp.BadInput, match=r"cannot be skipped .*Use recompute=False"):
+        learner.step(batch)

@@ -128,9 +128,26 @@ class Recompute:
             enter()
             forward(self._model, batch.data)
             return
-        layers = self._wiring.layers.at(batch)
-        with skip_layers(self._model, layers, first, batch, enter):
-            forward(self._model, batch.data)
+        layers, entered = self._wiring.layers.at(batch), False
+
+        def begin() -> Tensor:
+            nonlocal entered
+            entered = True
+            return enter()
+
+        try:
+            with skip_layers(self._model, layers, first, batch, begin):
+                forward(self._model, batch.data)
+        except StopForward:
+            raise
+        except Exception as error:
+            if entered:
+                raise
+            raise BadInput(
+                f"The layers before {layers.names[first]!r} cannot be skipped when it runs again: "
+                f"what runs between them reads values that they return ({type(error).__name__}: "
+                f"{error}). Use recompute=False."
+            ) from error
 
     def _compare(self, segment: int, output: Tensor) -> None:
         first = self._first_outputs.pop(segment, None)
