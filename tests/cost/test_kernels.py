@@ -40,6 +40,8 @@ class Last(nn.Module):
     ids=str,
 )
 def test_recurrent_layers(kind: Callable[..., nn.RNNBase], options: dict[str, Any]) -> None:
+    if torch.__version__.startswith("2.11") and kind is nn.LSTM and options.get("bias") is False:
+        pytest.skip("torch 2.11 holds another workspace for an LSTM without biases")
     compare(Last(kind(WIDTH, 40, **options)), make_batch(STEPS, WIDTH))
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import localprop as lp
-from localprop.cost.simulate import Timeline, simulate
+from localprop.cost.simulate import Event, Timeline, simulate
 from localprop.errors import BadInput
 from localprop.report.gantt import draw_gantt
 from localprop.schedule.lowering import lower
 from localprop.schedule.placement import Placement
-from localprop.schedule.schedule import Op
+from localprop.schedule.schedule import Action, Op
 from tests.helpers.timelines import make_wiring
 
 
@@ -40,3 +40,10 @@ def test_charts_of_many_ranks_stay_small(tmp_path: Path) -> None:
 def test_other_file_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"\.html, \.png, \.svg"):
         draw_gantt({}, tmp_path / "chart.jpeg")
+
+
+@pytest.mark.parametrize("op", [Op.F, Op.R, Op.L, Op.B, Op.S, Op.H, Op.P])
+def test_every_kind_of_action_is_drawn(op: Op, tmp_path: Path) -> None:
+    event = Event(0, Action(op, 0), 0, 0.0, 1.0)
+    draw_gantt({"one": Timeline(1, 1, (event,), (), {}, (0.0,))}, tmp_path / "chart.svg")
+    assert (tmp_path / "chart.svg").stat().st_size
