@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from localprop.engine.isolation import find_leaks, needs_proof
+from localprop.engine.isolation import find_leaks
 from localprop.errors import BadInput, check
 from localprop.network.find_layers import layers_of, look_again
 from localprop.network.layers import LayerEnd
@@ -167,14 +167,8 @@ def find_wiring_problems(
             f"Contexts are added at {wiring.end_name(within[0] - 1)!r}, within a checkpoint of the "
             "model's own, whose recomputation would know nothing of them: turn the checkpoints off."
         )
-    ends = map(wiring.end_name, segments)
-    odd = [
-        s
-        for s, (skips, end) in enumerate(zip(wiring.skips[:-1], ends, strict=False))
-        if skips or not LayerEnd.parse(end).is_plain
-    ]
-    if odd:
-        yield from _find_cut_problems(wiring, odd[0], recompute=recompute, on_ranks=on_ranks)
+    for segment in wiring.odd_ends[:1]:
+        yield from _find_cut_problems(wiring, segment, recompute=recompute, on_ranks=on_ranks)
     for objective in wiring.objectives:
         if objective.second_order and recompute:
             yield (
@@ -271,7 +265,7 @@ class BatchCheck:
         shape = batch.signature, batch.samples == 1
         if shape not in self._checked:
             check_heads(wiring, batch)
-            if needs_proof(wiring):
+            if wiring.odd_ends:  # others are right by the way in which they were found
                 check(find_leaks(wiring, batch))
             self._checked.add(shape)
         layers = look_again(wiring.layers, wiring.task.forward, batch)

@@ -21,7 +21,7 @@ def build() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
 
 
-def watch(model: nn.Sequential) -> dict[str, list[Any]]:
+def watch(model: nn.Module) -> dict[str, list[Any]]:
     """Note the gradients at each module's outputs and inputs, and double the latter."""
     seen: dict[str, list[Any]] = {}
     for name, module in model.named_children():
@@ -63,3 +63,40 @@ def test_they_fire_once_for_each_local_loss_and_are_given_back() -> None:
     learner.step(BATCH)
     assert {name: len(calls) for name, calls in seen.items()} == dict.fromkeys("0123", 1)
     assert all(m._backward_hooks is own for m, own in zip(model, hooks, strict=True))
+
+
+class Odd(nn.Module):
+    """A module that is called twice, and one whose residual is added outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([nn.Linear(5, 5) for _ in range(3)])
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice, once, last = self.blocks
+        x = twice(twice(x))
+        x = 3 * once(x) + x
+        output: Tensor = self.head(last(x))
+        return output
+
+
+@pytest.mark.parametrize("watched_first", [False, True])
+def test_at_cuts_of_every_kind(watched_first: bool) -> None:
+    plain, model = Odd(), Odd()
+    expected = watch(plain.blocks)
+    torch.autograd.backward(nn.functional.cross_entropy(plain(BATCH[0]), BATCH[1]))
+    seen = watch(model.blocks) if watched_first else {}
+    learner = lp.Learner(model, lp.end_to_end(), modules=4, optimizer=sgd, sample=BATCH)
+    # torch's wrapping of an output is no module's: it can go around no cut.
+    residual = "blocks.1+2" if watched_first else "blocks.1"
+    names = ("blocks.0#1", "blocks.0#2", residual, "blocks.2")
+    assert learner.partition.layers.names == names
+    seen = seen if watched_first else watch(model.blocks)
+    seen.clear()
+    learner.backward(BATCH)
+    assert {name: len(calls) for name, calls in seen.items()} == {"0": 2, "1": 1, "2": 1}
+    for name, calls in seen.items():
+        for one, other in zip(calls, expected[name], strict=True):
+            assert all(a is b is None or a.equal(b) for a, b in zip(one, other, strict=True)), name

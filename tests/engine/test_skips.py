@@ -26,10 +26,11 @@ def conv(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Each decoder block reads the output of an encoder block."""
+    """Each decoder block reads the output of an encoder block, or a constant like it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, detached: bool = False) -> None:
         super().__init__()
+        self.detached = detached
         self.down = nn.ModuleList([conv(3, 8), conv(8, 8), conv(8, 8)])
         self.middle = conv(8, 8)
         self.up = nn.ModuleList([conv(16, 8) for _ in range(3)])
@@ -39,7 +40,8 @@ class UNet(nn.Module):
         skips = []
         for block in self.down:
             x = block(x)
-            skips.append(x)
+            # That of the last block goes around no cut: up.0 and the middle are one layer.
+            skips.append(x.detach() if self.detached and block is not self.down[2] else x)
             x = functional.max_pool2d(x, 2)
         x = self.middle(x)
         for block in self.up:
@@ -284,22 +286,8 @@ def test_micro_batches_add_up() -> None:
 
 
 def test_isolated_skips_carry_no_credit() -> None:
-    class Isolated(UNet):
-        def forward(self, x: Tensor) -> Tensor:
-            skips = []
-            for block in self.down:
-                x = block(x)
-                # That of the last block goes around no cut: up.0 and the middle are one layer.
-                skips.append(x if block is self.down[2] else x.detach())
-                x = functional.max_pool2d(x, 2)
-            x = self.middle(x)
-            for block in self.up:
-                x = block(torch.cat([functional.interpolate(x, scale_factor=2), skips.pop()], 1))
-            logits: Tensor = self.out(x)
-            return logits
-
     torch.manual_seed(0)
-    plain = Isolated()
+    plain = UNet(detached=True)
     model = UNet()
     model.load_state_dict(plain.state_dict())
     layers = lp.layers_of(model, BATCH)
@@ -372,3 +360,13 @@ def test_a_tensor_that_is_kept_before_its_module_returns_is_found() -> None:
 
     with pytest.raises(lp.BadInput, match="keeps a tensor before its module returns"):
         make_learner(ReadsInside(), lp.greedy(), 6)
+
+
+def test_a_model_that_runs_on_no_fakes_is_proved_on_real_tensors() -> None:
+    class Reads(UNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * float(x.detach().numpy().size > 0)
+
+    learner = make_learner(Reads(), lp.greedy(), 6)
+    assert learner.partition.layers.way == "real"
+    assert len(learner.step(BATCH)) == 6

@@ -2,38 +2,47 @@
 
 torch wraps a module's output for them behind all forward hooks. There the cut has replaced it by
 the next segment's input, and no gradient of this module would ever come. So for the time of a step
-the wrapping is done here, before the cut.
+a hook that runs before the cut's does the wrapping.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import BackwardHook
+from torch.utils.hooks import BackwardHook, RemovableHandle
+
+from localprop.engine.recompute import Recompute
 
 
 class BackwardHooks:
     """Calls full backward hooks in the place of torch, until they are given back.
 
+    It is made after the hooks of the cuts, so that its own run before them.
+
     Args:
-        modules: those at which a segment ends.
+        ends: the modules at which a segment ends, with the segment.
+        recompute: runs segments again, if any are; what it skips meanwhile has no backward.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, ends: Mapping[nn.Module, int], recompute: Recompute | None) -> None:
+        self._ends, self._recompute = ends, recompute
         self._open: dict[nn.Module, Any] = {}
         self._taken: dict[nn.Module, tuple[Any, Any]] = {}
-        self._handles = []
-        for module in modules:
+        self._handles: list[RemovableHandle] = []
+        for module in ends:
             hooks, pre_hooks = module._backward_hooks, module._backward_pre_hooks
             if pre_hooks or (hooks and module._is_full_backward_hook):
                 self._taken[module] = hooks, pre_hooks
                 module._backward_hooks = OrderedDict()
                 module._backward_pre_hooks = OrderedDict()
-                self._handles.append(module.register_forward_pre_hook(self._begin))
+                self._handles += [
+                    module.register_forward_pre_hook(self._begin),
+                    module.register_forward_hook(self._end, prepend=True),
+                ]
 
     def give_back(self) -> None:
         """Leave them to torch again."""
@@ -43,13 +52,15 @@ class BackwardHooks:
             module._backward_hooks, module._backward_pre_hooks = hooks, pre_hooks
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not torch.is_grad_enabled():  # a forward that runs again before its backward
-            return None
         hooks, pre_hooks = self._taken[module]
         self._open[module] = BackwardHook(module, [*hooks.values()], [*pre_hooks.values()])
         return self._open[module].setup_input_hook(args)
 
-    def end(self, module: nn.Module, output: Any) -> Any:
+    def _end(self, module: nn.Module, args: object, output: Any) -> Any:
         """The output of a module, behind which its hooks wait for gradients."""
-        hook = self._open.pop(module, None)
-        return output if hook is None else hook.setup_output_hook(output)
+        hook = self._open.pop(module)
+        is_skipped = self._recompute is not None and self._recompute.skips(self._ends[module])
+        # Without a graph, a forward will run again before its backward.
+        if is_skipped or not torch.is_grad_enabled():
+            return output
+        return hook.setup_output_hook(output)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class CutHooks:
             place of the output.
 
     Attributes:
+        segments: by module, the last segment that ends at its return.
         wait: whether some of them count, and must be told where a forward begins and ends.
     """
 
@@ -44,13 +45,16 @@ class CutHooks:
         ends: Mapping[int, str],
         cut: Callable[[int, nn.Module, object, Any], Any],
     ) -> None:
+        self.segments: dict[nn.Module, int] = {}
         self._hooks: list[tuple[nn.Module, Hook]] = []
         self._repeated: dict[nn.Module, CutCalls] = defaultdict(CutCalls)
         self._functions: list[FunctionCut] = []
         for segment, name in ends.items():
-            end, module = LayerEnd.parse(name), model.get_submodule(LayerEnd.parse(name).module)
-            hook: Hook = partial(cut, segment)
-            if end.function is not None:
+            end, hook = LayerEnd.parse(name), cast(Hook, partial(cut, segment))
+            module = model.get_submodule(end.module)
+            if end.function is None:
+                self.segments[module] = segment
+            else:
                 hook = FunctionCut(end.function, partial(hook, module, ()))
                 self._functions.append(hook)
             if end.call is None:
@@ -76,7 +80,7 @@ class CutHooks:
 
 
 class CutCalls:
-    """The hook of such a module: it counts calls, and passes those on at which a segment ends.
+    """The hook of a module at single calls of which segments end: it counts the calls.
 
     Attributes:
         cuts: what happens at the return of a call, by its number, counted from 1.

@@ -95,8 +95,6 @@ class Engine:
         # The network's last segment ends with the model's return: code may follow its last module.
         ends = {s: wiring.end_name(s) for s in self.stage.segments if s < last}
         self._cuts = CutHooks(model, ends, self._cut)
-        self._end_modules = [module for module, _ in self._cuts]
-        self._backward_hooks: BackwardHooks | None = None
         # Where a segment ends at a tap, the tap must see the output before the next segment's input
         # takes its place, so its hook runs first: it comes last here (`_hooked`).
         taps = [(module, partial(self._keep_inner_output, t)) for module, t in self._program.taps]
@@ -323,28 +321,27 @@ class Engine:
         # Only for the time of a step: a hook that stayed would cut calls of the user's own, and a
         # deep copy of the model, such as an average of the weights, would take it along.
         handles: list[RemovableHandle] = []
+        backward_hooks = None
         try:
             for module, hook in self.hooks:
                 # Before all hooks that are there: those of Hugging Face's models, for instance,
                 # keep outputs, and would keep one that is not cut.
                 handles.append(module.register_forward_hook(hook, prepend=True))
-            if any(m._backward_hooks or m._backward_pre_hooks for m in self._end_modules):
-                self._backward_hooks = BackwardHooks(self._end_modules)
+            ends = self._cuts.segments
+            if any(module._backward_hooks or module._backward_pre_hooks for module in ends):
+                backward_hooks = BackwardHooks(ends, self.recompute)
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            if self._backward_hooks:
-                self._backward_hooks.give_back()
-            self._backward_hooks = None
+            if backward_hooks is not None:
+                backward_hooks.give_back()
 
     def _cut(self, segment: int, module: nn.Module, args: object, output: Any) -> Any:
         """The hook at a segment's end: what it returns takes the place of the module's output."""
         # A model that checkpoints its own blocks calls them again in a backward.
         if torch._C._current_graph_task_id() != -1:
             return output
-        if self._backward_hooks and not (self.recompute and self.recompute.skips(segment)):
-            output = self._backward_hooks.end(module, output)
         if isinstance(output, Tensor):
             return self._cut_tensor(segment, output)
         assert self._running_step is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,24 +12,16 @@ from torch import Tensor, nn
 from localprop.engine.cut_hooks import CutHooks
 from localprop.network.autograd_graph import find_older, gradient_edge_of
 from localprop.network.fake_tensors import FakeMode, quiet_fakes
-from localprop.network.layers import LayerEnd
 from localprop.network.outputs import list_tensors, replace_tensors
 from localprop.network.untouched import untouched
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch
 
 
-def needs_proof(wiring: Wiring) -> bool:
-    """Whether a wiring has other cuts than those at which a module hands on one tensor to the next.
-
-    These are right by the way in which they were found.
-    """
-    ends = [wiring.end_name(s) for s in range(len(wiring.segments) - 1)]
-    return any(wiring.skips) or not all(LayerEnd.parse(end).is_plain for end in ends)
-
-
 def find_leaks(wiring: Wiring, batch: Batch) -> Iterator[str]:
-    """Run the model once on fakes with the cuts in place, and walk through each segment's graph.
+    """Run the model once with the cuts in place, and walk through each segment's graph.
+
+    It runs on fakes, or on two samples where no other look at the model was possible.
 
     A tensor leaks past its cut where the model has kept it before the module returned: in an
     attribute, or by a hook that came first.
@@ -40,8 +33,12 @@ def find_leaks(wiring: Wiring, batch: Batch) -> Iterator[str]:
     model = wiring.layers.model
     device = next(model.parameters()).device
     with untouched(model), quiet_fakes(), torch.compiler.set_stance("force_eager"):
-        mode = FakeMode(model.parameters(), imagine=True)
-        entered = batch.map(lambda tensor: mode.enter(tensor, device))
+        mode: AbstractContextManager[object] = nullcontext()
+        if wiring.layers.way == "real":
+            entered = batch.select(min(2, batch.samples)).clone().to(device)
+        else:
+            mode = fakes = FakeMode(model.parameters(), imagine=True)
+            entered = batch.map(lambda tensor: fakes.enter(tensor, device))
         with mode, torch.enable_grad():
             yield from _Proof(wiring, model).run(entered)
 

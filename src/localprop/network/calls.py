@@ -190,7 +190,10 @@ class FunctionMode(TorchFunctionMode):
     ) -> Any:
         start = _read_time()
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.is_floating_point():
+        # torch wraps an output for full backward hooks by a view of itself, which must not count:
+        # a hook may come later.
+        wraps = len(args) == 2 and args[0] is args[1] and func is Tensor.view_as
+        if isinstance(result, Tensor) and result.is_floating_point() and not wraps:
             return self._look(args, start, result)
         return result
 

@@ -116,11 +116,8 @@ def find_cuts(model: nn.Module, trace: ForwardTrace) -> tuple[dict[str, Cut], di
         reason = _explain_no_cut(call, alive, born)
         if reason is None:
             name = call.name_among(times[call.name])
-            cut = _make_cut(name, call, {edge: lifetimes[edge][1] for edge in alive}, born)
-            # Features have a sample in each place of dimension 0, if any of the tensors has.
-            count = trace.batch.samples
-            by_samples = sorted(cut.tensors, key=lambda t: t.output.tensor.shape[:1] != (count,))
-            cut = cuts[name] = cut._replace(tensors=tuple(by_samples))
+            last_read = {edge: lifetimes[edge][1] for edge in alive}
+            cut = cuts[name] = _make_cut(name, call, last_read, born, trace.batch.samples)
             for each in () if call.function else cut.tensors:
                 # A tensor that was written into has the name of an earlier one for its readers.
                 if seen.get(id(each.output.tensor), call).start >= call.start:
@@ -139,19 +136,21 @@ def _make_cut(
     call: Call,
     last_read: Mapping[GradientEdge, int],
     born: Mapping[GradientEdge, str],
+    samples: int,
 ) -> Cut:
     positions: dict[GradientEdge, list[int]] = defaultdict(list)
     for i, each in enumerate(call.outputs):
         edge = each.edge
         if edge is not None and edge in last_read and _is_made_in(call, edge):
             positions[edge].append(i)
-    tensors = tuple(
+    tensors = [
         CutTensor(tuple(own), call.outputs[own[0]], last_read[edge])
         for edge, own in positions.items()
-    )
-    return Cut(
-        name, call, tensors, {edge: born[edge] for edge in last_read.keys() - positions.keys()}
-    )
+    ]
+    # Features have a sample in each place of dimension 0, if any of the tensors has.
+    tensors.sort(key=lambda each: each.output.tensor.shape[:1] != (samples,))
+    around = {edge: born[edge] for edge in last_read.keys() - positions.keys()}
+    return Cut(name, call, tuple(tensors), around)
 
 
 def _explain_no_cut(

@@ -93,8 +93,9 @@ def _look(
         cuts, not_cuttable = find_cuts(model, trace)
     if not trace.has_drawn or trace.way == "real":
         return trace, cuts, not_cuttable
+    functions = any(call.function for call in trace.calls)
     others = [
-        trace_again(model, forward, batch, trace.way, trace.batch.samples, draw)
+        trace_again(model, forward, batch, trace.way, trace.batch.samples, draw, functions)
         for draw in EXTREMES
     ]
     names = [[call.name for call in each.calls] for each in (trace, *others)]

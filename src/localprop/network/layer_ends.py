@@ -23,8 +23,7 @@ def choose_layer_ends(
     and one without joins the layer before it. A stem before the first candidate is a layer, too,
     and so is what makes a tensor that goes around a cut.
     """
-    # What goes around no other is cut wherever it is; a module that others go around must stand in
-    # a real list.
+    # A module that nothing goes around may end a layer wherever it is; others must stand in a list.
     clean = {name: cut for name, cut in cuts.items() if not cut.around and cut.is_plain}
     block_groups = _find_block_group_classes(model, clean)
     cuts_of: dict[str, list[Cut]] = defaultdict(list)
@@ -41,11 +40,12 @@ def choose_layer_ends(
     names = _iterate_listed_modules(
         model, "", set(cuts_of), set(clean), following, block_groups, count_weights(model) / 4
     )
+    residuals = {cut.name for cut in following.values()}
     listed = dict.fromkeys(cut.name for name in names for cut in cuts_of[name])
     candidates = sorted((cuts[name] for name in listed), key=lambda cut: cut.time)
     ends: list[Cut] = []
     for cut in candidates:
-        if owns_matrix(cut.module) or cut in following.values():
+        if owns_matrix(cut.module) or cut.name in residuals:
             stem = None if ends else _find_stem(clean, cut)
             ends += [stem, cut] if stem else [cut]
         elif ends and not cut.around:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from localprop.network.layers import HandedOn, Layers
+from localprop.network.layers import HandedOn, LayerEnd, Layers
 from localprop.rule.local_loss import LocalLoss
 from localprop.rule.parameter_copy import ParameterCopy
 from localprop.rule.source import Source
@@ -194,6 +194,17 @@ class Wiring:
         encoders = self.encoders[key]
         assert isinstance(encoders, nn.ModuleList)
         return encoders
+
+    @property
+    def odd_ends(self) -> list[int]:
+        """The segments that do not end where a module, at its only call, hands one tensor on to the
+        next segment.
+        """
+        return [
+            s
+            for s, skips in enumerate(self.skips[:-1])
+            if skips or not LayerEnd.parse(self.end_name(s)).is_plain
+        ]
 
     def enters_in_checkpoint(self, segment: int) -> bool:
         """Whether a segment begins within a checkpoint of the model's own."""
