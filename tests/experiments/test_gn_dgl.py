@@ -66,3 +66,4 @@ def test_what_the_recipes_say() -> None:
     for name in experiments.names("gn_dgl"):
         recipe = experiments.find(name)
         assert "shortcut" not in recipe.notes + recipe.readings
+        assert ("CIFAR-10's moments" in recipe.notes) == ("cifar100" in name)

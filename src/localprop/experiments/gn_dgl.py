@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from localprop.experiments.cuts import count_layers, find_equal_cuts
 from localprop.experiments.recipe import Recipe, join_notes
-from localprop.experiments.settings import make_infopro_setting
+from localprop.experiments.settings import make_infopro_setting, notes_of_data
 
 PAPER = "Patel et al., GN-DGL, 2023, arXiv 2301.07635"
 # Numbers of groups for each number of modules, by the official code's names of it. "1" is the whole
@@ -72,6 +72,7 @@ def make_resnet32(data: str, k: str, groups: int, width: int = 1) -> Recipe:
     published = f"test accuracy {accuracy} %, read off a figure, +- 0.3" if accuracy else ""
     network = f"resnet32_x{width}" if width > 1 else "resnet32"
     name = f"{network}_{data}_gn_dgl_g{groups}_k{k}"
+    notes = join_notes(notes, notes_of_data(data))
     return Recipe(name, config, PAPER, published, notes=notes, readings=readings)
 
 
