@@ -86,6 +86,8 @@ MODULES = {
     "resnet32_cifar10_gn_dgl_g2_k1": [17],
     "resnet32_cifar10_gn_dgl_g2_k1a": [16, 1],
     "resnet32_cifar10_gn_dgl_g2_k2": [8, 8, 1],
+    "transformer_text_lopt_k2": [1 + 4, 4],  # the embedding and blocks
+    "transformer_text_lopt_k4": [1 + 2, 2, 2, 2],
     "vgg8b_cifar10_predsim": [1] * 8,
     "vgg11b_cifar100_predsim": [1] * 11,
     "densenet_bc_100_12_cifar10_dgl_k8": [6] * 8,
