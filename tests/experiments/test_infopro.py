@@ -46,6 +46,14 @@ def test_all_rows_of_table_2_are_there() -> None:
     assert wanted <= {*experiments.names()}
 
 
+@pytest.mark.parametrize("network", ["resnet101", "resnet152", "resnext101_32x8d"])
+@pytest.mark.parametrize("row", ["e2e", "infopro_k2"])
+def test_imagenet_has_the_batch_of_the_official_commands(network: str, row: str) -> None:
+    recipe = experiments.find(f"{network}_imagenet_{row}")
+    assert (recipe.config.batch_size, recipe.config.lr) == (1024, 0.4)
+    assert ("published memory fits half of it" in recipe.notes) == network.startswith("resnext")
+
+
 def test_what_the_tables_leave_open() -> None:
     assert "head of DGL" in experiments.find("resnet32_cifar10_dgl_k4").readings
     for name in ("resnet110_cifar10_infopro_contrast_balanced_k3", "resnet32_cifar10_greedy_k4"):

@@ -30,6 +30,17 @@ def test_only_the_row_of_the_official_command_is_claimed() -> None:
     assert experiments.find("resnet110_cifar10_infopro_man_k55").claimed.startswith("not claimed")
 
 
+def test_man_plus_on_imagenet_says_when_its_average_moves() -> None:
+    """The official script moves it before the backward pass, and this run after it."""
+    names = experiments.names("imagenet_man_plus")
+    assert len(names) == 6
+    for name in names:
+        recipe = experiments.find(name)
+        assert "moves the average before the backward pass" in recipe.readings
+        assert "our reading" in recipe.readings
+        assert recipe.claimed == ""
+
+
 @pytest.mark.parametrize("k", [2, 4])
 def test_man_plus_on_imagenet_has_infopros_decoder(k: int) -> None:
     name = f"resnet152_imagenet_man_plus_k{k}"

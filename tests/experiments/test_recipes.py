@@ -83,7 +83,11 @@ MODULES = {
     "vgg19_imagenet_dgl_k2": [8, 8],
     "resnet50_tinyimagenet_trgl_k4": [1 + 3, 4, 6, 3],
     "resnet34_cifar10_interlocking_wise2_k4": [1, 1, 1, 14],
+    "resnet32_cifar10_gn_dgl_g2_k1": [17],
+    "resnet32_cifar10_gn_dgl_g2_k1a": [16, 1],
     "resnet32_cifar10_gn_dgl_g2_k2": [8, 8, 1],
+    "transformer_text_lopt_k2": [1 + 4, 4],  # the embedding and blocks
+    "transformer_text_lopt_k4": [1 + 2, 2, 2, 2],
     "vgg8b_cifar10_predsim": [1] * 8,
     "vgg11b_cifar100_predsim": [1] * 11,
     "densenet_bc_100_12_cifar10_dgl_k8": [6] * 8,
@@ -114,7 +118,7 @@ def find_promised_modules(recipe: Recipe) -> int | None:
     if found is None:
         return 1 if recipe.name.endswith("e2e") else None
     k = int(found[1])
-    if "gn_dgl" in recipe.name:
+    if "gn_dgl" in recipe.name and not recipe.name.endswith("_k1"):
         return k + 1  # the final classifier is a module of its own
     # The stem is a module for the paper, and belongs to the first module here.
     stem_counts = re.search("_(man|hpff|hpff_dgl)_k(16|55)", recipe.name)

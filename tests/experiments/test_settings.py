@@ -17,6 +17,17 @@ def find_rates(name: str, *epochs: int) -> list[float]:
     return [lr_at(config, epoch) for epoch in epochs]
 
 
+@pytest.mark.parametrize("family", ["gn_dgl", "backlink"])
+def test_cifar100_has_the_moments_of_cifar10_in_infopros_setting(family: str) -> None:
+    moments = [value / 255 for value in (125.3, 123.0, 113.9, 63.0, 62.1, 66.7)]
+    recipes = [experiments.find(name) for name in experiments.names(f"cifar100_{family}")]
+    assert recipes
+    for recipe in recipes:
+        assert [*(recipe.config.mean or ()), *(recipe.config.std or ())] == pytest.approx(moments)
+        assert "CIFAR-10's moments" in recipe.notes
+    assert experiments.find("resnet32_cifar10_gn_dgl_g2_k2").config.mean is None
+
+
 @pytest.mark.parametrize(
     "name", ["resnet32_cifar10_dgl_k16", "resnet110_svhn_contsup_r1e_softmax_decoder_k2"]
 )

@@ -10,12 +10,20 @@ import localprop as lp
 from localprop import experiments
 from localprop.experiments.blank_data import make_blank_dataset
 from localprop.methods.parse import parse_rule
+from localprop.schedule.wiring import Wiring
 from localprop.training.config import Config
 
 
 def parse_recipe_rule(name: str) -> lp.Rule:
     """The rule of a recipe."""
     return parse_rule(experiments.find(name).config.method)
+
+
+def wire_recipe(name: str) -> Wiring:
+    """A recipe's network, heads and losses, on the meta device."""
+    partition = cut_network(experiments.find(name).config)
+    with torch.device("meta"):
+        return lp.wire(parse_recipe_rule(name), partition)
 
 
 def find_network(config: Config) -> str:

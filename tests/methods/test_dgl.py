@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,28 @@ def test_mlp_sr_of_tokens_normalises_each() -> None:
     assert "LayerNorm" in list_leaf_types(head)
     assert "BatchNorm1d" not in list_leaf_types(head)
     assert head(torch.zeros(2, 5, 16)).shape == (2, 5, 10)
+
+
+def test_the_cnn_head_of_dgls_study_is_not_conv_head() -> None:
+    """As docs/left_out.md says."""
+    cnn = nn.Sequential(
+        nn.Conv2d(128, 128, 3, padding=1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.Conv2d(128, 128, 3, padding=1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.BatchNorm2d(128),
+        nn.Flatten(),
+        nn.Linear(4 * 128, 10),
+    )
+    nearest = lp.ConvHead((128, 128))(make_point(128, 16, 16))
+    counts = count_parameters(cnn), count_parameters(nearest)
+    assert counts == (300_810, 296_970)
+    page = (Path(__file__).parents[2] / "docs" / "left_out.md").read_text()
+    (row,) = [line for line in page.splitlines() if "DGL's study of auxiliary networks" in line]
+    assert all(f"{count:,} parameters" in row for count in counts)
 
 
 def test_bad_values_are_refused_together() -> None:

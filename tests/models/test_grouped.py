@@ -51,6 +51,25 @@ def test_grouped_resnet_has_half_the_weights_of_the_plain_one() -> None:
     assert classifier.conv.weight.shape == (128, 64, 3, 3)
 
 
+@pytest.mark.parametrize(("modules", "groups"), [(4, [2, 2]), (8, [1, 2]), (16, [1, 1])])
+def test_the_shortcut_of_a_modules_first_block_is_not_grouped(
+    modules: int, groups: list[int]
+) -> None:
+    """ResNet-32 has shortcuts with weights in layers 6 and 11; modules of 2 layers start at 6."""
+    ends = range(16 // modules - 1, 16, 16 // modules)
+    network = grouped_resnet(32, groups=2, ends=ends)
+    shortcuts = [find_module(network, f"layers.{i}.shortcut.0", nn.Conv2d) for i in (6, 11)]
+    assert [conv.groups for conv in shortcuts] == groups
+
+
+@pytest.mark.parametrize(("widen", "hidden"), [(1, 128), (2, 256)])
+def test_the_hidden_layer_of_the_classifier_widens_with_the_network(
+    widen: int, hidden: int
+) -> None:
+    network = grouped_resnet(8, ends=(1, 3), widen=widen)
+    assert find_module(network, "layers.4", ConvClassifier).hidden.out_features == hidden
+
+
 def test_the_classifier_of_grouped_networks_by_hand() -> None:
     head = ConvClassifier(4, 3, hidden=5).double()
     x = torch.randn(6, 4, 7, 7, dtype=torch.float64)

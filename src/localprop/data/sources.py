@@ -28,7 +28,7 @@ HALF_NORMALIZATION = Normalization((0.5,) * 3, (0.5,) * 3)
 
 # torchvision's class, augmentation and normalization by name. These are the values of the local
 # learning literature (InfoPro's recipe, 2021, arXiv 2101.10832, which AugLocal and ContSup share).
-# None: measured on the training split.
+# None: measured on the training split. That recipe takes CIFAR-10's moments for CIFAR-100, too.
 TORCHVISION: dict[str, tuple[str, Augment, Normalization | None]] = {
     "cifar10": ("CIFAR10", CIFAR_AUGMENT, CIFAR10_NORMALIZATION),
     "cifar100": ("CIFAR100", CIFAR_AUGMENT, None),

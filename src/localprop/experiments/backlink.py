@@ -20,7 +20,6 @@ READING = (
     "InfoPro's setting with 1c2f heads and a link over residual blocks with weight 1 are our "
     "reading."
 )
-NORMALIZATION_READING = "CIFAR-100's normalisation is measured on its training images."
 LENGTH_NOTE = "An excerpt about the work names links over three layers or modules."
 # What the abstracts claim, with the conditions that they name; k is the number of modules where
 # they name one.
@@ -67,7 +66,7 @@ def make_backlink(network: str, data: str, k: int, length: int = 1) -> Recipe:
     claim = CLAIMS.get((network, data), "")
     notes = join_notes(claim, LENGTH_NOTE if length == 3 else "", notes_of_data(data))
     name = f"{network}_{data}_backlink_k{k}" + (f"_l{length}" if length > 1 else "")
-    return Recipe(name, config, PAPER, published, notes, _readings_of_data(data))
+    return Recipe(name, config, PAPER, published, notes, READING)
 
 
 def make_baseline(network: str, data: str, k: int) -> Recipe:
@@ -78,14 +77,5 @@ def make_baseline(network: str, data: str, k: int) -> Recipe:
     else:
         config = replace(config, method="greedy()", cuts=find_equal_cuts(network, k))
         row = f"greedy_k{k}"
-    return Recipe(
-        f"{network}_{data}_backlink_baseline_{row}",
-        config,
-        PAPER,
-        notes=notes_of_data(data),
-        readings=_readings_of_data(data),
-    )
-
-
-def _readings_of_data(data: str) -> str:
-    return join_notes(READING, NORMALIZATION_READING if data == "cifar100" else "")
+    name = f"{network}_{data}_backlink_baseline_{row}"
+    return Recipe(name, config, PAPER, notes=notes_of_data(data), readings=READING)

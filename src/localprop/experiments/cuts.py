@@ -157,6 +157,8 @@ def find_layerwise_cuts(network: str, *, stem_is_module: bool = True) -> tuple[i
 def find_cuts_of_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The last layers of modules with the given numbers of blocks; the stem joins the first.
 
+    The stem of a language model is its embedding.
+
     Example:
         >>> find_cuts_of_sizes((14, 14, 13, 13))
         (14, 28, 41)

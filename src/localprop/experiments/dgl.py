@@ -42,8 +42,7 @@ NOTES = (
 )
 HEAD_NOTE = (
     "The official code pools the input of ResNet-152's head to a size that is halved once too "
-    "often. Here it is a quarter of the features' size. The official code draws the network's "
-    "classifier from N(0, 0.01 squared) with biases of 0. Here it has PyTorch's initial values."
+    "often. Here it is a quarter of the features' size."
 )
 
 
@@ -59,7 +58,9 @@ def make_imagenet(network: str, k: int, cuts: tuple[int, ...], accuracy: str) ->
         config = replace(SETTING, model=model, method="end_to_end()", modules=1)
         name = f"{network}_imagenet_dgl_baseline_e2e"
     else:
-        config = replace(SETTING, model=model, method="dgl()", cuts=cuts)
+        # The official code draws linear layers from N(0, 0.01 squared) for VGGs alone.
+        method = "dgl()" if network.startswith("vgg") else "dgl(aux=MlpSrHead())"
+        config = replace(SETTING, model=model, method=method, cuts=cuts)
         name = f"{network}_imagenet_dgl_k{k}"
     published = f"top-1 / top-5 accuracy {accuracy} %, {QUOTED}" if accuracy else ""
     notes = join_notes(NOTES, HEAD_NOTE if (network, k) == ("resnet152", 2) else "")

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from localprop.experiments.cuts import find_cuts_of_sizes
 from localprop.experiments.recipe import Recipe
 from localprop.experiments.settings import TEXT_SETTING
 
+BLOCKS = 8  # of the network in TEXT_SETTING
 PAPER = "Shi et al., LoPT, 2026, arXiv 2605.04913"
 NOTES = (
     "The paper continues the training of pretrained language models (2 modules cut in the middle, "
@@ -25,6 +27,10 @@ def make_recipes() -> Iterator[Recipe]:
 
 
 def make_transformer(k: int) -> Recipe:
-    """The small transformer in k modules of equal numbers of layers."""
-    config = replace(TEXT_SETTING, method="lopt()", modules=k)
+    """The small transformer in k modules of equal numbers of blocks.
+
+    The embedding goes with the first, as in the official code.
+    """
+    cuts = find_cuts_of_sizes((BLOCKS // k,) * k)
+    config = replace(TEXT_SETTING, method="lopt()", cuts=cuts)
     return Recipe(f"transformer_text_lopt_k{k}", config, PAPER, notes=NOTES)

@@ -69,6 +69,10 @@ BATCH_READING = (
     "The official command is for ResNet-152 in 2 modules. Its batch size and learning rate for 4 "
     "modules are our reading."
 )
+AVERAGE_READING = (
+    "The official code for ImageNet moves the average before the backward pass runs through it. "
+    "Here it moves after that, as in the official code for CIFAR: that is our reading."
+)
 PLUS_READING = (
     "The head and the decoder for ImageNet are not known to us: InfoPro's are our reading."
 )
@@ -150,7 +154,8 @@ def make_plus_imagenet(network: str, k: int) -> Recipe:
         method=f"man_plus(aux=BottleneckHead(), loss={format_imagenet_loss(5.0)})",
         cuts=find_layer_numbers(network, units),
     )
-    return Recipe(f"{network}_imagenet_man_plus_k{k}", config, PLUS_PAPER, readings=PLUS_READING)
+    readings = join_notes(PLUS_READING, AVERAGE_READING)
+    return Recipe(f"{network}_imagenet_man_plus_k{k}", config, PLUS_PAPER, readings=readings)
 
 
 # --- shared with HPFF ---------------------------------------------------------------------------

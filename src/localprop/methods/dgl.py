@@ -134,8 +134,9 @@ def dgl(aux: AuxBuilder = MlpSrHead(std=0.01)) -> Rule:
         loss2 ...|...|TTT|...
         loss3 ...|...|...|TTT
 
-    The default is the paper's "MLP-SR" with three linear layers with bias. The paper's official
-    code draws their weights from N(0, 0.01 squared) and sets their biases to 0. AugLocal's code
+    The default is the paper's "MLP-SR" with three linear layers with bias. For its VGGs, the
+    paper's official code draws their weights from N(0, 0.01 squared) and sets their biases to 0.
+    For its ResNet-152 they keep PyTorch's initial values: `MlpSrHead()`. AugLocal's code
     compares with `MlpSrHead(linears=2, bias=False)`. Other papers also call `greedy` with 1c2f
     heads DGL, so name the head beside a result.
 

@@ -31,7 +31,8 @@ class WideningHead:
     is published for them.
 
     Attributes:
-        hidden: the width of the first linear layer.
+        hidden: the width of the first linear layer. The official code's grows with the network: it
+            is 128 for a stem of 16 channels, and 256 for one of 32.
 
     Raises:
         BadInput: `hidden` is below 1.
@@ -239,13 +240,14 @@ def gn_dgl(
 
     All K modules of the paper have group heads, and the final classifier learns apart on constant
     features. In grouped networks this classifier is a layer of its own and here the last module, so
-    the paper's K is K + 1 modules. Left out: predictions by an ensemble of all heads.
+    the paper's K is K + 1 modules. The official code also has a K = 1 without group heads, which is
+    `end_to_end`. Left out: predictions by an ensemble of all heads.
 
     Args:
         groups: G.
         diversity: the weight of D.
         temperature: the temperature of the softmax in D.
-        aux: the head of each group.
+        aux: the head of each group. Give a network of twice the width `WideningHead(hidden=256)`.
 
     Raises:
         BadInput: a value that `GroupHeads` or `GroupCrossEntropy` does not accept.

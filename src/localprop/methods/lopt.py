@@ -25,9 +25,11 @@ def lopt(weight: float = 10.0, hidden: int = 0) -> Rule:
         loss3 ...|...|...|TTT
 
     The first module of a language model reconstructs the token embeddings, as constants. The paper
-    has 2 modules, cut in the middle. Local modules never see the targets, so use the method on
-    pretrained networks. The paper has no convolutional networks; for them the decoder is our
-    reading (see `FeatureReconstruction`).
+    has 2 modules, cut in the middle. The official code counts blocks: 8 become 4 and 4, and the
+    embedding goes with the first. `modules=2` counts the embedding as a layer, so name the cuts
+    instead. Local modules never see the targets, so use the method on pretrained networks. The
+    paper has no convolutional networks; for them the decoder is our reading (see
+    `FeatureReconstruction`).
 
     Args:
         weight: of the mean of all reconstructions.

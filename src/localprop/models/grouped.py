@@ -54,9 +54,9 @@ class ConvClassifier(nn.Module):
 class GroupedResNet(nn.Module):
     """A CIFAR ResNet of grouped convolutions: the stem, 3n blocks and a classifier in one list.
 
-    Group g of every layer reads group g of the layer before. The first convolution of a module and
-    the stem are exceptions and read all channels. The 1x1 convolutions of shortcuts are grouped
-    everywhere, also beside such a first convolution. This is our reading of "all but the first".
+    Group g of every layer reads group g of the layer before. The stem and the start of a module are
+    exceptions and read all channels: the first convolution of the module's first block, and the 1x1
+    convolution of that block's shortcut, if it has one.
 
     Args:
         blocks_per_stage: n. The network has 3n + 2 layers.
@@ -64,7 +64,7 @@ class GroupedResNet(nn.Module):
         ends: the numbers of the layers that end a module. The stem is 0, the last block 3n.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
-        widen: a factor for all widths.
+        widen: a factor for all widths, and for the 128 of the classifier's hidden layer.
 
     Example:
         >>> network = GroupedResNet(1, groups=2, ends=(1, 3))
@@ -94,7 +94,8 @@ class GroupedResNet(nn.Module):
             # The first convolution of a module mixes the groups of the module before.
             mixing = previous in ends
             blocks.append(BasicBlock(in_width, out_width, stride, groups=groups, mixing=mixing))
-        self.layers = nn.Sequential(stem, *blocks, ConvClassifier(widths[-1], num_classes))
+        classifier = ConvClassifier(widths[-1], num_classes, hidden=128 * widen)
+        self.layers = nn.Sequential(stem, *blocks, classifier)
         init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +124,8 @@ def grouped_resnet(
             sequence gives grouped convolutions throughout.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
-        widen: a factor for all widths. 2 gives 32, 64 and 128 channels.
+        widen: a factor for all widths. 2 gives 32, 64 and 128 channels, and a hidden layer of 256
+            in the classifier.
 
     Raises:
         BadInput: if the depth is not 6n + 2, the groups do not divide the widths, the ends do not

@@ -75,7 +75,7 @@ class BasicBlock(nn.Module):
         stride: stride of the first convolution and of the shortcut.
         shortcut: "conv" or "pad".
         groups: number of groups of all convolutions.
-        mixing: the first convolution is not grouped and reads all channels.
+        mixing: the first convolution and the shortcut's are not grouped and read all channels.
 
     Raises:
         BadInput: if the shortcut is unknown.
@@ -99,15 +99,15 @@ class BasicBlock(nn.Module):
     ) -> None:
         check(_find_shortcut_problems(shortcut))
         super().__init__()
-        groups1 = 1 if mixing else groups
+        of_input = 1 if mixing else groups  # groups of the convolutions that read the input
         self.conv1 = nn.Conv2d(
-            in_chans, out_chans, 3, stride, padding=1, groups=groups1, bias=False
+            in_chans, out_chans, 3, stride, padding=1, groups=of_input, bias=False
         )
         self.bn1 = nn.BatchNorm2d(out_chans)
         self.conv2 = nn.Conv2d(out_chans, out_chans, 3, padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(out_chans)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = _build_shortcut(shortcut, in_chans, out_chans, stride, groups)
+        self.shortcut = _build_shortcut(shortcut, in_chans, out_chans, stride, of_input)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_chans, H, W) to (N, out_chans, ceil(H / stride), ceil(W / stride))."""
