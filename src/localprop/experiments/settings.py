@@ -27,8 +27,9 @@ def make_infopro_setting(data: str, epochs: int = 160) -> Config:
     """The setting of InfoPro's official code, which ContSup and AugLocal share.
 
     SGD with Nesterov momentum and weight decay on all parameters. The learning rate follows a half
-    cosine per epoch after 10 epochs of warm-up and is 0 in the last epoch. All training images are
-    used, without a validation split. Normalisation and augmentation are the data set's defaults.
+    cosine per epoch after 10 epochs of warm-up from 0.01 and is 0 in the last epoch. All training
+    images are used, without a validation split. Normalisation and augmentation are the data set's
+    defaults.
 
     Example:
         >>> make_infopro_setting("stl10").batch_size
@@ -38,7 +39,13 @@ def make_infopro_setting(data: str, epochs: int = 160) -> Config:
     """
     lr, batch_size = (0.1, 128) if data == "stl10" else (0.8, 1024)
     return Config(
-        data=data, lr=lr, batch_size=batch_size, epochs=epochs, warmup_epochs=10, validation=0.0
+        data=data,
+        lr=lr,
+        batch_size=batch_size,
+        epochs=epochs,
+        warmup_epochs=10,
+        warmup_from=0.01,
+        validation=0.0,
     )
 
 
