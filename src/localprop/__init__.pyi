@@ -65,6 +65,8 @@ from .rule.attach import AttachPoint as AttachPoint
 from .rule.auxiliary import Head as Head
 from .rule.auxiliary import NoHead as NoHead
 from .rule.auxiliary import Pool as Pool
+from .rule.by_width import HeadByWidth as HeadByWidth
+from .rule.by_width import LossByWidth as LossByWidth
 from .rule.context import ContextSupply as ContextSupply
 from .rule.context import ConvEncoder as ConvEncoder
 from .rule.credit import LocalCredit as LocalCredit

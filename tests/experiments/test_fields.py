@@ -58,7 +58,7 @@ def test_train_a_recipe_with_overrides(capsys: pytest.CaptureFixture[str]) -> No
     )
     assert published.endswith(
         "; this run replaces data, modules, cuts, epochs, batch_size, lr_schedule, warmup_epochs, "
-        "limit"
+        "warmup_from, limit"
     )
 
 

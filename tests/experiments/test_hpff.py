@@ -11,5 +11,5 @@ def test_on_imagenet_hpff_has_windows_only() -> None:
     assert rule.credit == lp.WindowCredit(size=2)
     assert rule.aux == lp.BottleneckHead((256, 256, 512, 2048))
     # The official code adds up the losses of four quarters, with a weight of 5 each.
-    pixels = lp.Term(lp.PixelReconstruction(gradual=True), 20.0)
+    pixels = lp.Term(lp.PixelReconstruction(gradual=(128, 32)), 20.0)
     assert rule.loss == lp.Terms((pixels, lp.Term(lp.CrossEntropy(), 0.75)))

@@ -17,6 +17,10 @@ def test_an_override_drops_what_it_excludes() -> None:
     dgl = experiments.find("vgg13_imagenet_dgl_k4")
     constant = dgl.with_overrides({"lr_schedule": "constant"})
     assert Config(**constant).find_problems() == []
+    warm = experiments.find("resnet32_cifar10_dgl_k4")
+    assert warm.config.warmup_from == 0.01
+    assert "warmup_from" not in warm.with_overrides({"lr": 0.005})
+    assert "warmup_from" not in warm.with_overrides({"lr_schedule": "constant"})
 
 
 def test_epochs_change_only_what_no_longer_fits() -> None:

@@ -56,3 +56,15 @@ def test_learning_rates_of_interlocking() -> None:
 
 def test_learning_rate_of_trgl_is_constant() -> None:
     assert find_rates("resnet110_stl10_trgl_k4", 1, 300) == [0.002, 0.002]
+
+
+def test_recipes_that_say_warm_up_have_one() -> None:
+    """The first epoch has a tenth of the highest learning rate or less."""
+    for name in experiments.names():
+        config = experiments.find(name).config
+        if config.warmup:
+            (first,) = find_rates(name, 1)
+            assert 0 < first < config.lr / 9, name
+    assert find_rates("transformer_text_solo_k2", 1, 2, 3) == pytest.approx(
+        [1e-4, 5.378e-4, 9.455e-4], rel=1e-3
+    )

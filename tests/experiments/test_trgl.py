@@ -15,8 +15,10 @@ from localprop.experiments import trgl
 from localprop.experiments.blank_data import make_blank_dataset
 from localprop.methods.parse import parse_rule
 from localprop.methods.trgl import KineticPenalty
+from localprop.rule.local_loss import LocalLoss
 from localprop.training.build import build, build_phase_schedule
 from localprop.training.config import Config
+from localprop.training.trainer import lr_at
 from tests.helpers.recipes import cut_network, find_layers, parse_recipe_rule
 
 
@@ -120,14 +122,52 @@ def test_end_to_end_training(name: str) -> None:
     assert recipe.claimed == recipe.published  # a script of the official code has all settings
 
 
-def test_the_modules_of_swin_are_its_stages() -> None:
-    config = find_config("swin_t_cifar10_trgl_k4")
+@pytest.mark.parametrize("data", ["stl10", "cifar10"])
+def test_the_modules_of_swin_are_its_stages(data: str) -> None:
+    """Three of them end with a patch merging."""
+    config = find_config(f"swin_t_{data}_trgl_k4")
     layers = find_layers(config)
     ends = [layers.names[module[-1]] for module in cut_network(config).modules]
-    # Three of them end with a patch merging.
-    assert ends == ["features.2", "features.4", "features.6", "features.7.1"]
-    assert (config.clip_norm, config.epochs) == (5.0, 300)
-    assert (config.warmup_epochs, config.optimizer) == (20, "adamw")
+    assert ends == ["layers.3", "layers.6", "layers.13", "layers.15"]
+    sides = {"stl10": [12, 6, 3], "cifar10": [4, 2, 1]}
+    assert [layers.shapes[cut][1] for cut in config.cuts or ()] == sides[data]
+
+
+def test_swin_on_stl10_is_that_of_the_official_command() -> None:
+    """96-pixel images, windows of 6, no clipping, a warm-up from 1 % of lr, a tenth of it last."""
+    for recipe in map(experiments.find, experiments.names("swin_t_stl10")):
+        config = recipe.config
+        assert (config.model, config.optimizer) == ("swin_t:window=6", "adamw")
+        assert make_blank_dataset(replace(config, batch_size=2)).shape == (3, 96, 96)
+        assert config.clip_norm is None
+        assert (config.batch_size, config.weight_decay, config.epochs) == (1024, 0.05, 300)
+        rates = [round(lr_at(config, epoch), 4) for epoch in (5, 10, 20, 21)]
+        assert rates == [0.0015, 0.0032, 0.0067, 0.007]
+        assert lr_at(config, 1) == pytest.approx(0.01 * 0.007)
+        assert lr_at(config, 300) == pytest.approx(0.1 * 0.007, rel=1e-3)
+        assert "window" not in recipe.notes + recipe.readings
+
+
+def test_the_penalty_of_swin_reads_paths_after_they_are_dropped() -> None:
+    config = find_config("swin_t_stl10_trgl_k4")
+    with torch.device("meta"):
+        wiring = lp.wire(parse_rule(config.method), cut_network(config))
+    head = wiring.heads["1"]
+    assert isinstance(head, nn.ModuleDict)
+    paths = [f"layers.{layer}.drop_path{i}" for layer in (4, 5) for i in (1, 2)]
+    loss = head["loss"]
+    assert isinstance(loss, LocalLoss)
+    assert loss.taps == tuple(paths)
+
+
+def test_resnet50_on_tinyimagenet_is_not_claimed() -> None:
+    """No official command trains it."""
+    for name in experiments.names("resnet50_tinyimagenet"):
+        assert experiments.find(name).claimed.startswith("not claimed"), name
+    local = experiments.find("resnet50_tinyimagenet_trgl_k4")
+    assert "Cuts and pools of ResNet-50" in local.readings
+    assert find_config(local.name).cuts == (3, 7, 13)
+    assert experiments.find("resnet152_tinyimagenet_trgl_k4").readings == ""
 
 
 def test_known_differences_are_notes_and_the_rest_readings() -> None:

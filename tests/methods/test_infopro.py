@@ -21,7 +21,7 @@ from tests.helpers.local_losses import (
     make_learner,
     make_loss_inputs,
 )
-from tests.helpers.points import build_head, count_parameters, make_point
+from tests.helpers.points import build_head, count_parameters, list_convs, make_point
 from tests.helpers.reference import sgd
 
 PIXELS = lp.Normalization()
@@ -144,7 +144,7 @@ def test_pixel_reconstruction() -> None:
 
 def test_gradual_pixel_reconstruction() -> None:
     features, inputs = make_loss_inputs(6, 4, 4)
-    loss = build_loss(lp.PixelReconstruction(gradual=True), make_map_point())
+    loss = build_loss(lp.PixelReconstruction(gradual=(128, 32)), make_map_point())
     w = list(loss.parameters())
     assert [tuple(p.shape) for p in w[::4]] == [
         (128, 6, 1, 1),
@@ -157,6 +157,19 @@ def test_gradual_pixel_reconstruction() -> None:
     maps = resize(norm_and_relu(conv(maps, w[8], w[9])), 8, 8)
     expected = cross_entropy(conv(maps, w[12], w[13]), inputs.network_input)
     assert compute_loss(loss, features, inputs) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_gradual_decoder_of_more_steps_begins_with_smaller_maps() -> None:
+    """MAN's at 1,024 channels: convolutions at 1, 2, 4, 8 and 16 times the map's side."""
+    point = make_point(6, 4, 4, image=(3, 64, 64), outputs=(3,), normalization=PIXELS)
+    loss = build_loss(lp.PixelReconstruction(gradual=(192, 64, 32)), point)
+    sides: list[int] = []
+    for conv in list_convs(loss):
+        conv.register_forward_hook(lambda _, args, output: sides.append(output.shape[-1]))
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    inputs = lp.LossInputs(images, torch.zeros(2, dtype=torch.int64))
+    loss(torch.randn(2, 6, 4, 4, dtype=torch.float64), nn.Identity(), inputs)
+    assert sides == [4, 8, 16, 32, 64]
 
 
 def test_reconstruction_of_patches_is_the_sum_of_four() -> None:
@@ -224,6 +237,7 @@ def test_modules_where_a_loss_is_impossible_are_refused(
     ("make", "word"),
     [
         (lambda: lp.PixelReconstruction(width=0, patches=0), "patches=0"),
+        (lambda: lp.PixelReconstruction(gradual=(8, 0)), "each number must be 1 or more"),
         (lambda: lp.ContrastiveLoss(0), "temperature=0"),
         (lambda: lp.BottleneckHead((8,)), "2 or more"),
     ],
@@ -272,7 +286,7 @@ def test_it_trains_under_autocast() -> None:
 FORMS = {
     "contrast": lp.infopro(contrast=True),
     "imagenet": lp.infopro(
-        aux=lp.BottleneckHead((8, 8, 8)), decoder=lp.PixelReconstruction(gradual=True)
+        aux=lp.BottleneckHead((8, 8, 8)), decoder=lp.PixelReconstruction(gradual=(128, 32))
     ),
     "patches": lp.infopro(decoder=lp.PixelReconstruction(patches=2)),
     "no label at first": lp.infopro(first=(5.0, 0.0), last=(0.0, 1.0)),

@@ -150,11 +150,57 @@ def test_pooled_heads(width: int, side: int, features: int, after: tuple[int, in
     assert classifier.bias.any()
 
 
-def test_pooled_heads_pad_with_zeros() -> None:
-    """Six rows in windows of four: the last window holds two rows and two of zeros."""
+def test_pooled_heads_pad_both_sides_with_zeros() -> None:
+    """Six rows in windows of four: two rows of zeros come before them, and two after.
+
+    A column is one window, of two rows of zeros and two of ones; the next holds the last four rows.
+    """
     head = build_head(lp.PooledHead(2 * 6), make_point(2, 6, 6))
     pooled = head[0](torch.ones(1, 2, 6, 6))
-    assert pooled[0, 0].tolist() == [[1, 1, 1], [0.5, 0.5, 0.5]]
+    assert pooled[0, 0].tolist() == [[0.5, 0.5, 0.5], [1, 1, 1]]
+
+
+def test_pooled_heads_average_what_the_official_code_averages() -> None:
+    """By hand: rows 1, 2, 3 of a 3x3 map in one 4x4 window that begins two rows before it."""
+    head = build_head(lp.PooledHead(1), make_point(1, 3, 3))
+    rows = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1).expand(1, 1, 3, 3)
+    assert head[0](rows).flatten().tolist() == [(1 + 1 + 2 + 2) / 16]
+
+
+@pytest.mark.parametrize(
+    ("width", "side", "features", "kernel", "padding"),
+    [
+        (256, 28, 1024, (16, 16), (8, 8)),  # VGG8b: MNIST
+        (512, 14, 1024, (16, 8), (8, 4)),
+        (256, 48, 2048, (32, 16), (16, 0)),  # VGG8b: STL-10
+        (512, 12, 2048, (8, 8), (4, 4)),
+        (16, 96, 512, (32, 16), (0, 0)),  # ResNet-32: STL-10, AugLocal
+        (64, 24, 512, (16, 8), (8, 0)),
+    ],
+)
+def test_pools_of_the_maps_of_the_papers_networks(
+    width: int, side: int, features: int, kernel: tuple[int, int], padding: tuple[int, int]
+) -> None:
+    head = build_head(lp.PooledHead(features), make_point(width, side, side))
+    pool = head[0]
+    assert isinstance(pool, nn.AvgPool2d)
+    assert (pool.kernel_size, pool.padding) == (kernel, padding)
+    assert head(torch.zeros(1, width, side, side)).shape == (1, 10)
+
+
+def test_initial_weights_of_auglocals_baseline() -> None:
+    """PyTorch's own for the classifier, N(0, 2 / (9 * width)) for the convolution of the loss."""
+    torch.manual_seed(0)
+    point = make_point(64, 8, 8)
+    *_, classifier = build_head(lp.PooledHead(512, zeros=False), point)
+    assert isinstance(classifier, nn.Linear)
+    assert classifier.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 512), rel=0.05)
+    own, redrawn = (
+        lp.SimilarityLoss(redraw)(point).get_parameter("projection.weight")
+        for redraw in (False, True)
+    )
+    assert redrawn.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)
+    assert own.std().item() == pytest.approx(1 / math.sqrt(3 * 9 * 64), rel=0.02)
 
 
 def test_pooled_heads_of_vectors_are_linear() -> None:

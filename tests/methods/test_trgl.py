@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,9 +39,9 @@ BRANCHES = {
     ],
     "timm_vit": [
         [],
-        ["blocks.0.attn", "blocks.0.mlp"],
-        ["blocks.1.attn", "blocks.1.mlp"],
-        ["blocks.2.attn", "blocks.2.mlp", "blocks.3.attn", "blocks.3.mlp"],
+        ["blocks.0.drop_path1", "blocks.0.drop_path2"],
+        ["blocks.1.drop_path1", "blocks.1.drop_path2"],
+        [f"blocks.{i}.drop_path{j}" for i in (2, 3) for j in (1, 2)],
     ],
 }
 GROWING = KineticPenalty(tau=0.5, growth=1.5, every=2)
@@ -235,6 +236,30 @@ def test_replicas_have_multipliers_of_their_own_and_train_one_network(pool: Rank
         if not torch.equal(one.owned[name], other.owned[name])
     }
     assert differ == {"multiplier", "running_mean", "running_var"}
+
+
+def test_a_path_that_is_dropped_has_no_energy() -> None:
+    """What a block adds counts: 0 for a sample whose path is dropped, r / keep for the others."""
+    torch.manual_seed(0)
+    model = lp.models.swin_t(input_shape=(3, 64, 64), window=4)
+    batch = torch.randn(8, 3, 64, 64), torch.arange(8)
+    added: list[Tensor] = []
+    losses = []
+    for penalty in (lp.NoPenalty(), KineticPenalty(tau=10.0)):
+        copied, rule = copy.deepcopy(model), lp.Rule(penalty=penalty)
+        partition = lp.Partition.at(lp.layers_of(copied, batch[0]), (3, 6, 13))
+        torch.manual_seed(0)
+        learner = lp.Learner(copied, rule, partition=partition, optimizer=sgd, sample=batch)
+        added.clear()
+        for name, module in copied.named_modules():
+            if name.endswith(("drop_path1", "drop_path2")):
+                module.register_forward_hook(lambda _, args, output: added.append(output.detach()))
+        losses.append([loss.item() for loss in learner.step(batch)])
+    energies = [branch.square().mean().item() / 20 for branch in added]
+    expected = [sum(energies[i:j]) for i, j in pairwise((0, 4, 8, 20, 24))]
+    found = [with_energy - without for without, with_energy in zip(*losses, strict=True)]
+    assert found == pytest.approx(expected, rel=1e-2)
+    assert any((branch.flatten(1) == 0).all(1).any() for branch in added)
 
 
 # --- which layers count --------------------------------------------------------------------------

@@ -33,6 +33,7 @@ SMALL: dict[str, tuple[str, tuple[int, ...], int]] = {
     "vgg11b": ("vgg11b", (1, 16, 16), 11),
     "vgg13": ("vgg13:hidden=16,dropout=0.5", (1, 32, 32), 10),
     "vgg19": ("vgg19:hidden=16", (1, 32, 32), 16),
+    "swin_t": ("swin_t:window=4", (1, 64, 64), 16),
     "transformer": ("transformer:width=8,heads=2,blocks=3,dropout=0.1", (6,), 4),
     "mlp": ("mlp:8,8,norm=True,leaky=True,dropout=0.1", (2, 3), 3),
 }
@@ -77,6 +78,7 @@ STEPPED = [
     "densenet_bc_100_12",
     "vgg8b",
     "vgg13",
+    "swin_t",
     "transformer",
     "mlp",
 ]

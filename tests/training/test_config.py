@@ -32,6 +32,8 @@ def test_the_defaults_are_valid() -> None:
         ("lr_schedule", "step"),
         ("warmup_epochs", 20),
         ("warmup_epochs", -1),
+        ("warmup_from", 0.2),
+        ("warmup_from", -0.01),
         ("seed", -1),
         ("seed", 2**64),
         ("seed", True),

@@ -35,6 +35,7 @@ from tests.helpers.cli import QUICK, run_train
         (["--image-size", "8"], "--image-size has no effect without a folder"),
         (["--root", "."], "--root has no effect on digits"),
         (["--lr-factor", "0.5"], "--lr-factor has no effect with --lr-schedule cosine"),
+        (["--warmup-from", "0"], "--warmup-from has no effect without a warm-up"),
     ],
 )
 def test_flags_without_effect_are_refused(

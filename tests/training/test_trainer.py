@@ -39,22 +39,42 @@ LEARNING_RATES = {
 
 @pytest.mark.parametrize(("epoch", "lr"), LEARNING_RATES.items())
 def test_learning_rates_are_those_of_the_recipe(epoch: int, lr: float) -> None:
-    assert lr_at(Config(epochs=160, lr=0.8), epoch) == pytest.approx(
+    assert lr_at(Config(epochs=160, lr=0.8, warmup_from=0.01), epoch) == pytest.approx(
         lr, rel=1e-4 if lr > 1e-3 else 0.05, abs=1e-12
     )
 
 
 def test_warmup_of_another_length() -> None:
-    config = Config(epochs=40, lr=0.8, warmup_epochs=4)
+    config = Config(epochs=40, lr=0.8, warmup_epochs=4, warmup_from=0.01)
     cosine = [0.4 * (1 + math.cos(math.pi * epoch / 40)) for epoch in range(41)]
     assert [lr_at(config, epoch) for epoch in (1, 3, 4, 5)] == pytest.approx(
         [0.01, cosine[3] * 2 / 4 + 0.01 * 2 / 4, cosine[4] * 3 / 4 + 0.01 / 4, cosine[5]]
     )
 
 
-def test_a_small_learning_rate_is_never_exceeded() -> None:
-    config = Config(epochs=100, lr=0.001)
-    assert max(lr_at(config, epoch) for epoch in range(1, 101)) <= 0.001
+@pytest.mark.parametrize("lr", [0.8, 0.1, 0.001])
+def test_any_learning_rate_warms_up_from_a_tenth_of_it(lr: float) -> None:
+    config = Config(epochs=100, lr=lr)
+    rates = [lr_at(config, epoch) for epoch in range(1, 101)]
+    assert rates[0] == pytest.approx(lr / 10)
+    assert rates[:11] == sorted(rates[:11])
+    assert max(rates) <= lr
+
+
+def test_a_cosine_after_the_warmup_by_hand() -> None:
+    """TRGL's for Swin-T: from 1 % of 0.007 to 0.007 in 20 epochs, then towards a tenth."""
+    config = Config(
+        epochs=300,
+        lr=0.007,
+        lr_schedule="cosine_after_warmup",
+        warmup_epochs=20,
+        warmup_from=0.00007,
+        lr_factor=0.1,
+    )
+    expected = {1: 0.00007, 5: 0.001456, 10: 0.0031885, 20: 0.0066535, 21: 0.007}
+    expected |= {161: 0.00385}  # half way between 0.007 and 0.0007
+    assert {epoch: lr_at(config, epoch) for epoch in expected} == pytest.approx(expected)
+    assert 0.0007 < lr_at(config, 300) < 0.000701
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(2, 0), (9, 0), (20, 2), (100, 10), (160, 10)])
@@ -79,7 +99,14 @@ def test_a_multistep_schedule_by_hand() -> None:
 
 
 def test_a_multistep_schedule_may_warm_up() -> None:
-    config = Config(epochs=9, lr=0.4, lr_schedule="multistep", milestones=(5,), warmup_epochs=2)
+    config = Config(
+        epochs=9,
+        lr=0.4,
+        lr_schedule="multistep",
+        milestones=(5,),
+        warmup_epochs=2,
+        warmup_from=0.01,
+    )
     assert [lr_at(config, epoch) for epoch in (1, 2, 3, 5, 6)] == pytest.approx(
         [0.01, 0.205, 0.4, 0.4, 0.04]
     )

@@ -26,7 +26,9 @@ BASELINES = {
     "e2e": "end_to_end()",
     "dgl": "dgl(aux=MlpSrHead(linears=2, bias=False))",
     "infopro": "infopro(first={first}, last={last})",
-    "predsim": "predsim(beta=0.99, features=512)",
+    # Initial weights are those of AugLocal's code, not of PredSim's.
+    "predsim": "Rule(aux=PooledHead(512, zeros=False), loss=Terms(("
+    "Term(SimilarityLoss(redraw=True), 0.99), Term(CrossEntropy(), 0.01))))",
 }
 # InfoPro's weights of reconstruction and task at the first, and at the last local module.
 WEIGHTS = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from localprop.experiments.man import (
     QUOTED,
+    SECOND_STAGE_DECODER,
     THIRD_STAGE_HEAD,
     format_imagenet_loss,
     make_cifar10_setting,
@@ -71,7 +72,7 @@ def make_imagenet(network: str) -> Recipe:
     """InfoPro with HPFF in four modules. For ImageNet the official code has only the windows."""
     # 20 is four times 5: the official code sums the losses of the image's four quarters, and our
     # reconstruction loss is their mean.
-    loss = format_imagenet_loss(20.0)
+    loss = format_imagenet_loss(SECOND_STAGE_DECODER, 20.0)
     method = f"Rule(credit=WindowCredit(size=2), aux={THIRD_STAGE_HEAD}, loss={loss})"
     config = make_imagenet_quarters(network, method)
     published = f"top-1 error {IMAGENET_ERRORS[network]} %, as quoted by others"

@@ -182,7 +182,7 @@ def make_imagenet(network: str, *, local: bool) -> Recipe:
     config = replace(make_imagenet_setting(), model=f"torchvision:{network}")
     if local:
         cuts = find_layer_numbers(network, IMAGENET_HALVES[network])
-        decoder = "PixelReconstruction(gradual=True)"
+        decoder = "PixelReconstruction(gradual=(128, 32))"
         weights = f"first=({reconstruction}, {task})"
         method = f"infopro({weights}, aux=BottleneckHead(), decoder={decoder})"
         config = replace(config, method=method, cuts=cuts)

@@ -42,7 +42,12 @@ IMAGENET_ERRORS = {"resnet101": 21.73, "resnet152": 20.78}  # top-1, in %, 4 mod
 # Weights of reconstruction and cross-entropy before ResNet stage 1, in the official command of
 # InfoPro with MAN.
 FIRST_WEIGHTS = (5.0, 0.5)
-THIRD_STAGE_HEAD = "BottleneckHead((256, 256, 512, 2048))"  # the official codes' for 1024 channels
+# The official codes' for features of 1,024 channels.
+THIRD_STAGE_HEAD = "BottleneckHead((256, 256, 512, 2048))"
+THIRD_STAGE_DECODER = "PixelReconstruction(gradual=(192, 64, 32))"
+# InfoPro's, which MAN++ has for features of 512 channels.
+SECOND_STAGE_HEAD = "BottleneckHead()"
+SECOND_STAGE_DECODER = "PixelReconstruction(gradual=(128, 32))"
 QUOTED = "as quoted by others; the official code tracks the best test epoch"
 STEM_NOTE = (
     "The stem belongs to the first module, so the paper's {count} modules are {modules} modules "
@@ -61,9 +66,10 @@ WEIGHTS_READING = (
     "The official command is for ResNet-32 in 16 modules. The same weights for this row are our "
     "reading."
 )
-DECODER_NOTE = (
-    "The official decoder has widths of 192, 64, 32 and 12 at 28, 56, 112 and 224 pixels. Ours has "
-    "128, 32 and 12 at 56, 112 and 224."
+CUTS_READING = (
+    "The official repository has cuts for 1 and 2 modules, and in one commit (3eee558) for 4: "
+    "those of HPFF, after layers {cuts}. MAN++ cuts after layers {plus_cuts}. HPFF's cuts for this "
+    "row are our reading."
 )
 BATCH_READING = (
     "The official command is for ResNet-152 in 2 modules. Its batch size and learning rate for 4 "
@@ -72,9 +78,6 @@ BATCH_READING = (
 AVERAGE_READING = (
     "The official code for ImageNet moves the average before the backward pass runs through it. "
     "Here it moves after that, as in the official code for CIFAR: that is our reading."
-)
-PLUS_READING = (
-    "The head and the decoder for ImageNet are not known to us: InfoPro's are our reading."
 )
 
 
@@ -136,26 +139,39 @@ def make_plus_cifar10(network: str) -> Recipe:
 
 def make_imagenet(network: str) -> Recipe:
     """InfoPro with MAN in four modules."""
-    method = f"man(aux={THIRD_STAGE_HEAD}, loss={format_imagenet_loss(5.0)})"
-    config = make_imagenet_quarters(network, method)
-    published = f"top-1 error {IMAGENET_ERRORS[network]} %, as quoted by others"
-    name = f"{network}_imagenet_infopro_man_k4"
-    return Recipe(name, config, PAPER, published, notes=DECODER_NOTE, readings=BATCH_READING)
+    loss = format_imagenet_loss(THIRD_STAGE_DECODER, 5.0)
+    config = make_imagenet_quarters(network, f"man(aux={THIRD_STAGE_HEAD}, loss={loss})")
+    plus_cuts = find_layer_numbers(network, IMAGENET_QUARTERS[network])
+    cuts_reading = CUTS_READING.format(cuts=config.cuts, plus_cuts=plus_cuts)
+    return Recipe(
+        f"{network}_imagenet_infopro_man_k4",
+        config,
+        PAPER,
+        f"top-1 error {IMAGENET_ERRORS[network]} %, as quoted by others",
+        readings=join_notes(cuts_reading, BATCH_READING),
+    )
 
 
 def make_plus_imagenet(network: str, k: int) -> Recipe:
-    """InfoPro with MAN++ in two or four modules."""
+    """InfoPro with MAN++ in two or four modules.
+
+    The head and the decoder are those of the next layer's ResNet stage: of two modules the second
+    stage, of four also the third.
+    """
     units = (IMAGENET_HALVES if k == 2 else IMAGENET_QUARTERS)[network]
     if (network, k) == ("resnext101_32x8d", 2):
         units = IMAGENET_HALVES["resnet101"]  # MAN++ cuts two blocks before InfoPro's cut
+    aux, decoder = SECOND_STAGE_HEAD, SECOND_STAGE_DECODER
+    if k == 4:
+        aux = f"HeadByWidth(((512, {aux}), (1024, {THIRD_STAGE_HEAD})))"
+        decoder = f"LossByWidth(((512, {decoder}), (1024, {THIRD_STAGE_DECODER})))"
     config = replace(
         make_imagenet_setting(),
         model=f"torchvision:{network}",
-        method=f"man_plus(aux=BottleneckHead(), loss={format_imagenet_loss(5.0)})",
+        method=f"man_plus(aux={aux}, loss={format_imagenet_loss(decoder, 5.0)})",
         cuts=find_layer_numbers(network, units),
     )
-    readings = join_notes(PLUS_READING, AVERAGE_READING)
-    return Recipe(f"{network}_imagenet_man_plus_k{k}", config, PLUS_PAPER, readings=readings)
+    return Recipe(f"{network}_imagenet_man_plus_k{k}", config, PLUS_PAPER, readings=AVERAGE_READING)
 
 
 # --- shared with HPFF ---------------------------------------------------------------------------
@@ -171,10 +187,9 @@ def make_cifar10_setting(network: str, k: int, method: str) -> tuple[Config, str
     return replace(config, cuts=cuts), STEM_NOTE.format(count=k, modules=len(cuts) + 1)
 
 
-def format_imagenet_loss(reconstruction_weight: float) -> str:
+def format_imagenet_loss(decoder: str, reconstruction_weight: float) -> str:
     """The loss of the family's ImageNet codes."""
-    pixels = f"Term(PixelReconstruction(gradual=True), {reconstruction_weight})"
-    return f"Terms(({pixels}, Term(CrossEntropy(), 0.75)))"
+    return f"Terms((Term({decoder}, {reconstruction_weight}), Term(CrossEntropy(), 0.75)))"
 
 
 def make_imagenet_quarters(network: str, method: str) -> Config:

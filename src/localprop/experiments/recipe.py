@@ -19,7 +19,8 @@ _FIELDS_DROPPED_BY = {
     "cuts": ("modules",),
     "method": ("phases",),
     "phases": ("method",),
-    "lr_schedule": ("milestones", "warmup_epochs"),
+    "lr": ("warmup_from",),
+    "lr_schedule": ("milestones", "warmup_epochs", "warmup_from"),
 }
 
 

@@ -35,9 +35,9 @@ def make_infopro_setting(data: str, epochs: int = 160) -> Config:
     """The setting of InfoPro's official code, which ContSup and AugLocal share.
 
     SGD with Nesterov momentum and weight decay on all parameters. The learning rate follows a half
-    cosine per epoch after 10 epochs of warm-up and is 0 in the last epoch. All training images are
-    used, without a validation split. Normalisation and augmentation are the data set's defaults,
-    but CIFAR-100 has CIFAR-10's normalisation.
+    cosine per epoch after 10 epochs of warm-up from 0.01 and is 0 in the last epoch. All training
+    images are used, without a validation split. Normalisation and augmentation are the data set's
+    defaults, but CIFAR-100 has CIFAR-10's normalisation.
 
     Example:
         >>> make_infopro_setting("stl10").batch_size
@@ -53,6 +53,7 @@ def make_infopro_setting(data: str, epochs: int = 160) -> Config:
         batch_size=batch_size,
         epochs=epochs,
         warmup_epochs=10,
+        warmup_from=0.01,
         mean=mean,
         std=std,
         validation=0.0,

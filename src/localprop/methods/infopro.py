@@ -29,9 +29,6 @@ __all__ = ["BottleneckHead", "ContrastiveLoss", "PixelReconstruction", "infopro"
 
 # --- reconstruction -------------------------------------------------------------------------------
 
-# The widths of the gradual decoder before the last one, where the map grows in three steps.
-_GRADUAL_WIDTHS = (128, 32)
-
 
 class _Upsample(nn.Module):
     """Resize maps to the image's size divided by `divisor`, rounded up."""
@@ -58,15 +55,15 @@ def _with_norm(conv: nn.Conv2d) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True)]
 
 
-def _build_decoder(in_chans: int, width: int, out_chans: int, gradual: bool) -> _Decoder:
+def _build_decoder(in_chans: int, width: int, out_chans: int, gradual: tuple[int, ...]) -> _Decoder:
     body: list[nn.Module] = []
     if gradual:
-        for i, (narrow, wide) in enumerate(pairwise((in_chans, *_GRADUAL_WIDTHS, width))):
-            size = 3 if i else 1
-            # The map grows to a quarter, half and all of the image's size.
-            divisor = 4 >> i
+        steps = [*pairwise((in_chans, *gradual, width))]
+        for left, (narrow, wide) in zip(reversed(range(len(steps))), steps, strict=True):
+            # The map grows to ..., a quarter, half and all of the image's size.
+            size = 3 if left < 2 else 1
             body += _with_norm(nn.Conv2d(narrow, wide, size, padding=size // 2))
-            body.append(_Upsample(divisor))
+            body.append(_Upsample(2**left))
     else:
         body += [_Upsample(1), *_with_norm(nn.Conv2d(in_chans, width, 3, padding=1))]
     decoder = _Decoder([*body, nn.Conv2d(width, out_chans, 3, padding=1)])
@@ -134,9 +131,11 @@ class PixelReconstruction:
         width: the channels before the pixels.
         patches: features and image are cut into patches x patches. Each patch has a decoder of its
             own, and their losses are summed. HPFF uses 2.
-        gradual: the form for ImageNet: a 1x1 convolution to 128 channels, then 3x3 convolutions to
-            32 and to `width`. After each, the map grows: to a quarter, half and all of the image's
-            size. As everywhere in the decoder, convolutions have a bias.
+        gradual: the form for ImageNet: the channels of convolutions before that to `width`. After
+            each of them and after that one the map grows: with (128, 32) to a quarter, half and all
+            of the image's size. The last two are 3x3, those before 1x1. As everywhere in the
+            decoder, convolutions have a bias. InfoPro has (128, 32), at 512 channels, and MAN
+            (192, 64, 32) at 1,024. The default, none, resizes the features first.
 
     Raises:
         BadInput: a number is below 1; inputs or features are not maps, or are smaller than the
@@ -147,18 +146,16 @@ class PixelReconstruction:
 
     Source: Wang et al., Revisiting Locally Supervised Learning (InfoPro), ICLR 2021, arXiv
     2101.10832, official code. Patches: Su et al., HPFF, ECCV 2024, arXiv 2407.05638, official code.
+    At 1,024 channels: Su et al., MAN, ECCV 2024, arXiv 2407.05623, official code.
     """
 
     width: int = 12
     patches: int = 1
-    gradual: bool = False
+    gradual: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check(
-            f"PixelReconstruction({name}={value}): {name} must be 1 or more."
-            for name, value in [("width", self.width), ("patches", self.patches)]
-            if value < 1
-        )
+        if min(self.width, self.patches, *self.gradual) < 1:
+            raise BadInput(f"{self}: each number must be 1 or more.")
 
     def __call__(self, point: AttachPoint) -> LocalLoss:
         check(self._find_shape_problems(point))
@@ -375,7 +372,7 @@ def infopro(
         first: the weights of reconstruction and task loss at the first module.
         last: the weights at the last module with an auxiliary network, the last but one.
         aux: the auxiliary network; `BottleneckHead()` for ImageNet.
-        decoder: the reconstruction loss; `PixelReconstruction(gradual=True)` for ImageNet.
+        decoder: the reconstruction loss; `PixelReconstruction(gradual=(128, 32))` for ImageNet.
 
     Raises:
         BadInput: a weight is negative, both weights are 0 at a module, or the decoder does not fit

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import BadInput, check
+from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import NoHead, pool_or_norm
 from localprop.rule.credit import LocalCredit
@@ -92,6 +93,10 @@ class SimilarityLoss:
     the auxiliary network is not used. Cosines are computed in float32, under autocast too, for the
     pairs within one micro-batch.
 
+    Attributes:
+        redraw: whether a convolution g starts like those of the CIFAR ResNets, at N(0, 2 / n) with
+            n = 9 * width, as in AugLocal's code, and not as PyTorch draws it.
+
     Raises:
         BadInput: the network has an output per token.
 
@@ -99,8 +104,10 @@ class SimilarityLoss:
         >>> rule = lp.Rule(aux=lp.NoHead(), loss=lp.SimilarityLoss())
 
     Source: Nøkland, Eidnes, Training Neural Networks with Local Error Signals, ICML 2019, arXiv
-    1901.06656, official code.
+    1901.06656, official code; Ma et al., AugLocal, ICLR 2024, arXiv 2402.17318, official code.
     """
+
+    redraw: bool = False
 
     def __call__(self, point: AttachPoint) -> LocalLoss:
         check(find_label_problems("SimilarityLoss", point))
@@ -110,20 +117,9 @@ class SimilarityLoss:
             projection = nn.Conv2d(width, width, 3, padding=1, bias=False)
         else:
             projection = nn.Linear(width, width, bias=False)
+        if self.redraw:
+            init_convs(projection)
         return _SimilarityMatchingLoss(projection, point.dimension(), point.outputs)
-
-
-class _PaddedPool(nn.Module):
-    """An average pool with windows of a given size. Zeros fill the last windows."""
-
-    def __init__(self, kernel: tuple[int, int]) -> None:
-        super().__init__()
-        self.kernel = kernel
-
-    def forward(self, maps: Tensor) -> Tensor:
-        bottom = -maps.shape[2] % self.kernel[0]
-        right = -maps.shape[3] % self.kernel[1]
-        return functional.avg_pool2d(functional.pad(maps, (0, right, 0, bottom)), self.kernel)
 
 
 @dataclass(frozen=True)
@@ -131,12 +127,13 @@ class PooledHead:
     """PredSim's auxiliary classifier: an average pool to `features` numbers, one linear layer.
 
     The sides of the pool's kernel double in turn, the height first, until at most `features`
-    numbers are left. The linear layer has a bias, and its weights start at zero. Sides that the
-    kernel does not divide are padded with zeros at the end, which is our reading. Vectors are
-    classified as they are, tokens after an average.
+    numbers are left. A side that the kernel does not divide is padded with half a kernel of zeros
+    at both ends. The linear layer has a bias. Vectors are classified as they are, tokens after an
+    average.
 
     Attributes:
         features: the most numbers that the linear layer reads.
+        zeros: whether the linear layer's weights start at 0, or as PyTorch draws them.
 
     Raises:
         BadInput: `features` is below 1.
@@ -145,13 +142,16 @@ class PooledHead:
 
         (N, 128, 32, 32) -> 8x8 averages -> (N, 128 * 4 * 4) -> (N, classes)
         (N, 256, 32, 32) -> 16x8 averages -> (N, 256 * 2 * 4) -> (N, classes)
+        (N, 512, 12, 12) -> 8x8 averages of 20x20 -> (N, 512 * 2 * 2) -> (N, classes)
 
     Source: Nøkland, Eidnes, Training Neural Networks with Local Error Signals, ICML 2019, arXiv
     1901.06656, official code: 2,048 for CIFAR-10, SVHN and STL-10, 4,096 for wider networks and
-    CIFAR-100, 1,024 for MNIST.
+    CIFAR-100, 1,024 for MNIST. The official code of AugLocal (Ma et al., ICLR 2024, arXiv
+    2402.17318) has 512 and weights that do not start at 0.
     """
 
     features: int = 2048
+    zeros: bool = True
 
     def __post_init__(self) -> None:
         if self.features < 1:
@@ -163,11 +163,12 @@ class PooledHead:
         if point.is_map():
             kernel = self.kernel(point.features)
             width = _count_pooled(point.features, kernel)
-            body = [_PaddedPool(kernel), nn.Flatten()]
+            body = [_build_padded_pool(point.features, kernel), nn.Flatten()]
         else:
             body = [pool_or_norm(point, width)]
         classifier = nn.Linear(width, point.outputs)
-        nn.init.zeros_(classifier.weight)
+        if self.zeros:
+            nn.init.zeros_(classifier.weight)
         return nn.Sequential(*body, classifier)
 
     def kernel(self, shape: torch.Size) -> tuple[int, int]:
@@ -183,6 +184,18 @@ class PooledHead:
                 width *= 2
             double_height = not double_height
         return height, width
+
+
+def _build_padded_pool(shape: torch.Size, kernel: tuple[int, int]) -> nn.AvgPool2d:
+    """An average pool of maps (N, C, H, W); zeros are averaged like the rest.
+
+    Half a kernel at both ends makes one window more, as the official code counts them. Where the
+    kernel is larger than the side, the only window misses the last rows, there too.
+    """
+    height, width = (
+        side // 2 if size % side else 0 for size, side in zip(shape[2:], kernel, strict=True)
+    )
+    return nn.AvgPool2d(kernel, padding=(height, width))
 
 
 def _count_pooled(shape: torch.Size, kernel: tuple[int, int]) -> int:
@@ -215,7 +228,7 @@ def predsim(beta: float = 0.99, features: int = 2048) -> Rule:
     Args:
         beta: the share of similarity matching.
         features: the most numbers that a classifier reads: 2048 for CIFAR-10, 4096 for wider
-            networks and CIFAR-100, 1024 for MNIST, 512 in AugLocal's re-implementation.
+            networks and CIFAR-100, 1024 for MNIST.
 
     Raises:
         BadInput: `beta` is outside [0, 1], or `features` is below 1.

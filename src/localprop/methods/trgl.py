@@ -139,10 +139,11 @@ class KineticPenalty:
             official code, or their sum per "sample", averaged over samples, as in the paper.
         branches: sets of modules that end a layer's residual branches, by their names within the
             layer. The first set counts of which the layer has all modules. The first two sets are
-            those of ResNets with and without bottlenecks. The others are our reading for
-            transformer blocks: those of timm and of torchvision's Swin, of this package's language
-            model, and of torchvision's ViT, whose attention ends in a dropout. Otherwise these
-            branches end before they are dropped or scaled.
+            those of ResNets with and without bottlenecks, the third those of timm's transformers,
+            which end where paths are dropped, as in the official code for Swin. The others are our
+            reading: those of torchvision's Swin, of this package's language model, and of
+            torchvision's ViT, whose attention ends in a dropout. Otherwise these branches end
+            before they are dropped.
         plain: whether a layer T without branches that keeps its shape counts by what it adds to its
             input, T(x) - x.
         growth: h, how fast the multiplier grows; 0 for no multiplier. CIFAR-100's table has 1, with
@@ -168,6 +169,7 @@ class KineticPenalty:
     branches: tuple[tuple[str, ...], ...] = (
         ("bn3",),
         ("bn2",),
+        ("drop_path1", "drop_path2"),
         ("attn", "mlp"),
         ("attention", "mlp"),
         ("dropout", "mlp"),

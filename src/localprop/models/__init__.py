@@ -23,6 +23,7 @@ from localprop.models.resnet import (
     resnet110,
 )
 from localprop.models.small_resnet import small_resnet
+from localprop.models.swin import SwinT, swin_t
 from localprop.models.transformer import TransformerBlock, TransformerLM, transformer_lm
 from localprop.models.vgg import VGG, vgg8b, vgg11b, vgg13, vgg19
 
@@ -34,6 +35,7 @@ __all__ = [
     "DenseLayer",
     "DenseNetBC",
     "GroupedResNet",
+    "SwinT",
     "TransformerBlock",
     "TransformerLM",
     "cifar_resnet",
@@ -50,6 +52,7 @@ __all__ = [
     "resnet56",
     "resnet110",
     "small_resnet",
+    "swin_t",
     "takes_tokens",
     "transformer_lm",
     "vgg8b",

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from localprop.errors import BadInput, check
-from localprop.models import densenet, grouped, resnet, transformer, vgg
+from localprop.models import densenet, grouped, resnet, swin, transformer, vgg
 from localprop.models.libraries import (
     build_timm_model,
     build_torchvision_model,
@@ -40,6 +40,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vgg11b": vgg.vgg11b,
     "vgg13": vgg.vgg13,
     "vgg19": vgg.vgg19,
+    "swin_t": swin.swin_t,
     "transformer": transformer.transformer_lm,
     "mlp": mlp,
 }
@@ -57,8 +58,8 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
     Args:
         name: a network of `localprop.models`: "resnet8" to "resnet128", "resnet18_cifar" to
             "resnet152_cifar", "grouped_resnet", "densenet_bc_100_12", "vgg8b", "vgg11b", "vgg13",
-            "vgg19", "transformer", "mlp" or "mlp:512,512" (hidden widths); or "timm:NAME" or
-            "torchvision:NAME".
+            "vgg19", "swin_t", "transformer", "mlp" or "mlp:512,512" (hidden widths); or
+            "timm:NAME" or "torchvision:NAME".
         num_classes: outputs of the classifier, or the vocabulary of a language model.
         input_shape: shape of one sample, without the batch: (C, H, W) for images, (T,) for language
             models, where T is the longest sequence.

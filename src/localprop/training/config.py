@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Config"]
 
-COSINES = ("cosine", "cosine_above_zero")
+COSINES = ("cosine", "cosine_above_zero", "cosine_after_warmup")
 
 CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
@@ -76,11 +76,14 @@ class Config:
             no clipping if not given.
         label_smoothing: label smoothing of the task's loss, which is the last module's.
         lr_schedule: cosine (per epoch, after a warm-up), cosine_above_zero (one epoch later, so
-            that the first epoch has lr and the last one more than 0), multistep or constant.
+            that the first epoch has lr and the last one more than 0), cosine_after_warmup (from lr
+            in the first epoch after the warm-up towards lr_factor * lr), multistep or constant.
         warmup_epochs: epochs of linear warm-up; if not given, a tenth of the epochs but at most 10
             with a cosine, and none without.
+        warmup_from: the learning rate of the first epoch of the warm-up; a tenth of lr if not
+            given.
         milestones: the epochs after which multistep multiplies the learning rate by lr_factor.
-        lr_factor: the factor of multistep.
+        lr_factor: the factor of multistep, and where cosine_after_warmup ends.
         seed: seed of initial weights, data order, augmentation and every random draw of a step.
         device: auto (the accelerator if there is one), cpu, or one of torch's names such as cuda:1.
         precision: fp32, or bf16 (autocast).
@@ -131,6 +134,7 @@ class Config:
     label_smoothing: float = 0.0
     lr_schedule: str = "cosine"
     warmup_epochs: int | None = None
+    warmup_from: float | None = None
     milestones: tuple[int, ...] = ()
     lr_factor: float = 0.1
     seed: int = 0
@@ -345,6 +349,11 @@ def _find_schedule_problems(config: Config) -> Iterator[str]:
         yield (
             f"warmup_epochs={config.warmup}, but it must lie in 0..{config.epochs - 1} for "
             f"{config.epochs} epochs: try --warmup-epochs 0."
+        )
+    if config.warmup_from is not None and not 0 <= config.warmup_from <= config.lr:
+        yield (
+            f"warmup_from={config.warmup_from}, but it must lie in 0..lr, which is {config.lr}: "
+            "lower it, or leave it out."
         )
     if config.lr_schedule == "multistep":
         yield from _find_milestone_problems(config)

@@ -51,8 +51,7 @@ def _find_idle_fields(given: set[str], config: Config) -> Iterator[tuple[str, st
     if list(find_name_problems(config.data, options_of(config))):
         return  # loading the data reports them
     yield from _find_idle_data_fields(config)
-    if config.lr_schedule != "multistep":
-        yield "lr_factor", f"with --lr-schedule {config.lr_schedule}: leave it out"
+    yield from _find_idle_schedule_fields(config)
     if given & {"padding", "crop_pad", "cutout"}:
         yield from _find_idle_augment_fields(config)
 
@@ -64,6 +63,13 @@ def _find_idle_optimizer_fields(config: Config) -> Iterator[tuple[str, str]]:
     if config.momentum == Config.momentum:  # the config itself refuses other values
         yield "momentum", reason
     yield "nesterov", reason
+
+
+def _find_idle_schedule_fields(config: Config) -> Iterator[tuple[str, str]]:
+    if config.lr_schedule not in ("multistep", "cosine_after_warmup"):
+        yield "lr_factor", f"with --lr-schedule {config.lr_schedule}: leave it out"
+    if config.warmup == 0:
+        yield "warmup_from", "without a warm-up: leave it out, or add --warmup-epochs"
 
 
 def _find_idle_data_fields(config: Config) -> Iterator[tuple[str, str]]:
