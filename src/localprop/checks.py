@@ -168,7 +168,7 @@ def find_wiring_problems(
             "model's own, whose recomputation would know nothing of them: turn the checkpoints off."
         )
     for segment in wiring.odd_ends[:1]:
-        yield from _find_cut_problems(wiring, segment, recompute=recompute, on_ranks=on_ranks)
+        yield from _find_cut_problems(wiring, segment, on_ranks=on_ranks)
     for objective in wiring.objectives:
         if objective.second_order and recompute:
             yield (
@@ -188,9 +188,7 @@ def find_wiring_problems(
             )
 
 
-def _find_cut_problems(
-    wiring: Wiring, segment: int, *, recompute: bool, on_ranks: bool
-) -> Iterator[str]:
+def _find_cut_problems(wiring: Wiring, segment: int, *, on_ranks: bool) -> Iterator[str]:
     """What needs cuts that the features alone cross, at modules that are called once."""
     name, layers = wiring.end_name(segment), wiring.layers
     what = "hands on more than one tensor"
@@ -205,7 +203,6 @@ def _find_cut_problems(
     ]
     remedy = f"cut elsewhere: {', '.join(map(repr, plain))}" if plain else "it can be cut nowhere"
     reasons = {
-        "recompute=True cannot run it again": recompute,
         "ranks cannot exchange that": on_ranks,
         "contexts cannot be added there": len(wiring.encoders) > 0,
         "a loss that differentiates through its module cannot": any(

@@ -34,6 +34,7 @@ from localprop.network.contextual import add_contexts
 from localprop.network.find_layers import layers_of, look_again
 from localprop.network.modes import evaluation_mode
 from localprop.network.partition import Partition
+from localprop.network.recomputed import RecomputeChoice, choose_recomputed
 from localprop.ranks.pipeline import Ranks
 from localprop.ranks.stages import gather_network, join_pipeline, make_predictor
 from localprop.rule.rule import Rule
@@ -64,7 +65,9 @@ class Learner:
             nn.MSELoss(), or a function (output, targets); by default the usual (`lp.check`).
         batch_dims: the dimensions with the samples, if not 0: a number, or numbers in the structure
             of the batch; None for what all samples share.
-        recompute: run segments again before their backward instead of keeping their activations.
+        recompute: run layers again in their backward instead of keeping what they have computed:
+            True for all, n for every n-th, names ("blocks.*"), or "modules" for those of a module
+            together, which keeps only its input.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         seed: of heads, encoders and every random draw of a step.
@@ -98,7 +101,7 @@ class Learner:
         partition: Partition | None = None,
         task: Task | Callable[..., Any] | None = None,
         batch_dims: Any = ...,
-        recompute: bool = False,
+        recompute: RecomputeChoice = False,
         microbatches: int = 1,
         precision: str = "fp32",
         seed: int = 0,
@@ -143,23 +146,20 @@ class Learner:
         self.wiring.to(self.device)
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._outside = [] if self._shared is None else [self._shared]
-        needs = {"recompute": recompute, "one_optimizer": self._shared is not None}
-        check(checks.find_wiring_problems(self.wiring, **needs, on_ranks=ranks.is_used()))
+        needs = {"one_optimizer": self._shared is not None, "on_ranks": ranks.is_used()}
+        check(checks.find_wiring_problems(self.wiring, recompute=bool(recompute), **needs))
         self._check_batch = checks.BatchCheck(model, own, self.wiring, batch_dims)
         self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders
         self.network = add_contexts(model, self.encoders, self.partition, self.wiring.sources)
-        recomputed = self.wiring.recomputable if recompute else frozenset[int]()
         if not ranks.is_used():
             microbatches *= ranks.replicas  # one process runs the replicas' shares as micro-batches
         self.pipeline, stage = None, None
         if ranks.is_used():
-            self.pipeline = join_pipeline(
-                ranks, self.wiring, microbatches, recomputed, model, own, seed
-            )
+            self.pipeline = join_pipeline(ranks, self.wiring, microbatches, model, own, seed)
             self.schedule, stage = self.pipeline.schedule, self.pipeline.stage
         else:
-            self.schedule = Schedule.compile(self.wiring, microbatches, recomputed)
+            self.schedule = Schedule.compile(self.wiring, microbatches)
         owned = find_owned_parameters(model, self.wiring, stage.segments if stage else None)
         self.engine = Engine(
             model,
@@ -171,6 +171,7 @@ class Learner:
             seed=seed,
             stage=stage,
             communicator=self.pipeline.transport if self.pipeline else None,
+            recomputed=choose_recomputed(self.partition.layers, recompute),
         )
         self.engine.initialise_copies()
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
@@ -363,8 +364,7 @@ class Learner:
             values: whether to list, for each action, the values that are alive after it.
         """
         reading = self.values()
-        text = explain(self.wiring, self.schedule, reading.memory)
-        return f"{text}\n{explain_values(reading, every=values)}"
+        return f"{explain(self.engine, reading.memory)}\n{explain_values(reading, every=values)}"
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

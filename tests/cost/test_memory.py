@@ -6,8 +6,10 @@ import gc
 from typing import Any
 
 import pytest
+import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import localprop as lp
 from localprop.cost.fake_engine import list_held_tensors
@@ -15,7 +17,10 @@ from localprop.cost.memory import LiveBytes
 from localprop.report.bench import BenchSetting
 from localprop.report.costs import measure_peak_bytes
 from localprop.report.method_spec import MethodSpec
-from tests.helpers.reference import network
+from localprop.tasks.batch import Batch
+from tests.helpers.methods import METHODS as METHODS_BY_NAME
+from tests.helpers.methods import Method
+from tests.helpers.reference import network, sgd
 
 METHODS = [
     "end_to_end()",
@@ -52,6 +57,71 @@ def test_prediction_meets_measurement(method: str, momentum: float) -> None:
     predicted = learner.memory(batch).peak_bytes
     learner.step(batch)
     assert measure_peak_bytes(learner, batch) == pytest.approx(predicted, rel=0.005)
+
+
+@pytest.mark.parametrize("modules", [3, 7])
+@pytest.mark.parametrize("method", METHODS_BY_NAME, ids=lambda method: method.__name__)
+def test_layers_that_run_again_raise_no_peak(method: Method, modules: int) -> None:
+    """Whatever the rule, and also where a module is a single layer."""
+
+    def make(recompute: bool) -> lp.Learner:
+        torch.manual_seed(0)
+        return lp.Learner(
+            lp.models.resnet14(),
+            method(),
+            modules=modules,
+            optimizer=sgd,
+            sample=(torch.randn(16, 3, 16, 16), torch.arange(16) % 10),
+            recompute=recompute,
+            normalization=lp.Normalization(),
+        )
+
+    stored = make(False)
+    if any(objective.second_order for objective in stored.wiring.objectives):
+        with pytest.raises(lp.BadInput, match="differentiates through its module"):
+            make(True)
+    else:
+        assert make(True).memory().peak_bytes <= 1.01 * stored.memory().peak_bytes
+
+
+class Checkpointed(nn.Module):
+    """A block within torch's own checkpoint."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = checkpoint(self.block, x, use_reentrant=False)
+        return output
+
+
+@pytest.mark.parametrize("name", ["resnet32", "vit"])
+def test_end_to_end_has_the_bytes_of_torchs_checkpoint(name: str) -> None:
+    """In the same step, on the same blocks, measured."""
+    peaks = []
+    for by_torch in (True, False):
+        torch.manual_seed(0)
+        model: Any = (
+            lp.models.resnet32()
+            if name == "resnet32"
+            else timm.create_model("vit_tiny_patch16_224", depth=4, img_size=32, num_classes=10)
+        )
+        if by_torch:
+            model.blocks = nn.Sequential(*map(Checkpointed, model.blocks))
+        batch = torch.randn(8, 3, 32, 32), torch.arange(8) % 10
+        learner = lp.Learner(
+            model,
+            lp.end_to_end(),
+            modules=1,
+            optimizer=sgd,
+            sample=batch,
+            recompute=False if by_torch else "blocks.*",
+        )
+        learner.step(batch)
+        learner.step(batch)
+        peaks.append(measure_peak_bytes(learner, Batch.of(batch)))
+    assert peaks[1] <= 1.001 * peaks[0]
 
 
 @pytest.mark.parametrize("build", ["torchvision:resnet18", "timm:vit_tiny_patch16_224"])

@@ -41,7 +41,6 @@ def plan_of(wiring: Wiring, schedule: Schedule) -> StepPlan:
         generators=SeededGenerators(device),
         first=0,
         microbatches=1,
-        recomputed=frozenset(),
         second_order=frozenset(),
     )
 

@@ -311,7 +311,6 @@ def test_a_residual_outside_of_a_block_ends_a_layer() -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        (lp.greedy(), {"recompute": True}, "recompute=True cannot"),
         (lp.contsup(), {}, "contexts cannot be added"),
     ],
 )

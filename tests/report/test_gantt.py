@@ -42,7 +42,7 @@ def test_other_file_types_are_refused(tmp_path: Path) -> None:
         draw_gantt({}, tmp_path / "chart.jpeg")
 
 
-@pytest.mark.parametrize("op", [Op.F, Op.R, Op.L, Op.B, Op.S, Op.H, Op.P])
+@pytest.mark.parametrize("op", [Op.F, Op.L, Op.B, Op.S, Op.H, Op.P])
 def test_every_kind_of_action_is_drawn(op: Op, tmp_path: Path) -> None:
     event = Event(0, Action(op, 0), 0, 0.0, 1.0)
     draw_gantt({"one": Timeline(1, 1, (event,), (), {}, (0.0,))}, tmp_path / "chart.svg")

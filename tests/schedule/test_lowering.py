@@ -104,17 +104,6 @@ def test_rank_schedules_as_text(name: str) -> None:
     assert list(map(str, rank_schedules)) == expected
 
 
-def test_recomputes_as_text() -> None:
-    """The recompute of a deferred backward is deferred, too."""
-    wiring = wire_mlp(lp.EndToEndCredit(), 2, 2)
-    first, _ = lower(wiring, Placement((range(1), range(1, 2))), recomputed=frozenset({0}))
-    assert str(first) == "0R' 1RECV_B<1' 0B' 0S' 0F 0SEND_F>1"
-    wiring = wire_mlp(lp.BackwardLinks(1), 4, 2)
-    with_flows = frozenset(s for s, flows in enumerate(wiring.flows) if flows)
-    first, _ = lower(wiring, balance(wiring, 2), recomputed=with_flows - {2})
-    assert str(first) == "0F 2RECV_B<1' 1B.1' 1S' 1F 1SEND_F>1 1L 1H 1R 1B.0 0R 0B 0S"
-
-
 def test_sums_over_replicas_as_text() -> None:
     """The last sum is awaited during the next batch."""
     wiring = wire_mlp(lp.LocalCredit(), 2, 2)
@@ -130,7 +119,6 @@ class Options(TypedDict):
 
     order: str
     replicas: int
-    recomputed: frozenset[int]
     cost: ActionCost | None
 
 
@@ -148,8 +136,8 @@ class LoweringCase(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn) -> LoweringCase:
-    """Any credit table, stages, micro-batches, order, costs, replicas and recomputed segments, with
-    any parameters that layers of one stage share.
+    """Any credit table, stages, micro-batches, order, costs and replicas, with any parameters that
+    layers of one stage share.
     """
     table = draw(tables())
     modules = len(table.sizes)
@@ -160,12 +148,9 @@ def cases(draw: st.DrawFn) -> LoweringCase:
     rule = lp.Rule(lambda partition: table, context=context)
     partition = partition_for(table, draw(ties_on_ranks(table, cuts)))
     wiring = wire(rule, partition)
-    trained = [s for s, flows in enumerate(wiring.flows[:-1]) if flows]
-    recomputed = draw(st.sets(st.sampled_from(trained))) if trained else set()
     options: Options = {
         "order": draw(st.sampled_from(ORDERS)),
         "replicas": draw(st.sampled_from([1, 2])),
-        "recomputed": frozenset(recomputed),
         "cost": draw(costs()),
     }
     return LoweringCase(
@@ -183,14 +168,9 @@ def costs(draw: st.DrawFn) -> ActionCost | None:
 
 
 def find_all_dependencies(case: LoweringCase) -> dict[Action, set[Action]]:
-    """Those of the schedule, and those of recomputes, contexts and sums over replicas."""
+    """Those of the schedule, and those of contexts and sums over replicas."""
     wiring = case.wiring
     waits = find_dependencies(wiring, case.microbatches, case.placement.stages)
-    for action in list(waits):
-        if action.op is Op.B and action.segment in case.options["recomputed"]:
-            again = Action(Op.R, action.segment, None, action.microbatch)
-            waits[action].add(again)
-            waits[again] = {again._replace(op=Op.F)}
     for action, before in waits.items():
         segment = wiring.segments[action.segment]
         if action.op is Op.F and segment.starts_module:
@@ -228,7 +208,7 @@ def select_forwards(rank_schedule: Schedule) -> Schedule:
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_each_rank_runs_its_own_actions_once(case: LoweringCase) -> None:
-    whole = Schedule.compile(case.wiring, case.microbatches, case.options["recomputed"])
+    whole = Schedule.compile(case.wiring, case.microbatches)
     messages = (*SENDS, *RECEIVES, *REDUCES)
     for stage, rank_schedule in zip(case.placement.stages, case.lower(), strict=True):
         computed = [a._replace(deferred=False) for a in rank_schedule if a.op not in messages]
@@ -248,7 +228,6 @@ class OrderCheck:
         self._case = case
         self._last: dict[tuple[Op, int, int | None], tuple[int, int]] = {}
         # By segment, step and micro-batch.
-        self._recomputes: Counter[tuple[int, int, int]] = Counter()
         self._backwards: Counter[tuple[int, int, int]] = Counter()
         self._steps: Counter[int] = Counter()
 
@@ -258,9 +237,6 @@ class OrderCheck:
             self._check_microbatches_in_order(step, action)
         if op is Op.F and any(flow.train for flow in self._case.wiring.flows[s]):
             assert self._stepped(s) == {step}, "a forward before the step of the batch before"
-        if op is Op.R:
-            assert not self._backwards[s, step, m], "a recompute after a backward"
-            self._recomputes[s, step, m] += 1
         if op is Op.B:
             self._check_backward(s, step, m)
         if op is Op.S:
@@ -272,7 +248,6 @@ class OrderCheck:
         self._last[op, s, flow] = step, m
 
     def _check_backward(self, s: int, step: int, m: int) -> None:
-        assert self._recomputes[s, step, m] == (s in self._case.options["recomputed"])
         self._backwards[s, step, m] += 1
         assert self._stepped(s) == {step}, "a backward through weights that have moved"
 
@@ -293,8 +268,7 @@ class OrderCheck:
 def test_sums_are_made_in_order_and_steps_in_time(case: LoweringCase) -> None:
     """Forwards, losses, and backwards of each flow of a segment come by micro-batch.
 
-    A step comes after all backwards of its batch and before the next forward. A recompute comes
-    before all backwards of its micro-batch.
+    A step comes after all backwards of its batch and before the next forward.
     """
     for rank_schedule in case.lower():
         order = OrderCheck(case)

@@ -49,12 +49,9 @@ def select(lines: list[str], *actions: str) -> list[str]:
     return [line for line in lines if line.split()[0] in actions]
 
 
-def print_liveness(
-    wiring: Wiring, microbatches: int = 1, recomputed: frozenset[int] = frozenset()
-) -> list[str]:
+def print_liveness(wiring: Wiring, microbatches: int = 1) -> list[str]:
     """One line per action of one process: what it reads, and what it writes."""
-    schedule = Schedule.compile(wiring, microbatches, recomputed)
-    return split_lines(str(Liveness(wiring, schedule)))
+    return split_lines(str(Liveness(wiring, Schedule.compile(wiring, microbatches))))
 
 
 def print_ranks(wiring: Wiring, cut: int) -> list[list[str]]:
@@ -96,40 +93,36 @@ BACKLINK = """
     1S    G1                    ->
 """
 
-# Three modules of one layer. Outputs wait for the second forwards, which are the ones with a graph.
-# A second forward that skips layers needs x for its length, and nothing else of it.
-END_TO_END_RECOMPUTED = """
-    0F    x                     -> h0
-    1F    h0                    -> h1
+# Three modules of one layer. Outputs go with the next forward, graphs wait for their backward.
+END_TO_END = """
+    0F    x                     -> h0 graph0
+    1F    h0†                   -> h1 graph1 leaf1
     2F    h1†                   -> f2 graph2 leaf2
     2L    f2† x y               -> loss2 g2<2L
     2B    graph2† g2<2L† leaf2† -> G2 g1<2B
     2S    G2                    ->
-    1R    h0† x                 -> graph1 leaf1
     1B    graph1† g1<2B† leaf1† -> G1 g0<1B
     1S    G1                    ->
-    0R    x                     -> graph0
     0B    graph0† g0<1B†        -> G0
     0S    G0                    ->
 """
 
 
 @pytest.mark.parametrize(
-    ("rule", "layers", "expected"),
-    [(lp.greedy(), 2, GREEDY), (lp.backlink(), 4, BACKLINK)],
-    ids=["greedy", "backlink"],
+    ("rule", "layers", "modules", "expected"),
+    [
+        (lp.greedy(), 2, 2, GREEDY),
+        (lp.backlink(), 4, 2, BACKLINK),
+        (lp.end_to_end(), 3, 3, END_TO_END),
+    ],
+    ids=["greedy", "backlink", "end_to_end"],
 )
-def test_operands_in_one_process(rule: lp.Rule, layers: int, expected: str) -> None:
-    assert print_liveness(wire_rule(rule, layers, 2)) == split_lines(expected)
+def test_operands_in_one_process(rule: lp.Rule, layers: int, modules: int, expected: str) -> None:
+    assert print_liveness(wire_rule(rule, layers, modules)) == split_lines(expected)
 
 
 def test_losses_that_see_features_and_pixels_alone_are_greedy_to_the_schedule() -> None:
     assert print_liveness(wire_resnet8(lp.infopro(), modules=2)) == split_lines(GREEDY)
-
-
-def test_operands_with_recompute() -> None:
-    lines = print_liveness(wire_rule(lp.end_to_end(), 3, 3), recomputed=frozenset({0, 1}))
-    assert lines == split_lines(END_TO_END_RECOMPUTED)
 
 
 def test_operands_in_microbatches() -> None:
@@ -237,6 +230,18 @@ def test_contexts_are_read_by_encoders() -> None:
     )
 
 
+def test_contexts_without_the_input_of_the_network() -> None:
+    """R1: module 2 receives module 1's input alone. That of module 0 is x."""
+    lines = print_liveness(wire_resnet8(lp.contsup(input=False, previous=1)))
+    assert select(lines, "1F", "2F", "2B") == split_lines(
+        """
+        1F    h0† x                 -> h1 f1 c1 graph1
+        2F    h1† c1†               -> h2 f2 c2 graph2
+        2B    graph2† g2<2L†        -> G2
+        """
+    )
+
+
 def test_contexts_travel_between_ranks() -> None:
     """Module 2 receives module 1's input from the other rank. Each rank has x."""
     first, second = print_ranks(wire_resnet8(lp.contsup()), cut=2)
@@ -301,21 +306,6 @@ def test_sums_over_replicas_read_what_the_step_reads() -> None:
     )
 
 
-def test_a_second_forward_receives_the_same_contexts() -> None:
-    """R1: module 2 receives module 1's input, which stays until the second forward has read it."""
-    wiring = wire_resnet8(lp.contsup(input=False, previous=1))
-    lines = print_liveness(wiring, recomputed=frozenset({0, 1, 2}))
-    assert select(lines, "1F", "2F", "2L", "2R", "2B") == split_lines(
-        """
-        1F    h0 x                  -> h1 f1 c1
-        2F    h1 c1                 -> h2 f2 c2
-        2L    f2† x y               -> loss2 H2 g2<2L
-        2R    h1† c1† x             -> graph2
-        2B    graph2† g2<2L†        -> G2
-        """
-    )
-
-
 class Observing(lp.LocalLoss):
     """A loss that looks at an inner output, and at the input of its module."""
 
@@ -338,7 +328,7 @@ def test_inner_outputs_and_inputs_of_modules() -> None:
     lines = print_liveness(wiring)
     assert select(lines, "0F", "0L", "0B", "1F", "1L") == split_lines(
         """
-        0F    x                     -> h0 f0 t:2 graph0 e:2
+        0F    x                     -> h0 f0 graph0 t:2 e:2
         0L    f0† x y t:2†          -> loss0 H0 g0<0L d:2<0L
         0B    graph0† g0<0L† e:2† d:2<0L† -> G0
         1F    h0†                   -> h1 f1 i1 graph1
@@ -347,15 +337,14 @@ def test_inner_outputs_and_inputs_of_modules() -> None:
     )
 
 
-def test_inner_outputs_of_a_segment_that_runs_again() -> None:
-    """The loss sees the first output. The backward needs its place in the second graph."""
+def test_an_inner_output_of_a_segment_with_two_flows() -> None:
+    """Only the flow that carries the loss needs its place in the graph, which both share."""
     wiring = wire_rule(lp.Rule(lp.BackwardLinks(1), loss=observe_second_linear), 4, 2)
-    lines = print_liveness(wiring, recomputed=frozenset({0, 1}))
-    assert select(lines, "1F", "1L", "1R", "1B.0", "1B.1") == split_lines(
+    lines = print_liveness(wiring)
+    assert select(lines, "1F", "1L", "1B.0", "1B.1") == split_lines(
         """
-        1F    h0                    -> h1 f1 t:2
+        1F    h0†                   -> h1 f1 graph1 leaf1 t:2 e:2
         1L    f1† x y t:2†          -> loss0 H0 g1.0<1L d:2.0<1L
-        1R    h0† x                 -> graph1 leaf1 e:2
         1B.0  graph1 g1.0<1L† e:2† d:2.0<1L† leaf1† -> G1 g0<1B.0
         1B.1  graph1† g1.1<2B†      -> G1
         """

@@ -39,21 +39,12 @@ def test_schedules_as_text(credit: Credit) -> None:
     assert str(lp.Schedule.compile(wire_mlp(credit))) == SCHEDULES[credit]
 
 
-def test_recomputed_segments_run_again_right_before_their_first_backward() -> None:
-    wiring = wire_mlp(lp.EndToEndCredit())
-    schedule = lp.Schedule.compile(wiring, recomputed=frozenset({0, 1, 2}))
-    assert str(schedule) == "0F 1F 2F 3F 3L 3B 3S 2R 2B 2S 1R 1B 1S 0R 0B 0S"
-    wiring = wire_mlp(lp.InterlockingCredit(2))
-    schedule = lp.Schedule.compile(wiring, recomputed=frozenset({1}))
-    assert str(schedule) == "0F 1F 1L 1H 1R 1B.0 0B 0S 2F 2L 2H 2B.0 1B.1 1S 3F 3L 3B 3S 2B.1 2S"
-
-
 def test_microbatches_accumulate_and_step_once() -> None:
     schedule = lp.Schedule.compile(wire_mlp(lp.LocalCredit(), modules=2), microbatches=2)
     assert str(schedule) == "0F 0L 0B 1F 1L 1B 0F1 0L1 0H 0B1 0S 1F1 1L1 1B1 1S"
     wiring = wire_mlp(lp.EndToEndCredit(), modules=2)
-    schedule = lp.Schedule.compile(wiring, microbatches=2, recomputed=frozenset({0}))
-    assert str(schedule) == "0F 1F 1L 1B 0R 0B 0F1 1F1 1L1 1B1 1S 0R1 0B1 0S"
+    schedule = lp.Schedule.compile(wiring, microbatches=2)
+    assert str(schedule) == "0F 1F 1L 1B 0B 0F1 1F1 1L1 1B1 1S 0B1 0S"
 
 
 # --- what holds of any table ------------------------------------------------------------------
@@ -80,9 +71,6 @@ class SymbolicRun:
             op, s, _, m, *_ = action
             if op is Op.F:
                 assert s == 0 or Action(Op.F, s - 1, None, m) in self._done
-            if op is Op.R:
-                assert Action(Op.F, s, None, m) in self._done
-                assert s not in self._stepped, "a recompute with weights that have moved"
             if op is Op.L:
                 self._run_loss(s, m)
             if op is Op.B:
@@ -123,22 +111,15 @@ def add_amounts(total: dict[int, float], amounts: Amounts, scale: float) -> None
         total[loss] = total.get(loss, 0.0) + amount * scale
 
 
-def list_recomputed(wiring: Wiring, recompute: bool) -> frozenset[int]:
-    return frozenset(range(len(wiring.segments) - 1)) if recompute else frozenset()
-
-
 @settings(max_examples=60, deadline=None)
-@given(tables(), st.integers(1, 3), st.booleans())
-def test_a_schedule_does_what_its_table_says(
-    table: lp.CreditTable, microbatches: int, recompute: bool
-) -> None:
+@given(tables(), st.integers(1, 3))
+def test_a_schedule_does_what_its_table_says(table: lp.CreditTable, microbatches: int) -> None:
     """Every layer gains weight * gradient of each loss that trains it, and of no other.
 
     Each segment steps once, last.
     """
     wiring = wiring_of(table)
-    schedule = lp.Schedule.compile(wiring, microbatches, list_recomputed(wiring, recompute))
-    gained = SymbolicRun(wiring).run(schedule)
+    gained = SymbolicRun(wiring).run(lp.Schedule.compile(wiring, microbatches))
     for segment, amounts in zip(wiring.segments, gained, strict=True):
         for layer in segment.layers:
             entries = enumerate(table.column(layer))
@@ -163,19 +144,14 @@ def test_a_tied_parameter_makes_no_other_wait(
 
 
 @settings(max_examples=60, deadline=None)
-@given(tables(), st.integers(1, 3), st.booleans())
-def test_counts_and_order_of_any_schedule(
-    table: lp.CreditTable, microbatches: int, recompute: bool
-) -> None:
+@given(tables(), st.integers(1, 3))
+def test_counts_and_order_of_any_schedule(table: lp.CreditTable, microbatches: int) -> None:
     wiring = wiring_of(table)
-    recomputed = list_recomputed(wiring, recompute)
-    schedule = lp.Schedule.compile(wiring, microbatches, recomputed)
+    schedule = lp.Schedule.compile(wiring, microbatches)
     assert lp.Schedule.parse(str(schedule)) == schedule
 
     counts, segments = Counter(schedule), range(len(wiring.segments))
     assert set(counts.values()) == {1}
-    again = {action for action in schedule if action.op is Op.R}
-    assert again == {Action(Op.R, s, None, m) for s in recomputed for m in range(microbatches)}
     forwards = [action for action in schedule if action.op is Op.F]
     assert forwards == [Action(Op.F, s, None, m) for m in range(microbatches) for s in segments]
     ends = [objective.segment for objective in wiring.objectives]

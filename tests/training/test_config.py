@@ -42,7 +42,7 @@ def test_the_defaults_are_valid() -> None:
         ("precision", "fp16"),
         ("method", "nothing"),
         ("method", None),
-        ("recompute", 1),
+        ("recompute", 0.5),
         ("epochs", None),
         ("optimizer", "adagrad"),
         ("clip_norm", 0.0),

@@ -30,7 +30,9 @@ _BENCHMARKS = {
         0.0,
         (
             *METHODS[:2],  # end-to-end, without and with recomputation
+            "end_to_end() with recompute=modules",
             "greedy()",
+            "greedy() with recompute",
             "backlink(layers=1)",
             "backlink(layers=3)",
             "contsup()",

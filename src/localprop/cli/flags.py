@@ -80,12 +80,19 @@ def add_config(parser: argparse.ArgumentParser, skip: Iterable[str] = ()) -> Non
             "default": argparse.SUPPRESS,
             "help": help.replace("%", "%%"),
         }
-        types = accepted[field.name]
+        types, flag = accepted[field.name], format_flag(field.name)
         if types == (bool,):
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {"type": make_reader(types), "metavar": _metavar_of(types)}
-        group.add_argument(format_flag(field.name), **options)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            continue
+        options |= {"type": make_reader(types), "metavar": _metavar_of(types)}
+        if bool not in types:
+            group.add_argument(flag, **options)
+            continue
+        # --recompute, --recompute 2 and --no-recompute
+        group.add_argument(flag, nargs="?", const=True, **options)
+        off = {**options, "help": "not so", "action": "store_false", "dest": field.name}
+        del off["type"], off["metavar"]
+        group.add_argument(flag.replace("--", "--no-"), **off)
 
 
 def add_rounds(parser: argparse.ArgumentParser) -> None:

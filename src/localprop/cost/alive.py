@@ -118,22 +118,30 @@ def measure_values(engine: Engine, held: set[int]) -> dict[Value, int]:
     counted, found = set(held), dict[Value, int]()
     for value, kept in engine.list_values():
         found[value] = 0
-        for storage in find_storages(kept):
+        for storage in find_storages(engine, kept):
             if storage._cdata not in counted:
                 counted.add(storage._cdata)
                 found[value] += storage.nbytes()
     return found
 
 
-def find_storages(kept: Any) -> Iterator[torch.UntypedStorage]:
+def find_storages(engine: Engine, kept: Any) -> Iterator[torch.UntypedStorage]:
     """The storages that an entry of a store holds: a tensor, its graph, or a list of them."""
     if isinstance(kept, Tensor):
         yield from storages_of(kept)
-        if kept.grad_fn is not None:
+        if kept.grad_fn is None:
+            return
+        if engine.recompute is None:
             yield from _find_saved(kept.grad_fn)
+            return
+        # A look at what was dropped would run layers again.
+        with engine.recompute.peeking() as chains:
+            yield from _find_saved(kept.grad_fn)
+        for tensor in (tensor for chain in chains for tensor in chain.list_tensors()):
+            yield from storages_of(tensor)
     elif isinstance(kept, list):
         for each in kept:
-            yield from find_storages(each)
+            yield from find_storages(engine, each)
 
 
 def _find_saved(start: Node) -> Iterator[torch.UntypedStorage]:
@@ -183,6 +191,8 @@ def check_values(engine: Engine, batch: Batch, *, number: int = 0) -> Losses:
     """
     modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
     held = list_held_tensors(modules, engine.optimizers.all(), batch)
+    if engine.recompute is not None:
+        engine.recompute.compare_all()
     with LiveBytes([*held, engine.plan.scalar]) as live:
         checker = _Checker(engine, live)
         with checker.watching_frames():
@@ -208,7 +218,6 @@ class _Checker:
         self._planned = dict(engine.plan.liveness.alive())
         self.problem: str | None = None
         self._running: Action | None = None
-        self._begun: set[Action] = set()
         self._frames: set[int] = set()
 
     def watching_frames(self) -> _Frames:
@@ -218,7 +227,6 @@ class _Checker:
     def observe(self, action: Action) -> None:
         self.end_action()
         self._running = action
-        self._begun.add(action)
         if action.op is Op.F:
             self._frames.clear()
 
@@ -229,7 +237,7 @@ class _Checker:
         self._compare_store({value for value, _ in stored})
         known = self._held | self._frames
         for _, kept in stored:
-            known |= {storage._cdata for storage in find_storages(kept)}
+            known |= {storage._cdata for storage in find_storages(self._engine, kept)}
         for tensor in (*self._list_sums(), *losses):
             known.add(tensor.untyped_storage()._cdata)
         stray = self._live.keys() - known
@@ -241,24 +249,13 @@ class _Checker:
         strange = {v for v in stored if v.kind is not Kind.WEIGHT_GRADIENT} - planned
         if strange:
             self._fail(f"{_join(strange)} should be dead")
-        missing = {value for value in planned - stored if not self._may_be_absent(value, stored)}
+        missing = {value for value in planned - stored if not _may_be_absent(value, stored)}
         if missing:
             self._fail(f"{_join(missing)} should be alive")
 
     def _fail(self, difference: str) -> NoReturn:
         self.problem = f"after {self._running}: {difference}"
         raise AssertionError(self.problem)
-
-    def _may_be_absent(self, value: Value, stored: set[Value]) -> bool:
-        """Parts that are added up already, gradients that no loss left, and outputs that a hook
-        still has to hand over.
-        """
-        if value.kind is Kind.GRADIENT:
-            return any(v[:3] == value[:3] and v.microbatch == value.microbatch for v in stored)
-        if value.kind is Kind.OUTPUT:
-            assert isinstance(value.at, int)
-            return Action(Op.F, value.at + 1, None, value.microbatch) not in self._begun
-        return value.kind in (Kind.TAP_GRADIENT, Kind.TAP_EDGE, Kind.CARRIED)
 
     def _list_sums(self) -> Iterator[Tensor]:
         """`.grad` of parameters, and the losses so far."""
@@ -270,11 +267,17 @@ class _Checker:
         yield from engine.list_losses()
 
 
-class _Frames:
-    """Notes what the frames of the modules hold whose hooks end segments: all but the last.
-
-    A segment that runs again stops at its end, which leaves no frames.
+def _may_be_absent(value: Value, stored: set[Value]) -> bool:
+    """Parts that are added up already, gradients that no loss left, and outputs, which a hook hands
+    over.
     """
+    if value.kind is Kind.GRADIENT:
+        return any(v[:3] == value[:3] and v.microbatch == value.microbatch for v in stored)
+    return value.kind in (Kind.TAP_GRADIENT, Kind.TAP_EDGE, Kind.CARRIED, Kind.OUTPUT)
+
+
+class _Frames:
+    """Notes what the frames of the modules hold whose hooks end segments: all but the last."""
 
     def __init__(self, engine: Engine, keys: set[int]) -> None:
         self._engine, self._keys = engine, keys
@@ -296,11 +299,9 @@ class _Frames:
     def _note(
         self, hook: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], output: Any
     ) -> Any:
-        recompute = self._engine.recompute
-        if recompute is None or recompute.running is None:
-            for tensor in (*args, *list_tensors(output)):
-                if isinstance(tensor, Tensor):
-                    self._keys.add(tensor.untyped_storage()._cdata)
+        for tensor in (*args, *list_tensors(output)):
+            if isinstance(tensor, Tensor):
+                self._keys.add(tensor.untyped_storage()._cdata)
         return hook(module, args, output)
 
 

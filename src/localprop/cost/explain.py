@@ -8,7 +8,8 @@ from torch import nn
 
 from localprop.cost.alive import ActionReading, ValueReading
 from localprop.cost.memory import MemoryReading
-from localprop.schedule.schedule import Action, Op, Schedule
+from localprop.engine.engine import Engine
+from localprop.schedule.schedule import Action, Op
 from localprop.schedule.wiring import Wiring
 
 _MIB = 2**20
@@ -17,14 +18,14 @@ _LARGEST = 5  # values that are named
 _TEXT_COLUMNS = 4  # the first columns hold text, the others numbers
 
 
-def explain(wiring: Wiring, schedule: Schedule, reading: MemoryReading) -> str:
+def explain(engine: Engine, reading: MemoryReading) -> str:
     """Describe the credit table, the schedule, and each module's layers and predicted memory.
 
     Args:
-        wiring: the network's modules, segments and heads.
-        schedule: of one training step.
-        reading: the predicted memory of that step.
+        engine: knows the network's modules, segments and heads, and the schedule.
+        reading: the predicted memory of a step.
     """
+    wiring = engine.wiring
     batch = wiring.layers.input_shape[0]
     return "\n".join(
         [
@@ -35,7 +36,8 @@ def explain(wiring: Wiring, schedule: Schedule, reading: MemoryReading) -> str:
             "",
             "Schedule: F forward, L loss, H step of its head, B backward of a flow, S step, "
             "P update of parameter copies; by segment",
-            str(schedule),
+            str(engine.schedule),
+            *_format_recomputed(engine),
             "",
             *_format_modules(wiring, reading),
             "",
@@ -44,6 +46,16 @@ def explain(wiring: Wiring, schedule: Schedule, reading: MemoryReading) -> str:
             "(parameters, optimizer state, batch).",
         ]
     )
+
+
+def _format_recomputed(engine: Engine) -> Iterator[str]:
+    """Yield a line for the layers that run again."""
+    layers = sorted(engine.recomputed.layers)
+    if layers:
+        names = [engine.wiring.layers.names[layer] for layer in layers]
+        which = ", ".join(names) if len(names) < len(engine.wiring.layers) else "all layers"
+        how = "those of a module together" if engine.recomputed.together else "one by one"
+        yield f"In the backward run again, as far as that saves memory: {which}, {how}."
 
 
 def _format_ties(wiring: Wiring) -> Iterator[str]:

@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ def faked(
         stand_ins.placed(*modules, engine.optimizers.all(), outside),
         torch.compiler.set_stance("force_eager"),
         mode,
-        _Corrections(stand_ins),
+        _Corrections(mode, stand_ins),
     ):
         fake_batch = batch.map(_FakeMaker(mode, values=False))
         yield FakeEngine(_make_engine(engine, rank_slice), outside, fake_batch)
@@ -175,9 +176,9 @@ class _Corrections(TorchDispatchMode):  # type: ignore[no-untyped-call]
     the mode itself might write to them. And outputs are as large as those of the real kernels.
     """
 
-    def __init__(self, stand_ins: StandIns) -> None:
+    def __init__(self, mode: FakeTensorMode, stand_ins: StandIns) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._stand_ins = stand_ins
+        self._mode, self._stand_ins = mode, stand_ins
 
     def __torch_dispatch__(
         self,
@@ -190,6 +191,9 @@ class _Corrections(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Numbers become tensors by `lift_fresh`. They are new, and torch keeps their values.
         if func is not torch.ops.aten.lift_fresh.default and not _are_fake(args, kwargs):
             args, kwargs = tree_map_only(Tensor, self._stand_ins.of, (args, kwargs))
+        if func is torch.ops.aten.set_.source_Storage_storage_offset:
+            with mock.patch.object(self._mode, "cache_enabled", False):  # it would keep the storage
+                return func(*args, **kwargs)
         return correct_output(func, func(*args, **kwargs), args, kwargs)
 
 
@@ -307,7 +311,8 @@ def _make_engine(engine: Engine, rank_slice: RankSlice | None) -> Engine:
         autocast=engine.autocast,
         stage=stage,
         communicator=communicator,
+        recomputed=engine.recomputed,
     )
     if fake.recompute is not None:
-        fake.recompute.compare_nothing()  # fake tensors have no values
+        fake.recompute.trust()
     return fake

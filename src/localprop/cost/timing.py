@@ -72,11 +72,6 @@ class Seconds:
     def __call__(self, action: Action) -> float:
         return self.by_kind.get(ActionKind.of(action), 0.0)
 
-    @property
-    def recomputed(self) -> frozenset[int]:
-        """The segments whose forward runs a second time."""
-        return frozenset(kind.segment for kind in self.by_kind if kind.op is Op.R)
-
     def scaled(self, samples: int) -> Seconds:
         """The seconds of a micro-batch of another size.
 

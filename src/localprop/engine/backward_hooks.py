@@ -8,14 +8,12 @@ a hook that runs before the cut's does the wrapping.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import BackwardHook, RemovableHandle
-
-from localprop.engine.recompute import Recompute
 
 
 class BackwardHooks:
@@ -24,12 +22,10 @@ class BackwardHooks:
     It is made after the hooks of the cuts, so that its own run before them.
 
     Args:
-        ends: the modules at which a segment ends, with the segment.
-        recompute: runs segments again, if any are; what it skips meanwhile has no backward.
+        ends: the modules at which a segment ends.
     """
 
-    def __init__(self, ends: Mapping[nn.Module, int], recompute: Recompute | None) -> None:
-        self._ends, self._recompute = ends, recompute
+    def __init__(self, ends: Iterable[nn.Module]) -> None:
         self._open: dict[nn.Module, Any] = {}
         self._taken: dict[nn.Module, tuple[Any, Any]] = {}
         self._handles: list[RemovableHandle] = []
@@ -59,8 +55,5 @@ class BackwardHooks:
     def _end(self, module: nn.Module, args: object, output: Any) -> Any:
         """The output of a module, behind which its hooks wait for gradients."""
         hook = self._open.pop(module)
-        is_skipped = self._recompute is not None and self._recompute.skips(self._ends[module])
-        # Without a graph, a forward will run again before its backward.
-        if is_skipped or not torch.is_grad_enabled():
-            return output
-        return hook.setup_output_hook(output)
+        # Without a graph there is no backward.
+        return hook.setup_output_hook(output) if torch.is_grad_enabled() else output

@@ -30,16 +30,18 @@ from localprop.engine.communicator import Communicator
 from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
+from localprop.engine.frames import unhooked_saved_tensors
 from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
-from localprop.engine.saved_tensors import unhooked_saved_tensors
+from localprop.engine.recompute import make_recompute
 from localprop.engine.skips import cut_bundle
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
 from localprop.network.partial_forward import StopForward, skip_layers
+from localprop.network.recomputed import Recomputed
 from localprop.rule.local_loss import LossInputs
 from localprop.schedule.operands import Value
 from localprop.schedule.randomness import derive_seeds
@@ -62,6 +64,7 @@ class Engine:
         seed: of all random draws.
         stage: the part of each step that runs here; by default all of it.
         communicator: carries tensors to and from the other ranks, if there are any.
+        recomputed: the layers that run again in the backward.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Engine:
         seed: int = 0,
         stage: Stage | None = None,
         communicator: Communicator | None = None,
+        recomputed: Recomputed = Recomputed(),  # noqa: B008
     ) -> None:
         self.model = model
         self.wiring = wiring
@@ -88,7 +92,8 @@ class Engine:
         self.communicator = communicator
         self.plan = make_plan(model, wiring, schedule, self.stage, device=device, autocast=autocast)
         self._program = Program(self.plan, model, optimizers, communicator)
-        self.recompute = self._program.recompute
+        self.recomputed = recomputed
+        self.recompute = make_recompute(self.plan, model, recomputed)
         self._draws = self.plan.list_draws()
         self._loss_places = find_loss_places(wiring)
         last = len(wiring.segments) - 1
@@ -231,8 +236,6 @@ class Engine:
             parameter.grad = None
         step.store.clear()
         self._pending = None
-        if self.recompute is not None:
-            self.recompute.forget_outputs()
 
     # --- the network's forward ------------------------------------------------------------------
 
@@ -249,6 +252,8 @@ class Engine:
         self._cursor.microbatch, self._cursor.expected = microbatch, first
         if self._cuts.wait:
             self._cuts.begin()
+        if self.recompute is not None:
+            self.recompute.begin_forward()
         precision = self.plan.precision
         with precision.forward() if precision.is_active else nullcontext():
             output = self._run_forward(step, first)
@@ -284,6 +289,8 @@ class Engine:
         finally:
             if self._cuts.wait:
                 self._cuts.end()
+            if self.recompute is not None:
+                self.recompute.end_forward()
 
     def _enter_received(self, step: StepContext, segment: int) -> Tensor:
         entry = self._program.enter[self._cursor.microbatch, segment]
@@ -329,7 +336,9 @@ class Engine:
                 handles.append(module.register_forward_hook(hook, prepend=True))
             ends = self._cuts.segments
             if any(module._backward_hooks or module._backward_pre_hooks for module in ends):
-                backward_hooks = BackwardHooks(ends, self.recompute)
+                backward_hooks = BackwardHooks(ends)
+            if self.recompute is not None:
+                handles += self.recompute.hook()
             yield
         finally:
             for handle in handles:
@@ -350,8 +359,6 @@ class Engine:
 
     def _cut_tensor(self, segment: int, output: Tensor) -> Tensor:
         """End a segment with its output, and begin the next one with what this returns."""
-        if self.recompute is not None and self.recompute.running is not None:
-            return self.recompute.arrive(segment, output)
         cursor, step = self._cursor, self._running_step
         assert step is not None
         if cursor.expected != segment:
@@ -378,13 +385,8 @@ class Engine:
     ) -> Tensor:
         if torch._C._current_graph_task_id() != -1:
             return output
-        running = self.recompute.running if self.recompute is not None else None
-        if running is None:
-            assert self._running_step is not None
-            return tap(self._running_step.store, self._cursor.microbatch, output, again=False)
-        if running.segment == tap.segment:  # other segments are skipped
-            return tap(running.step.store, running.microbatch, output, again=True)
-        return output
+        assert self._running_step is not None
+        return tap(self._running_step.store, self._cursor.microbatch, output)
 
 
 def is_profiled() -> bool:

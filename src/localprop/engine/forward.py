@@ -1,4 +1,4 @@
-"""F and R: what happens where the network's forward enters a segment, and where it leaves it.
+"""F: what happens where the network's forward enters a segment, and where it leaves it.
 
 ::
 
@@ -23,7 +23,6 @@ from torch.autograd.graph import GradientEdge
 
 from localprop.engine.backward import InjectGradient
 from localprop.engine.plan import StepPlan
-from localprop.engine.recompute import Recompute
 from localprop.engine.skips import take_skips
 from localprop.engine.store import StepContext, Store
 from localprop.schedule.operands import Kind, Value, name_context
@@ -48,17 +47,6 @@ def canonical_layout(tensor: Tensor) -> Tensor:
 
 
 # --- changes to a segment's input ---------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class KeepOutput:
-    """Keep the input for others than this forward: it is the output of the segment before."""
-
-    value: Value
-
-    def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
-        step.store[self.value] = segment_input
-        return segment_input
 
 
 @dataclass(frozen=True)
@@ -137,7 +125,7 @@ class ShareModuleInput:
 
 
 def prepare_input(plan: StepPlan, action: Action) -> Iterator[InputChange]:
-    """What F and R do alike to the input of a segment: contexts, or a copy."""
+    """What F does to the input of a segment: contexts, or a copy."""
     wiring, segment = plan.wiring, action.segment
     encoders = wiring.encoders_at(segment)
     if encoders is not None:
@@ -184,13 +172,10 @@ class EnterSegment:
         self._generators = plan.generators
         self._draw = plan.draw_key(action)
         self._has_graph = has_graph(plan, action)
-        self.received = self._find_received(plan, action)
-        changes: list[InputChange] = []
-        before = Value(Kind.OUTPUT, segment - 1, microbatch=microbatch)
-        # An output that the next forward alone reads never gets into the store: the hook hands it
+        # An output that the next forward reads here never gets into the store: the hook hands it
         # over. The first segment of a rank reads what RECV_F has stored.
-        if segment in plan.stage.segments[1:] and not liveness.takes(action, before):
-            changes.append(KeepOutput(before))
+        self._received = Value(Kind.OUTPUT, segment - 1, microbatch=microbatch)
+        changes: list[InputChange] = []
         leaf = Value(Kind.LEAF, segment, microbatch=microbatch)
         if leaf in liveness.operands[action].writes:
             changes.append(MakeLeaf(leaf))
@@ -199,14 +184,6 @@ class EnterSegment:
         # The order counts. The leaf comes before the contexts, since it stands for the output of
         # the segment before; a module's input is complete only after them.
         self._changes = (*changes, *prepare_input(plan, action), *keep_input(plan, action))
-
-    @staticmethod
-    def _find_received(plan: StepPlan, action: Action) -> tuple[Value, bool] | None:
-        """The input that another rank has sent, and whether this forward takes it."""
-        if action.segment == 0 or action.segment != plan.stage.segments[0]:
-            return None
-        value = Value(Kind.OUTPUT, action.segment - 1, microbatch=action.microbatch)
-        return value, plan.liveness.takes(action, value)
 
     def __call__(self, step: StepContext, segment_input: Tensor) -> Tensor:
         """What the segment runs on."""
@@ -221,9 +198,7 @@ class EnterSegment:
 
     def take_received(self, store: Store) -> Tensor:
         """The segment's input, where another rank has sent it."""
-        assert self.received is not None
-        value, takes = self.received
-        received: Tensor = store.pop(value) if takes else store[value]
+        received: Tensor = store.pop(self._received)
         return received
 
 
@@ -233,19 +208,16 @@ class LeaveSegment:
     Args:
         plan: of the step.
         action: the forward.
-        recompute: runs segments again, if any are.
     """
 
-    def __init__(self, plan: StepPlan, action: Action, recompute: Recompute | None) -> None:
+    def __init__(self, plan: StepPlan, action: Action) -> None:
         segment = action.segment
         writes = plan.liveness.operands[action].writes
-        self._segment = segment
         self._has_graph = has_graph(plan, action)
         self._graph, self._scalar = _only(writes, Kind.GRAPH), plan.scalar
         self._features = _only(writes, Kind.FEATURES)
         self._second_order = segment in plan.second_order
         self._sent = _only(writes, Kind.OUTPUT) if segment == plan.stage.segments[-1] else None
-        self._recompute = recompute if segment in plan.recomputed else None
 
     def __call__(self, step: StepContext, output: Tensor) -> None:
         """Keep what others read of the output."""
@@ -262,65 +234,8 @@ class LeaveSegment:
             # The receiver must compute on the layout that the hook would have handed over here: the
             # bits of a kernel's result may depend on it.
             store[self._sent] = canonical_layout(output.detach())
-        if self._recompute is not None:
-            self._recompute.remember_output(self._segment, output)
         if not self._has_graph:
             torch.set_grad_enabled(True)
-
-
-class RecomputeSegment:
-    """R: the forward of a segment again, this time with a graph.
-
-    Args:
-        plan: of the step.
-        action: the recompute.
-        recompute: runs the segment.
-    """
-
-    def __init__(self, plan: StepPlan, action: Action, recompute: Recompute) -> None:
-        segment, microbatch = action.segment, action.microbatch
-        writes = plan.liveness.operands[action].writes
-        self._segment, self._microbatch, self._recompute = segment, microbatch, recompute
-        self._generators = plan.generators
-        self._draw = plan.draw_key(action)
-        self._precision = plan.precision
-        before = Value(Kind.OUTPUT, segment - 1, microbatch=microbatch)
-        self._before = (before, plan.liveness.takes(action, before)) if segment else None
-        self._leaf, self._graph = _only(writes, Kind.LEAF), _only(writes, Kind.GRAPH)
-        self._scalar = plan.scalar
-        # F has already kept the input for others, so R leaves out `keep_input`.
-        self._changes = tuple(prepare_input(plan, action))
-
-    def __call__(self, step: StepContext) -> None:
-        """Run the segment again."""
-        batch = step.batches[self._microbatch]
-        # In a list that `enter` empties, so that no frame keeps the input alive.
-        held = [self._take_input(step.store, batch.inputs)]
-
-        def enter() -> Tensor:
-            # Seeded here and not before the forward: a module in front of the segment that cannot
-            # be skipped may draw, too.
-            self._generators.seed(step.seeds[self._draw])
-            segment_input = held.pop()
-            for change in self._changes:
-                segment_input = change(step, segment_input)
-            return segment_input
-
-        with self._precision.forward():
-            output = self._recompute.run(self._segment, batch, enter, step, self._microbatch)
-        assert self._graph is not None
-        step.store[self._graph] = InjectGradient.apply(step.store, self._scalar, output)
-
-    def _take_input(self, store: Store, inputs: Tensor) -> Tensor:
-        if self._before is None:
-            segment_input = inputs
-        else:
-            value, takes = self._before
-            segment_input = store.pop(value) if takes else store[value]
-        segment_input = segment_input.detach()
-        if self._leaf is not None:
-            store[self._leaf] = segment_input.requires_grad_()
-        return segment_input
 
 
 class KeepInnerOutput:
@@ -346,11 +261,9 @@ class KeepInnerOutput:
         values = {m: Value(kind, self.name, microbatch=m) for m in range(plan.microbatches)}
         return {m: value for m, value in values.items() if value in plan.liveness.written}
 
-    def __call__(self, store: Store, microbatch: int, output: Tensor, *, again: bool) -> Tensor:
-        """Keep the output for losses, and its edge for backwards; a segment that runs again makes
-        new edges.
-        """
-        if not again and microbatch in self._tensors:
+    def __call__(self, store: Store, microbatch: int, output: Tensor) -> Tensor:
+        """Keep the output for losses, and its edge for backwards."""
+        if microbatch in self._tensors:
             store[self._tensors[microbatch]] = output if self._second_order else output.detach()
         # Behind frozen layers, and under no_grad, an output has no place in a graph.
         if output.grad_fn is not None and microbatch in self._edges:
@@ -361,9 +274,7 @@ class KeepInnerOutput:
 
 
 def has_graph(plan: StepPlan, action: Action) -> bool:
-    """Whether a forward builds a graph: for backwards that follow without a recompute, or for a
-    second-order loss.
-    """
+    """Whether a forward builds a graph: for backwards that follow, or for a second-order loss."""
     writes = plan.liveness.operands[action].writes
     return _only(writes, Kind.GRAPH) is not None or action.segment in plan.second_order
 

@@ -28,7 +28,6 @@ class StepPlan:
         generators: torch's, which are seeded before every action that may draw.
         first: the number of this replica's first micro-batch among those of all replicas.
         microbatches: of each replica.
-        recomputed: the segments that run again.
         second_order: the segments that a loss at their end differentiates through.
     """
 
@@ -41,7 +40,6 @@ class StepPlan:
     generators: SeededGenerators
     first: int
     microbatches: int
-    recomputed: frozenset[int]
     second_order: frozenset[int]
 
     @property
@@ -55,9 +53,9 @@ class StepPlan:
         return layer > 0 and self.wiring.layers.handed_on[layer - 1][0].modified_in_place
 
     def draw_key(self, action: Action) -> Draw:
-        """What the random draws of an F, R or L depend on, besides the seed and the step.
+        """What the random draws of an F or L depend on, besides the seed and the step.
 
-        Micro-batches count through all replicas, and R draws what F drew.
+        Micro-batches count through all replicas.
         """
         microbatch = self.first + action.microbatch
         if action.op is Op.L:

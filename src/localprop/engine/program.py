@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from localprop.engine.backward import RunBackward
 from localprop.engine.communicator import Communicator, ReceiveValue, SendValue, StartReduce
 from localprop.engine.copies import CopyParameters
-from localprop.engine.forward import EnterSegment, KeepInnerOutput, LeaveSegment, RecomputeSegment
+from localprop.engine.forward import EnterSegment, KeepInnerOutput, LeaveSegment
 from localprop.engine.loss import RunLoss
 from localprop.engine.optimizers import Optimizers, RunStep
 from localprop.engine.plan import StepPlan
 from localprop.engine.precision import Precision
-from localprop.engine.recompute import Recompute
 from localprop.engine.store import StepContext
 from localprop.schedule.liveness import Liveness
 from localprop.schedule.randomness import SeededGenerators
@@ -72,7 +71,6 @@ def make_plan(
         # with as many micro-batches draws.
         first=stage.replica * microbatches,
         microbatches=microbatches,
-        recomputed=frozenset(action.segment for action in schedule if action.op is Op.R),
         second_order=second_order,
     )
 
@@ -93,7 +91,6 @@ class Program:
         communicator: carries tensors to and from the other ranks, if there are any.
 
     Attributes:
-        recompute: runs segments again, if any are.
         enter: by micro-batch and segment, what happens where F begins.
         leave: what happens where it ends.
         before: the instructions before the first forward.
@@ -112,8 +109,6 @@ class Program:
     ) -> None:
         self._plan, self._model = plan, model
         self._optimizers, self._communicator = optimizers, communicator
-        recomputed = plan.recomputed
-        self.recompute = Recompute(model, plan.wiring, recomputed) if recomputed else None
         self.enter: dict[Position, EnterSegment] = {}
         self.leave: dict[Position, LeaveSegment] = {}
         self.before: Instructions = []
@@ -126,7 +121,7 @@ class Program:
             if action.op is Op.F:
                 place = (action.microbatch, action.segment)
                 self.enter[place] = EnterSegment(plan, action)
-                self.leave[place] = LeaveSegment(plan, action, self.recompute)
+                self.leave[place] = LeaveSegment(plan, action)
                 following = self.after[place] = []
             else:
                 following.append((action, self._compile(action)))
@@ -147,9 +142,6 @@ class Program:
         if action.op in (Op.S, Op.H):
             finish = None if communicator is None else communicator.finish_reduce
             return RunStep(plan, action, self._optimizers, finish)
-        if action.op is Op.R:
-            assert self.recompute is not None
-            return RecomputeSegment(plan, action, self.recompute)
         if action.op is Op.P:
             objective = plan.wiring.objective_at(action.segment, action.flow)
             self.copies.append(CopyParameters(plan.wiring, self._model, objective))

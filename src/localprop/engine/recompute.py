@@ -1,180 +1,307 @@
-"""Run one segment of a network again, before its backward.
+"""Recompute: calls of layers run again in the backward, on what they ran on before.
 
-::
+Hooks at a layer's outermost modules open a frame (frames.py) around each call, or around a chain of
+calls, and record what a second run needs besides the arguments::
 
-    F     x ──► segment 0 ──► h0 ──► segment 1 ──► h1 ──► ...     no graphs, outputs are kept
-    R     x ──► zeros ──────► h0 ──► segment 1 ──► StopForward    a graph, from h0 on
-                               │
-                            enter(): seed, leaf, contexts
+    F    counter 3 ──► call ──► counter 4          counter 5, 6 ... by other calls
+    B    counter 3 ──► the same call ──► counter 4 ──► put right: 6
+
+Nothing outside of the layers runs twice. What is left is compared: the first second run of each
+module must save what its first run has saved, and change nothing that is not set back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from localprop.engine.store import StepContext
+from localprop.engine.frames import (
+    Arguments,
+    Frame,
+    Held,
+    NotContinued,
+    OtherRun,
+    SecondRun,
+    has_saved_tensor_hooks,
+    storage_of,
+)
+from localprop.engine.plan import StepPlan
+from localprop.engine.recorded_calls import Autocast, Chain, Draws, RecordedCall, WatchedModule
 from localprop.errors import BadInput
-from localprop.network.partial_forward import StopForward, allclose_within_rounding, skip_layers
-from localprop.schedule.wiring import Wiring
-from localprop.tasks.batch import Batch
+from localprop.network.attributes import Kept, list_mappings, read_attributes
+from localprop.network.layers import LayerCall
+from localprop.network.recomputed import Recomputed
+from localprop.schedule.randomness import SeededGenerators
 
 
-class Running(NamedTuple):
-    """The segment that runs again, and of which batch: on several ranks it may be the batch
-    before.
+def make_recompute(plan: StepPlan, model: nn.Module, recomputed: Recomputed) -> Recompute | None:
+    """What runs the calls of the recomputed layers again, if there are any in this part of a step.
+
+    Args:
+        plan: of the step.
+        model: the primary network.
+        recomputed: the layers.
     """
-
-    segment: int
-    step: StepContext
-    microbatch: int
+    wiring, segments = plan.wiring, plan.stage.segments
+    calls = recomputed.list_calls(wiring.layers, (wiring.segments[s].layers for s in segments))
+    if not calls:
+        return None
+    starts = (wiring.encoders_at(segment) for segment in segments)
+    encoders = [encoder for own in starts if own is not None for encoder in own]
+    return Recompute(model, calls, encoders, plan.generators, plan.device_type)
 
 
 class Recompute:
-    """Runs segments again, as gradient checkpointing does (Chen et al. 2016, arXiv 1604.06174).
-
-    The model's own forward runs, with the layers before the segment skipped, until the segment's
-    end.
-
-    The first output of a segment that runs again is compared with that of its first run. They
-    differ if the model hands data past a cut without a gradient (`h.detach()` used later), which no
-    probe can see.
+    """Runs calls again.
 
     Args:
-        model: the primary network, whose hooks call `arrive` while `running`.
-        wiring: its segments.
-        segments: those that run again.
+        model: the primary network.
+        calls: those to run again, chain by chain.
+        encoders: auxiliary networks all of whose calls run again.
+        generators: torch's.
+        device_type: of the device that the step runs on.
     """
 
-    def __init__(self, model: nn.Module, wiring: Wiring, segments: Iterable[int]) -> None:
-        self.running: Running | None = None
-        self._model = model
-        self._wiring = wiring
-        # A segment is compared once: its key is then gone. One comparison finds a model that cuts
-        # do not suit; more would cost memory in every step.
-        self._first_outputs: dict[int, Tensor | None] = dict.fromkeys(segments)
-
-    def remember_output(self, segment: int, output: Tensor) -> None:
-        """Keep the output of the very first run of a segment, in the first micro-batch, to compare
-        with.
-        """
-        if segment in self._first_outputs and self._first_outputs[segment] is None:
-            self._first_outputs[segment] = output.detach()
-
-    def forget_outputs(self) -> None:
-        """Drop what was kept to compare with, after a step that failed."""
-        self._first_outputs = dict.fromkeys(self._first_outputs)
-
-    def compare_nothing(self) -> None:
-        """Trust the model: fake tensors have no values to compare."""
-        self._first_outputs.clear()
-
-    def arrive(self, segment: int, output: Tensor) -> Tensor:
-        """What the hook at the end of a segment does while a segment runs again."""
-        assert self.running is not None
-        # Skipped layers run their hooks, since only their forwards are replaced. So cuts before the
-        # segment come here, too, and pass on what they get.
-        if segment == self.running.segment:
-            raise StopForward(output)
-        return output
-
-    def skips(self, segment: int) -> bool:
-        """Whether another segment runs again."""
-        return self.running is not None and self.running.segment != segment
-
-    def run(
+    def __init__(
         self,
-        segment: int,
-        batch: Batch,
-        enter: Callable[[], Tensor],
-        step: StepContext,
-        microbatch: int,
-    ) -> Tensor:
-        """The output of a segment, with its graph.
+        model: nn.Module,
+        calls: list[list[LayerCall]],
+        encoders: Iterable[nn.Module],
+        generators: SeededGenerators,
+        device_type: str,
+    ) -> None:
+        self._model, self._generators = model, generators
+        self._device_types = tuple(dict.fromkeys((device_type, "cpu")))
+        self._watched: dict[nn.Module, WatchedModule] = {}
+        self._last: dict[int, tuple[str, int]] = {}
+        for chain, members in enumerate(calls):
+            for call in members:
+                watched = self._watch(call.name, model.get_submodule(call.name))
+                watched.chains[call.number] = chain
+                if call.is_overwritten:
+                    watched.copied.add(call.number)
+                self._last[chain] = (call.name, call.number)
+        for encoder in encoders:
+            self._watch("an encoder of contexts", encoder)  # in no chain: calls run one by one
+        self._trusts, self._compares_all = False, False
+        self._parameters = set[int]()
+        # The chain that calls may still join, with its frame; and the call that runs now.
+        self._chain: tuple[Chain, Frame] | None = None
+        self._open: tuple[WatchedModule, list[Kept], Draws | None] | None = None
+        # How often the module that runs has called itself.
+        self._depth = 0
+        # What the chain before has saved of its outputs.
+        self._outputs: tuple[Chain, list[weakref.ref[Held]]] | None = None
+        # Frames that somebody looks at, without running them again.
+        self._peeked: list[Chain] | None = None
+        # The chains that run again now, the innermost last.
+        self._running: list[Chain] = []
 
-        Args:
-            segment: the segment.
-            batch: what the network runs on.
-            enter: called when the forward reaches the segment: sets the random state, makes the
-                segment's input.
-            step: the step that the segment runs again for.
-            microbatch: the micro-batch.
+    def _watch(self, name: str, module: nn.Module) -> WatchedModule:
+        if module not in self._watched:
+            self._watched[module] = WatchedModule(name, module, self._generators)
+        return self._watched[module]
 
-        Raises:
-            BadInput: the output differs from that of the first run.
-        """
-        # R mostly runs inside a hook, so that the model is called within its own call. `running`
-        # tells the hooks which of the two calls has reached them.
-        before, self.running = self.running, Running(segment, step, microbatch)
-        try:
-            with self._preserved_buffers(segment):
-                self._run_model(segment, batch, enter)
-        # The only way out: the last segment, which no hook ends, never runs again.
-        except StopForward as stop:
-            output = stop.output
-        finally:
-            self.running = before
-        self._compare(segment, output)
-        return output
+    def trust(self) -> None:
+        """Compare nothing, and watch no draws: fake tensors have no values."""
+        self._trusts = True
 
-    def _run_model(self, segment: int, batch: Batch, enter: Callable[[], Tensor]) -> None:
-        forward = self._wiring.task.forward
-        first = self._wiring.segments[segment].layers[0]
-        # Nothing to skip, and no hook begins the first segment: its input is the batch.
-        if first == 0:
-            enter()
-            forward(self._model, batch.data)
-            return
-        layers, entered = self._wiring.layers.at(batch), False
+    def compare_all(self) -> None:
+        """Compare each second run from here on, and not only the first."""
+        for watched in self._watched.values():
+            watched.is_compared = False
+        self._compares_all = True
 
-        def begin() -> Tensor:
-            nonlocal entered
-            entered = True
-            return enter()
-
-        try:
-            with skip_layers(self._model, layers, first, batch, begin):
-                forward(self._model, batch.data)
-        except StopForward:
-            raise
-        except Exception as error:
-            if entered:
-                raise
-            raise BadInput(
-                f"The layers before {layers.names[first]!r} cannot be skipped when it runs again: "
-                f"what runs between them reads values that they return ({type(error).__name__}: "
-                f"{error}). Use recompute=False."
-            ) from error
-
-    def _compare(self, segment: int, output: Tensor) -> None:
-        first = self._first_outputs.pop(segment, None)
-        if first is not None and not allclose_within_rounding(first, output):
-            raise BadInput(
-                f"The layers up to {self._wiring.end_name(segment)!r} gave another output when "
-                "they ran again: they read something that does not come through the cut before "
-                "them. Use recompute=False, or cut elsewhere."
+    def hook(self) -> Iterator[Any]:
+        """Register the hooks, before all that the modules have; gives their handles."""
+        for module, watched in self._watched.items():
+            yield module.register_forward_pre_hook(
+                partial(self._begin, watched), prepend=True, with_kwargs=True
+            )
+            yield module.register_forward_hook(
+                partial(self._end, watched), prepend=True, always_call=True
             )
 
-    @contextmanager
-    def _preserved_buffers(self, segment: int) -> Iterator[None]:
-        """Run on copies of all buffers: a second run must not update running statistics.
+    def begin_forward(self) -> None:
+        """A forward begins."""
+        for watched in self._watched.values():
+            watched.count = 0
+        networks = (self._model, *(each.module for each in self._watched.values()))
+        tensors = (t for each in networks for t in (*each.parameters(), *each.buffers()))
+        storages = (storage_of(tensor) for tensor in tensors)
+        self._parameters = {each._cdata for each in storages if each is not None}
 
-        All of them, not only the segment's: a module that cannot be skipped runs on constants.
-        Copying values back afterwards would not do, since the backward has saved the buffers and
-        checks their versions.
-        """
-        key = str(self._wiring.segments[segment].module)
-        encoders = [self._wiring.encoders[key]] if key in self._wiring.encoders else []
-        modules = [each for network in (self._model, *encoders) for each in network.modules()]
-        kept = [(module, dict(module._buffers)) for module in modules if module._buffers]
-        for module, buffers in kept:
-            copies = {name: None if b is None else b.clone() for name, b in buffers.items()}
-            module._buffers.update(copies)
+    def end_forward(self) -> None:
+        """A forward has ended, or failed."""
+        if self._open is not None:
+            assert self._chain is not None
+            self._chain[1].end(None)
+        self._open, self._chain, self._depth = None, None, 0
+        self._outputs = None
+
+    # --- the first run --------------------------------------------------------------------------
+
+    def _begin(
+        self, watched: WatchedModule, module: nn.Module, args: tuple[Any, ...], kwargs: Any
+    ) -> None:
+        if self._running:
+            self._running[-1].enter(watched)
+            return
+        if torch._C._current_graph_task_id() != -1:  # a checkpoint of the model's own runs again
+            return
+        if self._open is not None:
+            self._depth += self._open[0] is watched
+            return
+        watched.count += 1
+        number = watched.chains.get(watched.count) if watched.chains else -1
+        if number is None or not torch.is_grad_enabled() or has_saved_tensor_hooks():
+            return
+        before = watched.attributes.read(), None if self._trusts else watched.draws.read()
+        copied = watched.count in watched.copied
+        arguments = self._continue(number, args, kwargs, copied=copied)
+        assert self._chain is not None
+        chain = self._chain[0]
+        chain.calls.append(
+            RecordedCall(watched, watched.count, arguments, Autocast.read(self._device_types))
+        )
+        self._open = watched, *before
+
+    def _continue(
+        self, number: int, args: tuple[Any, ...], kwargs: Any, *, copied: bool
+    ) -> Arguments:
+        """Begin a call in the frame that is open if it continues that, and else in a new one."""
+        if self._chain is not None and self._chain[0].number == number:
+            with suppress(NotContinued):
+                return self._chain[1].begin(args, kwargs, copied=copied)
+        self._close()
+        chain = Chain(number)
+        frame = Frame(self._parameters, partial(self._run_again, chain))
+        self._chain = chain, frame
+        arguments = frame.begin(args, kwargs, copied=copied)
+        before, self._outputs = self._outputs, None
+        if before is not None and before[0].calls:  # it has not run again meanwhile
+            for output in (ref() for ref in before[1]):
+                if output is not None and not frame.holds(output.storage):
+                    output.drop()
+        return arguments
+
+    def _end(self, watched: WatchedModule, module: nn.Module, args: object, output: Any) -> None:
+        if self._running:
+            self._running[-1].leave(watched, output)
+            return
+        if self._open is None or self._open[0] is not watched:
+            return
+        if self._depth:
+            self._depth -= 1
+            return
+        (_, attributes, draws), self._open = self._open, None
+        assert self._chain is not None
+        chain, frame = self._chain
+        frame.end(output)
         try:
-            yield
+            if draws is not None:
+                chain.calls[-1].draws = watched.draws.find_draws(draws)
+            chain.calls[-1].changes = watched.attributes.find_changes(attributes)
+        except LookupError:
+            chain.stored = True
+        if self._last.get(chain.number, watched.place) == watched.place:
+            self._close()
+
+    def _close(self) -> None:
+        """Drop what the calls of the open frame have saved."""
+        if self._chain is None:
+            return
+        (chain, frame), self._chain = self._chain, None
+        for call in chain.calls:
+            if call.arguments.are_overwritten():
+                chain.stored = True
+                call.watched.copied.add(call.number)
+        compared = not self._trusts and not all(call.watched.is_compared for call in chain.calls)
+        sums = sum_up(frame) if compared else None
+        outputs = None if chain.stored else frame.close()
+        if outputs is None:
+            chain.forget()
+        else:
+            chain.sums, self._outputs = sums, (chain, [*map(weakref.ref, outputs)])
+
+    # --- the second run -------------------------------------------------------------------------
+
+    @contextmanager
+    def peeking(self) -> Iterator[list[Chain]]:
+        """Within the context nothing runs again: saved tensors that are missing stay so.
+
+        Gives a list, which gets the chains whose saved tensors are asked for.
+        """
+        self._peeked = []
+        try:
+            yield self._peeked
         finally:
-            for module, buffers in kept:
-                module._buffers.update(buffers)
+            self._peeked = None
+
+    def _run_again(self, chain: Chain, frame: Frame) -> None:
+        if self._peeked is not None:
+            self._peeked.append(chain)
+            return
+        if any(call.arguments.are_overwritten() for call in chain.calls):
+            raise BadInput(
+                f"{chain} cannot run again: something wrote into its arguments after it had "
+                "returned. Leave it out of recompute=."
+            )
+        attributes: list[Kept] = []
+        if chain.sums is not None:
+            attributes = read_attributes(list_mappings(self._model.modules()))
+        again = SecondRun(frame)
+        self._running.append(chain)
+        try:
+            again.fill(lambda: chain.run(again))
+        except OtherRun as error:
+            raise BadInput(f"{chain} did other things when it ran again: {error}.") from error
+        finally:
+            self._running.pop()
+        if chain.sums is not None:
+            self._compare(chain, frame, attributes)
+        chain.forget()
+
+    def _compare(self, chain: Chain, frame: Frame, attributes: list[Kept]) -> None:
+        assert chain.sums is not None
+        sums = sum_up(frame)
+        if not all(_are_near(sum, chain.sums[place]) for place, sum in sums.items()):
+            raise BadInput(
+                f"{chain} gave other values when it ran again: it reads something that is neither "
+                "among its arguments nor an attribute of its own, and that has changed meanwhile. "
+                "Leave it out of recompute=."
+            )
+        changed = [kept.key for kept in attributes if kept.has_changed()]
+        if changed:
+            raise BadInput(
+                f"{chain} changes {', '.join(map(repr, changed))} outside of itself, and did so "
+                "twice when it ran again. Leave it out of recompute=."
+            )
+        for call in chain.calls:
+            call.watched.is_compared = not self._compares_all
+
+
+def sum_up(frame: Frame) -> dict[int, Tensor]:
+    """Sums of what a frame holds, by place: of the elements, and of their sizes."""
+    held = frame.list_held()
+    return {place: _sum(each.tensor) for place, each in held.items() if each.tensor is not None}
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.to(torch.float32)
+    return torch.stack([tensor.sum(), torch.linalg.vector_norm(tensor, 1)])
+
+
+def _are_near(one: Tensor, other: Tensor) -> bool:
+    """Whether two runs of one computation gave the same sums, up to a few rounding errors."""
+    # Not equal: torch may choose another kernel for the second run, which sums in another order.
+    return torch.allclose(one, other, rtol=0, atol=1e-5 * float(one[1]), equal_nan=True)

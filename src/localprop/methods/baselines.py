@@ -40,7 +40,7 @@ def end_to_end() -> Rule:
         loss2 ...|...|...|...
         loss3 TTT|TTT|TTT|TTT
 
-    With `Learner(..., recompute=True)` it is gradient checkpointing: each segment runs again before
+    With `Learner(..., recompute=True)` it is gradient checkpointing: each layer runs again before
     its backward (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv
     1604.06174).
 

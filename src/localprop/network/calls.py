@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
+from localprop.network.attributes import Kept, find_objects, read_attributes
 from localprop.network.autograd_graph import gradient_edge_of
 from localprop.network.outputs import list_tensors
 
@@ -53,6 +54,8 @@ class Call:
         parent: the call during which this one was made; None if the model itself made it.
         start: the time at which the call began: the number of the next operation.
         arguments: the names of what it got besides the first argument, but for defaults.
+        inputs: the tensors among its arguments, each with its version when the call began.
+        changed: the names of objects among its arguments that it has changed.
         number: which of the calls of this submodule it is, counted from 1.
         function: of a function, how many have run since this submodule returned; else 0.
         end: the time at which it returned.
@@ -66,12 +69,19 @@ class Call:
     parent: Call | None
     start: int
     arguments: tuple[str, ...] = ()
+    inputs: tuple[tuple[Tensor, int], ...] = ()
+    changed: tuple[str, ...] = ()
     number: int = 0
     function: int = 0
     end: int = 0
     in_checkpoint: bool = False
     output: Any = None
     outputs: tuple[Output, ...] = ()
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether the model wrote into an argument after the call had begun."""
+        return any(tensor._version != version for tensor, version in self.inputs)
 
     def name_among(self, times: int) -> str:
         """The name of a cut here: "name", "name#2" for the second call of several, "name+1" for the
@@ -111,6 +121,8 @@ class CallRecorder:
         # Calls nest, so a stack holds those that have begun and not yet returned.
         self._stack: list[Call] = []
         self._counts = Counter[str]()
+        # Of the calls on the stack, the attributes of objects among their arguments.
+        self._objects: dict[Call, dict[str, list[Kept]]] = {}
         # The last event, if a module has returned, and how many functions have run since.
         self._returned: Call | None = None
         self._functions = 0
@@ -135,8 +147,11 @@ class CallRecorder:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         parent = self._stack[-1] if self._stack else None
-        further = _name_arguments(module, args, kwargs)
-        self._stack.append(Call(self._names[module], module, parent, _read_time(), further))
+        call = Call(self._names[module], module, parent, _read_time())
+        call.arguments = _name_arguments(module, args, kwargs)
+        call.inputs = tuple((tensor, tensor._version) for tensor in list_tensors((args, kwargs)))
+        self._stack.append(call)
+        self._objects[call] = _read_objects(args, kwargs)
         self._returned = None
 
     def _end(self, module: nn.Module, args: object, output: Any) -> None:
@@ -145,6 +160,10 @@ class CallRecorder:
             self._stack.pop()
         call = self._stack.pop()
         call.set_output(output)
+        objects = self._objects.pop(call)
+        call.changed = tuple(
+            name for name, kept in objects.items() if any(each.has_changed() for each in kept)
+        )
         self._counts[call.name] += 1
         call.number = self._counts[call.name]
         for each in call.outputs:
@@ -196,6 +215,17 @@ class FunctionMode(TorchFunctionMode):
         if isinstance(result, Tensor) and result.is_floating_point() and not wraps:
             return self._look(args, start, result)
         return result
+
+
+def _read_objects(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, list[Kept]]:
+    """The attributes of objects among the arguments of a call, by the names of the arguments."""
+    named = {**{f"argument {i + 1}": value for i, value in enumerate(args)}, **kwargs}
+    found = {name: find_objects(value) for name, value in named.items()}
+    return {
+        f"{name} ({type(objects[0]).__name__})": read_attributes(map(vars, objects))
+        for name, objects in found.items()
+        if objects
+    }
 
 
 def _name_arguments(

@@ -23,6 +23,7 @@ from localprop.network.layer_ends import choose_layer_ends, find_following_cuts
 from localprop.network.layer_parameters import add_unreached, list_parameters, measure_depths
 from localprop.network.layers import (
     HandedOn,
+    LayerCall,
     Layers,
     Submodule,
     TensorShape,
@@ -171,7 +172,8 @@ def _build_layers(
     parameters = list_parameters(model, made)
     unreached = add_unreached(model, parameters)
     named = dict(model.named_parameters())
-    submodules = _find_submodules(trace, [cut.call for cut in cuts])
+    outermost = _find_outermost(trace, [cut.call for cut in cuts])
+    submodules = _find_submodules(trace, outermost)
     returned = [end.features.tensor for end in ends] or [trace.output]
     inner = [each.tensor for own in submodules.values() for call in own for each in call.outputs]
     sizes = _find_sizes(model, forward, batch, trace, [*returned, *inner, trace.output])
@@ -191,6 +193,7 @@ def _build_layers(
             tuple(_describe_submodule(call, sizes) for call in submodules[layer])
             for layer in range(len(names))
         ),
+        calls=_list_layer_calls(trace, outermost, len(names)),
         input_shape=batch.inputs.shape,
         input_dtype=batch.inputs.dtype,
         output_shape=sizes[id(trace.output)][0],
@@ -303,25 +306,50 @@ def _list_returned(trace: ForwardTrace) -> list[Tensor]:
     return [*inner, trace.output]
 
 
-def _find_submodules(trace: ForwardTrace, cuts: Sequence[Call]) -> dict[int, list[Call]]:
-    """The outermost modules that begin and end within one layer and run once, for each layer.
+def _find_outermost(trace: ForwardTrace, cuts: Sequence[Call]) -> dict[int, list[Call]]:
+    """The outermost calls that begin and end within one layer, for each layer.
 
-    To skip a layer, it is enough to replace the forwards of these modules. What they return takes
-    part in the gradient: a module that makes a mask or a table of positions is cheap and runs.
+    What they return takes part in the gradient: a module that makes a mask or a table of positions
+    is none of them.
     """
-    times = count_calls(trace.calls)
     spans = _find_layer_spans(trace, cuts)
-    submodules: dict[int, list[Call]] = defaultdict(list)
+    outermost: dict[int, list[Call]] = defaultdict(list)
     for call in trace.calls:
         first, last = spans[call]
         # A parent that spans several layers, such as a Sequential of blocks, has to run.
         # A parent that has raised never returned, and has no span.
         is_outermost = call.parent not in spans or len(set(spans[call.parent])) > 1
         is_on_path = any(each.edge is not None for each in call.outputs)
-        is_replaceable = is_on_path and times[call.name] == 1 and _is_plain(call.output)
-        if first == last and is_outermost and is_replaceable and not call.function:
-            submodules[last].append(call)
-    return submodules
+        if first == last and is_outermost and is_on_path and not call.function:
+            outermost[last].append(call)
+    return outermost
+
+
+def _find_submodules(
+    trace: ForwardTrace, outermost: dict[int, list[Call]]
+) -> dict[int, list[Call]]:
+    """Those of the outermost calls whose forwards can be replaced, to skip a layer."""
+    times = count_calls(trace.calls)
+    return defaultdict(
+        list,
+        {
+            layer: [each for each in calls if times[each.name] == 1 and _is_plain(each.output)]
+            for layer, calls in outermost.items()
+        },
+    )
+
+
+def _list_layer_calls(
+    trace: ForwardTrace, outermost: dict[int, list[Call]], count: int
+) -> tuple[tuple[LayerCall, ...], ...]:
+    return tuple(
+        tuple(
+            LayerCall(call.name, call.number, call.is_overwritten, call.changed)
+            for call in outermost.get(layer, ())
+            if not call.in_checkpoint
+        )
+        for layer in range(count)
+    )
 
 
 def _is_plain(output: Any) -> bool:

@@ -101,6 +101,23 @@ class Submodule(NamedTuple):
         return tree_unflatten(leaves, self.spec)
 
 
+class LayerCall(NamedTuple):
+    """A call that begins and ends within one layer, and in no other such call.
+
+    Attributes:
+        name: the name of the module.
+        number: which of its calls it is, counted from 1.
+        is_overwritten: whether the model writes into an argument, during the call or later.
+        changed: the names of arguments that the call changes without writing into a tensor: a cache
+            of keys and values, say.
+    """
+
+    name: str
+    number: int
+    is_overwritten: bool = False
+    changed: tuple[str, ...] = ()
+
+
 class _TensorPlace:
     """Stands for a tensor among leaves. Layers are copied, so it is known by its class."""
 
@@ -136,6 +153,8 @@ class Layers:
             longest path.
         in_checkpoints: for each layer, whether it ends within a checkpoint of the model's own.
         submodules: the outermost modules that begin and end within each layer.
+        calls: the outermost calls that begin and end within each layer and take part in the
+            gradient, but for those within a checkpoint of the model's own.
         input_shape: the shape of the sample.
         input_dtype: the dtype of the sample.
         output_shape: the shape of the model's output.
@@ -165,6 +184,7 @@ class Layers:
     depths: tuple[int, ...]
     in_checkpoints: tuple[bool, ...]
     submodules: tuple[tuple[Submodule, ...], ...]
+    calls: tuple[tuple[LayerCall, ...], ...]
     input_shape: torch.Size
     input_dtype: torch.dtype
     output_shape: torch.Size

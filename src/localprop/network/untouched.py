@@ -32,7 +32,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> int(norm.num_batches_tracked)
         0
     """
-    required = [(p, p.requires_grad) for p in model.parameters()]
+    # A momentum encoder may exchange the data of its parameters.
+    required = [(p, p.requires_grad, p.data) for p in model.parameters()]
     # A module's attributes are a dict, so they are containers like those that they hold.
     containers = list(_list_containers(vars(module) for module in model.modules()))
     with _same_draws(containers):
@@ -42,8 +43,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             for container, before in containers:
                 _refill(container, before)
-            for parameter, requires_grad in required:
+            for parameter, requires_grad, data in required:
                 parameter.requires_grad_(requires_grad)
+                if parameter.untyped_storage()._cdata != data.untyped_storage()._cdata:
+                    parameter.data = data
 
 
 def _list_containers(roots: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

@@ -94,7 +94,6 @@ class Pipeline:
         ranks: the user's options.
         wiring: the same on all ranks.
         microbatches: micro-batches of each replica.
-        recomputed: segments that run their forward again before their backward.
         device: the device of this rank.
         trained_modules: "model", "heads" and "encoders", with the same weights on all ranks.
         seed: the same on all ranks.
@@ -115,7 +114,6 @@ class Pipeline:
         ranks: Ranks,
         wiring: Wiring,
         microbatches: int,
-        recomputed: frozenset[int],
         device: torch.device,
         *,
         trained_modules: Mapping[str, nn.Module],
@@ -131,7 +129,6 @@ class Pipeline:
             wiring,
             self.placement,
             microbatches,
-            recomputed=recomputed,
             replicas=ranks.replicas,
             order=ranks.order,
         )
@@ -173,7 +170,7 @@ class Pipeline:
             for action in self.schedule
             if action.op in _FORWARD_OPS and action.microbatch == 0 and not action.deferred
         )
-        return Schedule(dict.fromkeys(forwards))  # drops the second forwards of recomputed segments
+        return Schedule(forwards)
 
     @property
     def stage(self) -> Stage:

@@ -23,7 +23,6 @@ def join_pipeline(
     ranks: Ranks,
     wiring: Wiring,
     microbatches: int,
-    recomputed: frozenset[int],
     model: nn.Module,
     sample: Batch,
     seed: int,
@@ -34,7 +33,6 @@ def join_pipeline(
         ranks: the processes.
         wiring: of the whole network.
         microbatches: of each replica.
-        recomputed: the segments that run again.
         model: the network.
         sample: a batch like the others.
         seed: of the run.
@@ -44,9 +42,7 @@ def join_pipeline(
     """
     modules = {"model": model, "heads": wiring.heads, "encoders": wiring.encoders}
     device = next(model.parameters()).device
-    pipeline = Pipeline(
-        ranks, wiring, microbatches, recomputed, device, trained_modules=modules, seed=seed
-    )
+    pipeline = Pipeline(ranks, wiring, microbatches, device, trained_modules=modules, seed=seed)
     with pipeline.reporting_failures():
         own = wiring.layers_in(pipeline.stage.segments)
         check_isolated(model, wiring.layers, own, wiring.task.forward, sample)

@@ -24,7 +24,6 @@ _WEIGHT_GRADIENTS = "postponed gradients of weights"
 _WAITS = "waits for the rank ... (in white)"
 _COLOURS = {
     "F forward": "#4c78a8",
-    "R recompute": "#9ecae9",
     "L local loss": "#eeca3b",
     "B backward": "#54a24b",
     _WEIGHT_GRADIENTS: "#b7dfb0",
@@ -33,7 +32,6 @@ _COLOURS = {
 }
 _LEGEND_OF_OPS = {
     Op.F: "F forward",
-    Op.R: "R recompute",
     Op.L: "L local loss",
     Op.B: "B backward",
     Op.S: "S, H steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -13,7 +14,8 @@ from localprop.rule.rule import Rule
 
 Methods: TypeAlias = "Sequence[str | Rule] | Mapping[str, str | Rule] | str | Rule"
 
-_RECOMPUTE_SUFFIX = " with recompute"
+# "greedy() with recompute", "end_to_end() with recompute=modules"
+_RECOMPUTE = re.compile(r" with recompute(?:=(\S+))?$")
 
 
 @dataclass(frozen=True)
@@ -23,24 +25,27 @@ class MethodSpec:
     Attributes:
         label: its name in the table.
         method: its expression, such as `greedy()`, or a rule.
-        recompute: whether each segment's forward runs again in the backward, to save memory.
+        recompute: which layers run again in the backward, to save memory.
     """
 
     label: str
     method: str | Rule
-    recompute: bool
+    recompute: bool | int | str
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
-        """Parse `EXPRESSION`, `EXPRESSION with recompute` or `LABEL: EXPRESSION`.
+        """Parse `EXPRESSION`, `EXPRESSION with recompute[=LAYERS]` or `LABEL: EXPRESSION`.
 
         Example:
             >>> MethodSpec.parse("mine: greedy() with recompute")
             MethodSpec(label='mine', method='greedy()', recompute=True)
         """
         label, _, expression = text.rpartition(": ")
-        method = expression.removesuffix(_RECOMPUTE_SUFFIX)
-        return cls((label or expression).strip(), method.strip(), recompute=method != expression)
+        found = _RECOMPUTE.search(expression)
+        method = expression[: found.start()] if found else expression
+        layers = found[1] if found else None
+        recompute = int(layers) if layers and layers.isdigit() else layers or bool(found)
+        return cls((label or expression).strip(), method.strip(), recompute)
 
 
 def filter_trainable(

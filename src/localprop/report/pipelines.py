@@ -226,7 +226,6 @@ def _lower_method(
         wiring,
         placement,
         setting.microbatches,
-        recomputed=measured.seconds.recomputed,
         replicas=setting.replicas,
         order=order.order,
         cost=measured.seconds,

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from localprop.schedule.placement import Placement
-from localprop.schedule.schedule import RECEIVES, REDUCES, Action, Op, insert_recomputes
+from localprop.schedule.schedule import RECEIVES, REDUCES, Action, Op
 from localprop.schedule.wiring import Wiring
 
 
@@ -100,17 +100,6 @@ def split_deferred(actions: Sequence[Action], remote: set[Action]) -> SplitActio
         else:
             split.current.append(action)
     return split
-
-
-def insert_split_recomputes(split: SplitActions, recomputed: frozenset[int]) -> SplitActions:
-    """Insert the recomputes of both halves, each before its segment's first backward.
-
-    The order of the two halves counts here, and not the order before the split: if the first
-    backward of a segment is deferred, so is the recompute.
-    """
-    complete = list(insert_recomputes(split.join(), recomputed))
-    current = len(list(insert_recomputes(split.current, recomputed)))
-    return SplitActions(complete[:current], complete[current:])
 
 
 # --- the steady loop --------------------------------------------------------------------------

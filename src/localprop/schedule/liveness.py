@@ -100,8 +100,8 @@ def check_hazards(
 ) -> None:
     """Check that no two batches meet in what exists once: parameters and `.grad`.
 
-    Parameters must stay between a forward and its last backward, which may run the segment again;
-    a step must find the gradients of its own batch, and of no other. Three rounds of the loop are
+    Parameters must stay between a forward and its last backward, which may run layers again; a
+    step must find the gradients of its own batch, and of no other. Three rounds of the loop are
     looked at, which is one more than any action is deferred by.
 
     Args:
@@ -121,8 +121,8 @@ def check_hazards(
     owed: dict[tuple[Op, int, int | None], int] = {}
     for batch, action in unroll(schedule, 3):
         op, segment = action.op, action.segment
-        # The graph has saved the parameters, and R reads them again: until the last backward of
-        # this micro-batch they must not change.
+        # The graph has saved the parameters, and calls that run again read them: until the last
+        # backward of this micro-batch they must not change.
         if op is Op.F and backwards[segment, action.microbatch]:
             graphs.update(steps_of(segment))
         if op is Op.B:

@@ -15,7 +15,7 @@ gradients are summed in a fixed order.
 1. which actions wait for which (`find_dependencies`, sums over replicas, the pipeline's order);
 2. one order of actions per rank (rank_order.py);
 3. sends, each right after the action that makes the message (messages.py);
-4. a split into current and deferred actions, and recomputes (deferral.py);
+4. a split into current and deferred actions (deferral.py);
 5. receives, each right before its first use (messages.py);
 6. the steady loop: this batch's current actions and the last batch's deferred ones (deferral.py).
 """
@@ -26,7 +26,6 @@ from collections import defaultdict, deque
 
 from localprop.schedule.deferral import (
     find_remote_dependents,
-    insert_split_recomputes,
     merge_deferred,
     split_deferred,
 )
@@ -54,7 +53,6 @@ def lower(
     placement: Placement,
     microbatches: int = 1,
     *,
-    recomputed: frozenset[int] = frozenset(),
     replicas: int = 1,
     order: str = "1f1b",
     cost: ActionCost | None = None,
@@ -65,7 +63,6 @@ def lower(
         wiring: segments, flows and objectives.
         placement: the segments of each stage.
         microbatches: the number of micro-batches that each replica splits its batch into.
-        recomputed: the segments that run a second time before their backward.
         replicas: the number of replicas; with more than one, gradients are summed over them.
         order: "1f1b" runs backwards as early as possible and keeps few micro-batches in flight
             (PipeDream-flush, Narayanan et al. 2021, arXiv 2006.09503). "gpipe" runs all forwards
@@ -80,8 +77,7 @@ def lower(
     remote = find_remote_dependents(waits, placement)
     ordered = order_ranks(waits, stages, cost or uniform_action_cost(wiring))
     split = [
-        insert_split_recomputes(split_deferred(actions, remote), recomputed)
-        for actions in insert_sends(wiring, placement, ordered)
+        split_deferred(actions, remote) for actions in insert_sends(wiring, placement, ordered)
     ]
     complete = [insert_receives(wiring, placement, rank, split) for rank in range(len(stages))]
     return tuple(

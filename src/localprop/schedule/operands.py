@@ -12,16 +12,16 @@ A schedule is a program, and these are its variables. A value is named after whe
 ===========  ============================================  ================  ==================
 value        what it is                                    written by        read by
 ===========  ============================================  ================  ==================
-x, y         the network's input and the targets           the step          F, R, L
-h2           the output of segment 2, detached, dense      F, RECV_F         next F, R, SEND_F
+x, y         the network's input and the targets           the step          F, L
+h2           the output of segment 2, detached, dense      F, RECV_F         next F, SEND_F
 f2           what losses at the end of segment 2 see       F                 L
-c2           the input of module 2, for later contexts     F, RECV_C         F, R, SEND_C
+c2           the input of module 2, for later contexts     F, RECV_C         F, SEND_C
 i2           the input of module 2, for losses             F                 L
-graph2       the graph of segment 2, at its injected root  F, or R           B
-leaf2        the input of segment 2, a leaf of that graph  F, or R           B
+graph2       the graph of segment 2, at its injected root  F                 B
+leaf2        the input of segment 2, a leaf of that graph  F                 B
 skips2       what else lives at its beginning (`Skips`)    F                 B
 t:name       an inner output that a loss looks at          F                 L
-e:name       its place in the graph                        F, or R           B
+e:name       its place in the graph                        F                 B
 d:name.1<3L  its gradient from loss 3, for flow 1          L                 B
 g2.1<3B      a part of h2's gradient, flow 1, from 3B      L, B, RECV_B      B, SEND_B
 gs2.1<3B     the same of what else lives at that end       B                 B
@@ -182,7 +182,6 @@ class _OperandRules:
 
     def __init__(self, wiring: Wiring, actions: list[Action], replicas: int) -> None:
         self.wiring = wiring
-        self.recomputed = {action.segment for action in actions if action.op is Op.R}
         self.objectives: dict[int, list[Objective]] = defaultdict(list)
         for objective in wiring.objectives:
             self.objectives[objective.segment].append(objective)
@@ -198,7 +197,6 @@ class _OperandRules:
         self.apart = find_flows_set_apart(wiring, microbatches * replicas)
         self._reads: dict[Op, Callable[[Action], Iterator[Value]]] = {
             Op.F: self._forward_reads,
-            Op.R: self._recompute_reads,
             Op.L: self._loss_reads,
             Op.B: self._backward_reads,
             Op.S: self._step_reads,
@@ -208,7 +206,6 @@ class _OperandRules:
         }
         self._writes: dict[Op, Callable[[Action], Iterator[Value]]] = {
             Op.F: self._forward_writes,
-            Op.R: self._graph_writes,
             Op.L: self._loss_writes,
             Op.B: self._backward_writes,
         }
@@ -235,7 +232,7 @@ class _OperandRules:
         # SEND_B and RECV_B bear the segment and the flow of the backward that makes the gradient.
         return name_gradient(self.wiring, Action(Op.B, segment, action.flow, microbatch))
 
-    # --- F and R --------------------------------------------------------------------------------
+    # --- F --------------------------------------------------------------------------------------
 
     def _forward_reads(self, action: Action) -> Iterator[Value]:
         segment, microbatch = action.segment, action.microbatch
@@ -248,11 +245,6 @@ class _OperandRules:
             for source in self.wiring.sources[self.wiring.segments[segment].module]:
                 yield name_context(source.module, microbatch)
 
-    def _recompute_reads(self, action: Action) -> Iterator[Value]:
-        yield from self._forward_reads(action)
-        if action.segment:  # the layers before are skipped: only the length of the input counts
-            yield Value(Kind.INPUT, microbatch=action.microbatch)
-
     def _forward_writes(self, action: Action) -> Iterator[Value]:
         segment, microbatch = action.segment, action.microbatch
         module = self.wiring.segments[segment].module
@@ -261,19 +253,12 @@ class _OperandRules:
         if self.wiring.segments[segment].starts_module:
             yield Value(Kind.CONTEXT, module, microbatch=microbatch)
             yield Value(Kind.MODULE_INPUT, module, microbatch=microbatch)
-        for name in self.taps[segment]:
-            yield Value(Kind.TAP, name, microbatch=microbatch)
-        # A segment that runs again builds no graph the first time: R writes it instead.
-        if segment not in self.recomputed:
-            yield from self._graph_writes(action)
-
-    def _graph_writes(self, action: Action) -> Iterator[Value]:
-        segment, microbatch = action.segment, action.microbatch
         yield Value(Kind.GRAPH, segment, microbatch=microbatch)
         yield Value(Kind.LEAF, segment, microbatch=microbatch)
         if self.skips_before(segment):
             yield Value(Kind.SKIPS, segment, microbatch=microbatch)
         for name in self.taps[segment]:
+            yield Value(Kind.TAP, name, microbatch=microbatch)
             yield Value(Kind.TAP_EDGE, name, microbatch=microbatch)
 
     # --- L --------------------------------------------------------------------------------------

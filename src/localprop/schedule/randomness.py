@@ -6,11 +6,12 @@ recomputed, and after a run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 
 import torch
+from torch import Tensor
 
 # What random draws depend on, besides the seed and the step: of which forward or loss they are.
 Draw = tuple[str | int, ...]
@@ -55,12 +56,20 @@ class SeededGenerators:
         for generator in self._all:
             generator.manual_seed(seed)
 
+    def read(self) -> list[Tensor]:
+        """The states of all generators."""
+        return [generator.get_state() for generator in self._all]
+
+    def write(self, states: Iterable[Tensor]) -> None:
+        """Put all generators into states that `read` has given."""
+        for generator, state in zip(self._all, states, strict=True):
+            generator.set_state(state)
+
     @contextmanager
     def preserved(self) -> Iterator[None]:
         """Restore the caller's random state at the end."""
-        states = [generator.get_state() for generator in self._all]
+        states = self.read()
         try:
             yield
         finally:
-            for generator, state in zip(self._all, states, strict=True):
-                generator.set_state(state)
+            self.write(states)

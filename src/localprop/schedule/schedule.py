@@ -23,7 +23,6 @@ class Op(StrEnum):
     """The instruction set of the engine."""
 
     F = "F"  # forward of a segment
-    R = "R"  # recompute: the forward of a segment again, before its backward, with a graph
     L = "L"  # local loss at the end of a segment: forward and backward; gradients accumulate
     H = "H"  # optimizer step of the loss's own parameters (auxiliary network, loss)
     B = "B"  # backward of one flow through a segment
@@ -55,7 +54,6 @@ class Action(NamedTuple):
 
     =============  ================================================================
     3F2            the forward of segment 3 in micro-batch 2
-    3R2            the same again, with a graph, for its backward
     3B             the backward of segment 3 in micro-batch 0, of its only flow
     3B2.1          the backward of flow 1 through it, one of several, in micro-batch 2
     3L, 3L.1       of two losses at the end of segment 3 the first and the second
@@ -134,24 +132,19 @@ class Schedule(tuple[Action, ...]):
         return cls(Action.parse(word) for word in text.split())
 
     @classmethod
-    def compile(
-        cls, wiring: Wiring, microbatches: int = 1, recomputed: frozenset[int] = frozenset()
-    ) -> Schedule:
+    def compile(cls, wiring: Wiring, microbatches: int = 1) -> Schedule:
         """Compile a wiring.
 
         Args:
             wiring: segments, flows and objectives.
             microbatches: how many parts a batch is run in; gradients accumulate over them.
-            recomputed: segments that are run again before their backward.
 
         Raises:
             BadInput: fewer than one micro-batch.
         """
         check([f"microbatches={microbatches} must be 1 or more."] if microbatches < 1 else [])
         whole = (range(len(wiring.segments)),)
-        return cls(
-            insert_recomputes(_in_order(find_dependencies(wiring, microbatches, whole)), recomputed)
-        )
+        return cls(_in_order(find_dependencies(wiring, microbatches, whole)))
 
 
 # Steps and backwards free memory and forwards take it, so forwards come last. Sums over replicas
@@ -187,20 +180,6 @@ def urgency(action: Action) -> tuple[int, int, int, int]:
         action.segment,
         -1 if action.flow is None else action.flow,
     )
-
-
-def insert_recomputes(actions: Iterable[Action], recomputed: frozenset[int]) -> Iterator[Action]:
-    """The actions with each recomputed segment's second forward, right before its first
-    backward.
-    """
-    done: set[tuple[int, int]] = set()
-    for action in actions:
-        place = (action.segment, action.microbatch)
-        # Not earlier, since the new graph takes memory; and once, since later flows share it.
-        if action.op is Op.B and action.segment in recomputed and place not in done:
-            done.add(place)
-            yield Action(Op.R, action.segment, None, action.microbatch)
-        yield action
 
 
 def unroll(rank_schedule: Schedule, steps: int) -> Iterator[tuple[int, Action]]:

@@ -30,8 +30,8 @@ def find_spans(partition: Partition, table: CreditTable) -> list[range]:
     for before in reversed(range(len(layers) - 1)):
         layer = before + 1
         same_module = partition.module_of(layer) == partition.module_of(before)
-        # Equal columns do not join modules: losses, contexts, recomputes and ranks all begin and
-        # end where a module does.
+        # Equal columns do not join modules: losses, contexts and ranks all begin and end where a
+        # module does.
         is_cut = not same_module or table.column(layer) != table.column(before)
         if is_cut or any(each.until > following for each in layers.handed_on[before]):
             starts.append(layer)

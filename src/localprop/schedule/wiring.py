@@ -232,11 +232,6 @@ class Wiring:
         """
         return self._steps[segment]
 
-    @property
-    def recomputable(self) -> frozenset[int]:
-        """All segments that learn but the last, whose backward follows its forward at once."""
-        return frozenset(s for s, flows in enumerate(self.flows[:-1]) if flows)
-
     def to(self, device: torch.device) -> None:
         """Move heads and encoders to a device, in the dtypes of their inputs."""
         dtypes = self.layers.dtypes

@@ -87,7 +87,9 @@ class Config:
         seed: seed of initial weights, data order, augmentation and every random draw of a step.
         device: auto (the accelerator if there is one), cpu, or one of torch's names such as cuda:1.
         precision: fp32, or bf16 (autocast).
-        recompute: compute activations again before a backward instead of keeping them.
+        recompute: compute activations again in the backward instead of keeping them: of all layers,
+            of every n-th (2), of some ("blocks.1,blocks.2", "blocks.*"), or of the layers of each
+            module together ("modules").
         microbatches: micro-batches that a batch is split into; gradients accumulate.
         replicas: under torchrun, the number of pipelines; each gets its share of every batch, in
             that many micro-batches.
@@ -140,7 +142,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     precision: str = "fp32"
-    recompute: bool = False
+    recompute: bool | int | str = False
     microbatches: int = 1
     replicas: int = 1
     timeout_s: float = 300.0

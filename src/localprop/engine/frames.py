@@ -1,0 +1,369 @@
+"""Frames: what calls save for their backward is dropped, and made again by a second run.
+
+::
+
+    F    h0 ──► call ──► h1         what it saves passes through the frame, which drops it
+    B    g0 ◄── call ◄── g1         the first saved tensor that is asked for: the call runs again,
+                                    and what it saves stays until autograd lets go of it
+
+So a call runs again once, also where several flows follow. What it needs for that are its
+arguments, which are references, and what recompute.py keeps of the state around it.
+
+The mechanism is that of gradient checkpointing (Chen et al. 2016, arXiv 1604.06174), in the form
+without reentrant backwards that torch.utils.checkpoint has. That one runs again for each flow.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from localprop.network.outputs import list_tensors
+
+
+class NotContinued(Exception):
+    """A call does not continue a frame: something between the calls takes part in the gradient."""
+
+
+class OtherRun(Exception):
+    """A second run has saved other tensors than the first."""
+
+
+class StopRunning(Exception):
+    """Ends a second run: the call has returned, or all that is needed has been saved.
+
+    Attributes:
+        output: what the call has returned.
+    """
+
+    def __init__(self, output: Any = None) -> None:
+        super().__init__()
+        self.output = output
+
+
+class Argument(NamedTuple):
+    """A tensor among the arguments of a call.
+
+    Attributes:
+        tensor: the tensor, without its place in a graph.
+        requires_grad: whether it had one.
+        version: its version counter at that moment.
+        is_copy: whether it is a copy, since the model writes into the tensor later.
+    """
+
+    tensor: Tensor
+    requires_grad: bool
+    version: int
+    is_copy: bool
+
+    def give(self) -> Tensor:
+        """The tensor for a second run."""
+        tensor = self.tensor.detach().requires_grad_(self.requires_grad)
+        return tensor.clone() if self.is_copy else tensor  # nobody may write into a leaf
+
+
+class HandedOver(NamedTuple):
+    """Stands for an argument that the call before has returned, by its place."""
+
+    position: int
+
+
+class Arguments(NamedTuple):
+    """The arguments of a call, with `Argument` and `HandedOver` in the places of tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def give(self, before: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments for a second run, in which the call before has returned these tensors."""
+
+        def give(leaf: Any) -> Any:
+            if isinstance(leaf, HandedOver):
+                return before[leaf.position]
+            return leaf.give() if isinstance(leaf, Argument) else leaf
+
+        args, kwargs = tree_map(give, tuple(self), is_leaf=_is_stand_in)
+        return args, kwargs
+
+    def are_overwritten(self) -> bool:
+        """Whether somebody has written into a tensor since the call began."""
+        return any(each.tensor._version != each.version for each in self._list())
+
+    def list_tensors(self) -> Iterator[Tensor]:
+        """The tensors that come from outside of the frame."""
+        return (each.tensor for each in self._list())
+
+    def _list(self) -> Iterator[Argument]:
+        leaves = tree_leaves(tuple(self), is_leaf=_is_stand_in)
+        return (leaf for leaf in leaves if isinstance(leaf, Argument))
+
+
+def _is_stand_in(leaf: object) -> bool:
+    return isinstance(leaf, (Argument, HandedOver))
+
+
+class Held:
+    """A saved tensor: itself, or nothing while its frame has dropped it.
+
+    Attributes:
+        tensor: the tensor.
+        version: its version counter, which torch leaves to hooks.
+    """
+
+    __slots__ = ("__weakref__", "_device", "_dtype", "_place", "_storage", "tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+        self.version = tensor._version
+
+    @property
+    def storage(self) -> torch.UntypedStorage:
+        """Its storage, before it is dropped."""
+        assert self.tensor is not None
+        return self.tensor.untyped_storage()
+
+    def drop(self) -> None:
+        """Let go of the tensor."""
+        assert self.tensor is not None
+        tensor, self.tensor = self.tensor, None
+        self._place = tensor.storage_offset(), tensor.shape, tensor.stride()
+        self._dtype, self._device = tensor.dtype, tensor.device
+        self._storage = weakref.ref(tensor.untyped_storage())
+
+    def find(self) -> bool:
+        """Take the tensor again if somebody else has kept it, as the next layer does its input.
+
+        Nobody can have written into it: autograd forbids that for what it has saved.
+        """
+        storage = self._storage()
+        if storage is not None:
+            empty = torch.empty(0, dtype=self._dtype, device=self._device)
+            self._take(empty.set_(storage, *self._place))
+        return storage is not None
+
+    def fill(self, tensor: Tensor) -> None:
+        """Take the tensor of a second run.
+
+        Raises:
+            OtherRun: it has another shape or dtype.
+        """
+        shape = self._place[1]
+        if (tensor.shape, tensor.dtype) != (shape, self._dtype):
+            raise OtherRun(
+                f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} was saved instead of "
+                f"{tuple(shape)} and {self._dtype}"
+            )
+        self._take(tensor)
+
+    def _take(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+
+class Frame:
+    """What some calls save, each of which runs on what the one before has returned.
+
+    Args:
+        parameters: the storages of the model's parameters, which live anyway.
+        run_again: called where a saved tensor is missing; fills the frame (`SecondRun`).
+    """
+
+    def __init__(self, parameters: set[int], run_again: Callable[[Frame], None]) -> None:
+        self._parameters, self._run_again = parameters, run_again
+        # Storages of arguments, with the bytes that live for the frame alone.
+        self._arguments: dict[int, int] = {}
+        self._held: list[weakref.ref[Held] | None] = []
+        self._hooks: saved_tensors_hooks | None = None
+        # What the last call has returned: by id, the tensor, its place and its version.
+        self._returned: dict[int, tuple[weakref.ref[Tensor], int, int]] | None = None
+        # The storages of that.
+        self._outputs = set[int]()
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, copied: bool) -> Arguments:
+        """Begin a call: from here on, what is saved passes through the frame.
+
+        Args:
+            args: its arguments.
+            kwargs: those given by name.
+            copied: keep copies of tensors, since the model writes into one of them.
+
+        Raises:
+            NotContinued: an argument with a gradient is not what the call before has returned.
+        """
+        arguments = Arguments(
+            *tree_map_only(Tensor, lambda tensor: self._record(tensor, copied), (args, kwargs))
+        )
+        self._hooks = saved_tensors_hooks(self._pack, self._unpack)
+        self._hooks.__enter__()
+        return arguments
+
+    def end(self, output: Any) -> None:
+        """The call returns."""
+        # The hooks know the frame, so a frame that knew them could not die at once.
+        hooks, self._hooks = self._hooks, None
+        assert hooks is not None
+        hooks.__exit__(None, None, None)
+        returned = list_tensors(output)
+        self._returned = {
+            id(tensor): (weakref.ref(tensor), place, tensor._version)
+            for place, tensor in enumerate(returned)
+        }
+        storages = map(storage_of, returned)
+        self._outputs = {each._cdata for each in storages if each is not None}
+
+    def close(self) -> list[Held] | None:
+        """Drop what has been saved, if more bytes get free than the frame itself holds.
+
+        Returns:
+            What is returned by the last call and saved, too, and has not been dropped yet: most
+            often it lives on as an argument of the next call. None if all is kept.
+        """
+        self._returned = None
+        freed: dict[int, int] = {}
+        dropped, outputs = list[Held](), list[Held]()
+        for held in self.list_held().values():
+            storage = held.storage
+            if storage._cdata in self._outputs:
+                outputs.append(held)
+            else:
+                dropped.append(held)
+                freed[storage._cdata] = storage.nbytes()
+        if sum(freed.values()) <= sum(self._arguments.values()):
+            return None
+        for held in dropped:
+            held.drop()
+        return outputs
+
+    def holds(self, storage: torch.UntypedStorage) -> bool:
+        """Whether an argument has this storage."""
+        return storage._cdata in self._arguments
+
+    def list_held(self) -> dict[int, Held]:
+        """What autograd still has of what was saved, by its place in the order of saving."""
+        found = ((place, ref()) for place, ref in enumerate(self._held) if ref is not None)
+        return {place: held for place, held in found if held is not None}
+
+    def _record(self, tensor: Tensor, copied: bool) -> Any:
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        if self._returned is not None:
+            known = self._returned.get(id(tensor))
+            if known is not None and known[0]() is tensor and known[2] == tensor._version:
+                return HandedOver(known[1])
+            if tensor.requires_grad:
+                raise NotContinued
+        kept = tensor.detach().clone() if copied else tensor.detach()
+        storage = storage_of(kept)
+        if storage is not None:
+            # Constants, as masks and the batch are, live anyway.
+            lives_for_us = tensor.requires_grad or copied
+            self._arguments[storage._cdata] = storage.nbytes() if lives_for_us else 0
+        return Argument(kept, tensor.requires_grad, kept._version, copied)
+
+    def _pack(self, tensor: Tensor) -> Held:
+        held = Held(tensor.detach())  # an output would hold its own graph
+        self._held.append(weakref.ref(held) if self._may_drop(tensor) else None)
+        return held
+
+    def _may_drop(self, tensor: Tensor) -> bool:
+        storage = storage_of(tensor)
+        if storage is None or storage._cdata in self._parameters:
+            return False
+        if storage._cdata in self._arguments:
+            # What operations save of the arguments lives with the frame or without it.
+            self._arguments[storage._cdata] = 0
+            return False
+        return True
+
+    def _unpack(self, saved: Held) -> Tensor:
+        if saved.tensor is None:
+            self._run_again(self)
+        if saved.tensor is not None and saved.tensor._version != saved.version:
+            raise RuntimeError(
+                "a variable needed for gradient computation has been modified by an inplace "
+                f"operation: a tensor of shape {tuple(saved.tensor.shape)}"
+            )
+        # Who only looks (`Recompute.peeking`) gets nothing.
+        return torch.empty(0) if saved.tensor is None else saved.tensor
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor, if it has a single one."""
+    is_strided = tensor.layout is torch.strided and not tensor.is_nested
+    return tensor.untyped_storage() if is_strided else None
+
+
+class SecondRun:
+    """Fills what a frame has dropped, in the order in which it was saved.
+
+    Args:
+        frame: the frame.
+
+    Attributes:
+        is_complete: whether all is there.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        dropped = ((p, held) for p, held in frame.list_held().items() if held.tensor is None)
+        self._missing = {place: held for place, held in dropped if not held.find()}
+        self._last, self._count = max(self._missing, default=0), 0
+        self.is_complete = not self._missing
+
+    def fill(self, run: Callable[[], object]) -> None:
+        """Run calls again.
+
+        Args:
+            run: runs them; it may be left by `StopRunning`.
+
+        Raises:
+            OtherRun: they saved other tensors than in their first run.
+        """
+        if self.is_complete:
+            return
+        with torch.enable_grad(), saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            run()
+        if not self.is_complete:
+            raise OtherRun("fewer tensors were saved")
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        place, self._count = self._count, self._count + 1
+        if place in self._missing:
+            self._missing[place].fill(tensor)
+        if place == self._last:
+            self.is_complete = True
+            raise StopRunning
+        return tensor
+
+
+# --- hooks of others ----------------------------------------------------------------------------
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Whether somebody's hooks see what is saved now, as in a checkpoint of the model's own."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+@contextmanager
+def unhooked_saved_tensors() -> Iterator[None]:
+    """Within the context, autograd saves tensors itself.
+
+    A model that checkpoints its own blocks may be cut within a checkpoint. That counts what is
+    saved, by hooks, and expects as much in its recomputation. What local losses save is not the
+    model's: it must not be counted.
+    """
+    hooks = []
+    while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
+        hooks.append(top)
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)

@@ -1,0 +1,276 @@
+"""Calls of modules that run again, and what a second run needs besides their arguments."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from localprop.engine.frames import Arguments, SecondRun, StopRunning
+from localprop.network.attributes import AttributeWatch, Kept, put_right
+from localprop.network.outputs import list_tensors
+from localprop.schedule.randomness import SeededGenerators
+
+# --- random state -------------------------------------------------------------------------------
+
+
+class Draws(NamedTuple):
+    """The states of the generators of torch, Python and numpy.
+
+    Attributes:
+        torch: by generator.
+        python: as `random.getstate` gives it.
+        numpy: as `numpy.random.get_state` gives it, or only the bytes of its generator.
+    """
+
+    torch: list[Tensor]
+    python: tuple[Any, ...]
+    numpy: Any
+
+    def equal(self, other: Draws) -> bool:
+        """Whether nobody has drawn between the two."""
+        # Python's state is its words, the place among them, and half of a pair of normal numbers.
+        ours, theirs = self.python, other.python
+        return (
+            ours[1][-1] == theirs[1][-1]
+            and ours[1][0] == theirs[1][0]
+            and ours[2] == theirs[2]
+            and all(map(torch.equal, self.torch, other.torch))
+            and _same_numbers(self.numpy, other.numpy)
+        )
+
+
+def _same_numbers(one: Any, other: Any) -> bool:
+    """Whether two states of numpy's generator are the same."""
+    if isinstance(one, dict):
+        return all(_same_numbers(each, other[key]) for key, each in one.items())
+    return bool(numpy.all(one == other)) if isinstance(one, numpy.ndarray) else one == other
+
+
+class DrawWatch:
+    """Watches what the calls of a module draw.
+
+    Reading numpy's whole state takes longer than all else here, so once a call has drawn nothing
+    from it, only the bytes of its generator are compared.
+    """
+
+    def __init__(self, generators: SeededGenerators) -> None:
+        self._generators = generators
+        # None before the first call.
+        self._draws_numpy: bool | None = None
+
+    def read(self) -> Draws:
+        """The states now."""
+        return Draws(self._generators.read(), random.getstate(), self._read_numpy())
+
+    def find_draws(self, before: Draws) -> Draws | None:
+        """The states before a call, if it has drawn.
+
+        Raises:
+            LookupError: it has, and the state before is not known. The next call's will be.
+        """
+        after = self.read()  # of the same kind as the state before: nothing has been learnt since
+        drawn = not _same_numbers(before.numpy, after.numpy)
+        self._draws_numpy = self._draws_numpy or drawn
+        if drawn and isinstance(before.numpy, bytes):
+            raise LookupError
+        return None if before.equal(after) else before
+
+    def _read_numpy(self) -> Any:
+        generator = numpy.random.get_bit_generator()  # type: ignore[attr-defined]
+        if self._draws_numpy is not False or not isinstance(generator, numpy.random.MT19937):
+            return numpy.random.get_state(legacy=False)
+        # 624 words and the place among them.
+        return ctypes.string_at(generator.ctypes.state_address, 2500)
+
+    @contextmanager
+    def set_back(self, draws: Draws | None) -> Iterator[None]:
+        """Within the context, all is drawn as after these states; then the caller's return."""
+        if draws is None:
+            yield
+            return
+        state = numpy.random.get_state(legacy=False)
+        now = Draws(self._generators.read(), random.getstate(), state)
+        self._write(draws)
+        try:
+            yield
+        finally:
+            self._write(now)
+
+    def _write(self, draws: Draws) -> None:
+        self._generators.write(draws.torch)
+        random.setstate(draws.python)
+        if not isinstance(draws.numpy, bytes):
+            numpy.random.set_state(draws.numpy)
+
+
+# --- autocast -----------------------------------------------------------------------------------
+
+
+class Autocast(NamedTuple):
+    """How a call casts its inputs.
+
+    Attributes:
+        modes: by type of device, whether autocast is on, and its dtype.
+        cached: whether casts of weights are kept.
+    """
+
+    modes: tuple[tuple[str, bool, torch.dtype], ...]
+    cached: bool
+
+    @classmethod
+    def read(cls, device_types: Iterable[str]) -> Autocast:
+        """As it is now."""
+        modes = (
+            (each, torch.is_autocast_enabled(each), torch.get_autocast_dtype(each))
+            for each in device_types
+        )
+        return cls(tuple(modes), torch.is_autocast_cache_enabled())
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Cast like this within the context."""
+        with ExitStack() as stack:
+            for device_type, enabled, dtype in self.modes:
+                stack.enter_context(_cast(device_type, enabled, dtype, self.cached))
+            yield
+
+
+def _cast(
+    device_type: str, enabled: bool, dtype: torch.dtype, cached: bool
+) -> AbstractContextManager[object]:
+    # A disabled autocast of an unusual dtype warns, though it does nothing.
+    if not enabled:
+        return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, dtype, cache_enabled=cached)
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+class WatchedModule:
+    """A module whose calls run again.
+
+    Args:
+        name: of the module.
+        module: the module.
+        generators: torch's.
+
+    Attributes:
+        chains: by the number of a call, the chain that it belongs to, which shares a frame.
+        copied: the numbers of calls into whose arguments the model writes.
+        count: how many calls of this forward have begun.
+        is_compared: whether a second run has been compared with its first.
+    """
+
+    def __init__(self, name: str, module: nn.Module, generators: SeededGenerators) -> None:
+        self.name, self.module = name, module
+        self.chains: dict[int, int] = {}
+        self.copied: set[int] = set()
+        self.count = 0
+        self.is_compared = False
+        self.draws, self.attributes = DrawWatch(generators), AttributeWatch(module)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The call that has begun last."""
+        return self.name, self.count
+
+
+@dataclass
+class RecordedCall:
+    """A call to run again.
+
+    Attributes:
+        watched: of the module.
+        number: which of its calls.
+        arguments: what it ran on.
+        autocast: how it casts.
+        draws: the random state before it, if it has drawn.
+        changes: the attributes that it has changed, as they were before.
+    """
+
+    watched: WatchedModule
+    number: int
+    arguments: Arguments
+    autocast: Autocast
+    draws: Draws | None = None
+    changes: list[Kept] = field(default_factory=list)
+
+    def run(self, before: list[Tensor]) -> Any:
+        """What the call returns, given the tensors that the call before has returned."""
+        args, kwargs = self.arguments.give(before)
+        draws = self.watched.draws.set_back(self.draws)
+        with put_right(self.changes), draws, self.autocast.applied():
+            try:
+                return self.watched.module(*args, **kwargs)
+            except StopRunning as stop:
+                return stop.output
+
+
+@dataclass(eq=False)
+class Chain:
+    """Calls that run again together.
+
+    Attributes:
+        number: of the chain.
+        calls: those that have begun.
+        stored: whether what they save must be kept.
+        sums: of their first run, the sums of what was dropped, by place; None if not compared.
+        running: the call that runs again now.
+        depth: how many calls of its module have begun and not ended: it may call itself.
+    """
+
+    number: int
+    calls: list[RecordedCall] = field(default_factory=list)
+    stored: bool = False
+    sums: dict[int, Tensor] | None = None
+    running: RecordedCall | None = None
+    depth: int = 0
+
+    def run(self, again: SecondRun) -> None:
+        """Run the calls again, until all is saved that is needed."""
+        returned: list[Tensor] = []
+        for call in self.calls:
+            self.running, self.depth = call, 0
+            returned = list_tensors(call.run(returned))
+            if again.is_complete:
+                break
+        self.running = None
+
+    def forget(self) -> None:
+        """Let go of what a second run needs."""
+        self.calls.clear()
+        self.sums = None
+
+    def list_tensors(self) -> Iterator[Tensor]:
+        """What is kept for the second run."""
+        for call in self.calls:
+            yield from call.arguments.list_tensors()
+            yield from (kept.copy for kept in call.changes if isinstance(kept.copy, Tensor))
+        yield from (self.sums or {}).values()
+
+    def enter(self, watched: WatchedModule) -> None:
+        """A module begins a call, within one that runs again."""
+        self.depth += self._runs(watched)
+
+    def leave(self, watched: WatchedModule, output: Any) -> None:
+        """It ends; so does the second run if it is the one that runs again."""
+        if output is not None and self._runs(watched):  # None: it has failed, or been stopped
+            self.depth -= 1
+            if not self.depth:
+                # Users' hooks come after this one, and do not see a second return.
+                raise StopRunning(output)
+
+    def _runs(self, watched: WatchedModule) -> bool:
+        return self.running is not None and self.running.watched is watched
+
+    def __str__(self) -> str:
+        return ", ".join(repr(call.watched.name) for call in self.calls)

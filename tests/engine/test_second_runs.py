@@ -1,0 +1,224 @@
+"""Layers with state that run again: equal to a plain loop to the bit, and nothing counts twice."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+
+import localprop as lp
+from tests.helpers.reference import sgd
+from tests.helpers.stateful_layers import LAYERS, WIDTH, Block
+
+GENERATOR = torch.Generator().manual_seed(0)
+BATCHES = [(torch.randn(8, WIDTH, generator=GENERATOR), torch.arange(8) % 3) for _ in range(4)]
+
+
+def build(layer: str) -> nn.Module:
+    torch.manual_seed(0)
+    blocks = [LAYERS[layer]() for _ in range(3)]
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), *blocks, nn.Linear(WIDTH, 3))
+
+
+def list_state(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What a module holds, but for what torch holds for itself."""
+    own = set(vars(nn.Module()))
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        yield name, tensor.detach()
+    for path, each in module.named_modules():
+        for key, value in vars(each).items():
+            if key in own or isinstance(value, (torch.Generator, random.Random)):
+                continue
+            if isinstance(value, (Tensor, int, float, list, deque, dict, set)):
+                yield f"{path}.{key}", value
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    for (name, value), (_, expected) in zip(list_state(one), list_state(other), strict=True):
+        if isinstance(value, Tensor):
+            assert torch.equal(value, expected), name
+        else:
+            assert value == expected, name
+
+
+def train(
+    layer: str, rule: lp.Rule, recompute: Any, modules: int, **options: Any
+) -> tuple[nn.Module, lp.Learner]:
+    model = build(layer)
+    learner = lp.Learner(
+        model, rule, modules=modules, optimizer=sgd, sample=BATCHES[0], recompute=recompute,
+        **options,
+    )  # fmt: skip
+    random.seed(0)
+    numpy.random.seed(0)
+    for batch in BATCHES:
+        learner.step(batch)
+    return model, learner
+
+
+@pytest.mark.parametrize("recompute", [True, "modules", 2])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_end_to_end_with_state_is_bit_equal_to_stored(layer: str, recompute: Any) -> None:
+    stored, _ = train(layer, lp.end_to_end(), False, 2)
+    again, learner = train(layer, lp.end_to_end(), recompute, 2)
+    assert_same(again, stored)
+    assert learner.engine.recompute is not None
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (lp.greedy(), {}),
+        (lp.backlink(), {"microbatches": 2}),
+        (lp.interlocking(), {}),
+    ],
+    ids=["greedy", "backlink in two parts", "interlocking"],
+)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_local_rules_with_state_are_bit_equal_to_stored(
+    layer: str, rule: lp.Rule, options: dict[str, int]
+) -> None:
+    stored, _ = train(layer, rule, False, 4, **options)
+    again, _ = train(layer, rule, True, 4, **options)
+    assert_same(again, stored)
+
+
+@pytest.mark.parametrize("rule", [lp.end_to_end(), lp.backlink(layers=2), lp.interlocking(3)])
+def test_each_layer_runs_again_once(rule: lp.Rule) -> None:
+    """Also where several flows follow; and users' hooks see no second run."""
+    model = build("batch norm")
+    runs, seen = [0, 0, 0], [0, 0, 0]
+    learner = lp.Learner(model, rule, modules=4, optimizer=sgd, sample=BATCHES[0], recompute=True)
+    for i in range(3):
+        block = model.get_submodule(str(1 + i))
+        assert isinstance(block, Block)
+
+        def count(x: Tensor, i: int = i, weigh: Any = block.weigh) -> Any:
+            runs[i] += 1
+            return weigh(x)
+
+        def see(*_: object, i: int = i) -> None:
+            seen[i] += 1
+
+        block.weigh = count  # type: ignore[method-assign]
+        block.register_forward_hook(see)
+    learner.step(BATCHES[0])
+    assert runs == [2, 2, 2]
+    assert seen == [1, 1, 1]
+
+
+def test_a_layer_that_changes_others_is_refused_in_the_first_step() -> None:
+    class Tells(Block):
+        """Counts at another module."""
+
+        def __init__(self, other: Any) -> None:
+            super().__init__()
+            self.others = (other,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.others[0].told += 1
+            return super().forward(x)
+
+    stem: Any = nn.Linear(WIDTH, WIDTH)
+    stem.told = 0
+    model = nn.Sequential(stem, Tells(stem), nn.Linear(WIDTH, 3))
+    learner = lp.Learner(
+        model, lp.end_to_end(), modules=1, optimizer=sgd, sample=BATCHES[0], recompute=True
+    )
+    with pytest.raises(lp.BadInput, match="'1' changes 'told' outside of itself"):
+        learner.step(BATCHES[0])
+
+
+def test_a_layer_that_reads_what_changes_is_refused_in_the_first_step() -> None:
+    noise = itertools.count()
+
+    class Reads(Block):
+        def weigh(self, x: Tensor) -> Tensor:
+            return x * next(noise)
+
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Reads(), nn.Linear(WIDTH, 3))
+    learner = lp.Learner(
+        model, lp.end_to_end(), modules=1, optimizer=sgd, sample=BATCHES[0], recompute=True
+    )
+    with pytest.raises(lp.BadInput, match="'1' gave other values when it ran again"):
+        learner.step(BATCHES[0])
+
+
+class Cache:
+    """Collects what layers have seen, as models of transformers do."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+
+
+class Caches(nn.Module):
+    """Hands a cache to its layers if it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Remembers() for _ in range(3))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, use_cache: bool = True) -> Tensor:
+        cache = Cache() if use_cache else None
+        for block in self.blocks:
+            x = block(x, cache)
+        output: Tensor = self.head(x)
+        return output
+
+
+class Remembers(Block):
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        if cache is not None:
+            cache.keys.append(x)
+        return super().forward(x)
+
+
+def test_caches_among_the_arguments_are_refused() -> None:
+    with pytest.raises(lp.BadInput, match=r"'blocks.0' changes .*Cache.*use_cache=False"):
+        lp.Learner(
+            Caches(), lp.end_to_end(), modules=2, optimizer=sgd, sample=BATCHES[0], recompute=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("recompute", "message"),
+    [
+        (9, "recompute=9, but there are 5 layers"),
+        (-1, "recompute=-1"),
+        ("nowhere", "'nowhere' names no layer. The layers are: 0, 1, 2"),
+        (["1", "x*"], "'x\\*' names no layer"),
+        (1.5, "recompute=1.5: it must be True"),
+    ],
+)
+def test_choices_that_name_no_layers_are_refused(recompute: Any, message: str) -> None:
+    with pytest.raises(lp.BadInput, match=message):
+        train("dropout", lp.end_to_end(), recompute, 2)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "again"),
+    [(True, [1, 2, 3]), (2, [1, 3]), (["2", "3"], [2, 3]), ("[12]", [1, 2]), (False, [])],
+)
+def test_a_choice_of_layers_runs_again(recompute: Any, again: list[int]) -> None:
+    model = build("counts calls")
+    learner = lp.Learner(
+        model, lp.end_to_end(), modules=2, optimizer=sgd, sample=BATCHES[0], recompute=recompute
+    )
+    runs = dict.fromkeys((1, 2, 3), 0)
+    for i in runs:
+
+        def count(*_: object, i: int = i) -> None:
+            runs[i] += 1
+
+        model.get_submodule(f"{i}.linear").register_forward_hook(count)
+    learner.step(BATCHES[0])
+    assert [i for i, times in runs.items() if times == 2] == again
