@@ -13,7 +13,7 @@ module must save what its first run has saved, and change nothing that is not se
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -34,7 +34,7 @@ from localprop.engine.frames import (
 from localprop.engine.plan import StepPlan
 from localprop.engine.recorded_calls import Autocast, Chain, Draws, RecordedCall, WatchedModule
 from localprop.errors import BadInput
-from localprop.network.attributes import Kept, list_mappings, read_attributes
+from localprop.network.attributes import Kept, Snapshot, list_mappings, read_attributes
 from localprop.network.layers import LayerCall
 from localprop.network.recomputed import Recomputed
 from localprop.schedule.randomness import SeededGenerators
@@ -72,7 +72,7 @@ class Recompute:
         self,
         model: nn.Module,
         calls: list[list[LayerCall]],
-        encoders: Iterable[nn.Module],
+        encoders: Sequence[nn.Module],
         generators: SeededGenerators,
         device_type: str,
     ) -> None:
@@ -87,13 +87,20 @@ class Recompute:
                 if call.is_overwritten:
                     watched.copied.add(call.number)
                 self._last[chain] = (call.name, call.number)
+        # The dicts of all parameters and buffers.
+        self._holders = [
+            holder
+            for network in (model, *encoders)
+            for module in network.modules()
+            for holder in (module._parameters, module._buffers)
+        ]
         for encoder in encoders:
             self._watch("an encoder of contexts", encoder)  # in no chain: calls run one by one
         self._trusts, self._compares_all = False, False
         self._parameters = set[int]()
         # The chain that calls may still join, with its frame; and the call that runs now.
         self._chain: tuple[Chain, Frame] | None = None
-        self._open: tuple[WatchedModule, list[Kept], Draws | None] | None = None
+        self._open: tuple[WatchedModule, Snapshot, Draws | None] | None = None
         # How often the module that runs has called itself.
         self._depth = 0
         # What the chain before has saved of its outputs.
@@ -132,9 +139,8 @@ class Recompute:
         """A forward begins."""
         for watched in self._watched.values():
             watched.count = 0
-        networks = (self._model, *(each.module for each in self._watched.values()))
-        tensors = (t for each in networks for t in (*each.parameters(), *each.buffers()))
-        storages = (storage_of(tensor) for tensor in tensors)
+        tensors = (each for holder in self._holders for each in holder.values() if each is not None)
+        storages = map(storage_of, tensors)
         self._parameters = {each._cdata for each in storages if each is not None}
 
     def end_forward(self) -> None:

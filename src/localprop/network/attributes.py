@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -66,6 +67,18 @@ class Kept(NamedTuple):
         return Kept(self.mapping, self.key, now, 0, None)
 
 
+class Snapshot(NamedTuple):
+    """Attributes as they were.
+
+    Attributes:
+        values: for each dict that holds some, a copy.
+        kept: those that can be written into.
+    """
+
+    values: list[dict[str, Any]]
+    kept: list[Kept]
+
+
 class AttributeWatch:
     """Watches what calls of a module change in the attributes of it and of its submodules.
 
@@ -78,32 +91,26 @@ class AttributeWatch:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._mappings = list(list_mappings(module.modules()))
+        self._holders = [_Holder(mapping) for mapping in list_mappings(module.modules())]
         self._changing: set[int] | None = None
 
-    def read(self) -> list[Kept]:
+    def read(self) -> Snapshot:
         """The attributes now."""
-        return [
-            each
-            for mapping in self._mappings
-            for each in _read(mapping, self._changing is None or id(mapping) in self._changing)
-        ]
+        values, kept = list[dict[str, Any]](), list[Kept]()
+        for holder in self._holders:
+            values.append(holder.refresh())
+            copied = self._changing is None or id(holder.mapping) in self._changing
+            kept += [_keep(holder.mapping, key, copied) for key in holder.writable]
+        return Snapshot(values, kept)
 
-    def find_changes(self, before: list[Kept]) -> list[Kept]:
+    def find_changes(self, before: Snapshot) -> list[Kept]:
         """What a call has changed, as it was before.
 
         Raises:
             LookupError: something has, and what it was is not known. The next call's will be.
         """
         first, changing = self._changing is None, self._changing or set()
-        known = {(id(each.mapping), each.key) for each in before}
-        changed = [each for each in before if each.has_changed()]
-        added = [
-            Kept(mapping, key, _ABSENT, 0, None)
-            for mapping in self._mappings
-            for key, _ in _list_attributes(mapping)
-            if (id(mapping), key) not in known
-        ]
+        changed = [each for each in before.kept if each.has_changed()]
         together = {id(each.mapping) for each in changed if isinstance(each.value, Tensor)}
         lost = not first and any(
             isinstance(each.value, Tensor) and each.copy is None and not each.value.grad_fn
@@ -112,8 +119,48 @@ class AttributeWatch:
         self._changing = changing | together
         if lost:
             raise LookupError
-        others = [e for e in before if id(e.mapping) in together and isinstance(e.value, Tensor)]
-        return [*{(id(e.mapping), e.key): e for e in (*changed, *others, *added)}.values()]
+        replaced = [
+            each
+            for holder, values in zip(self._holders, before.values, strict=True)
+            for each in holder.find_replaced(values)
+        ]
+        others = [
+            each
+            for each in before.kept
+            if id(each.mapping) in together and isinstance(each.value, Tensor)
+        ]
+        # Those with copies come last, and so take the places of those without.
+        return [*{(id(e.mapping), e.key): e for e in (*replaced, *changed, *others)}.values()]
+
+
+class _Holder:
+    """A dict that holds attributes; most of them never change.
+
+    Attributes:
+        mapping: the dict.
+        writable: the keys of what can be written into.
+    """
+
+    def __init__(self, mapping: dict[str, Any]) -> None:
+        self.mapping = mapping
+        self.writable: list[str] = []
+        self._values: dict[str, Any] = {}
+
+    def refresh(self) -> dict[str, Any]:
+        """A copy of the dict, the last one where it still holds the same."""
+        if not _are_same(self._values, self.mapping):
+            self._values = dict(self.mapping)
+            self.writable = [key for key, value in _list_attributes(self.mapping) if _holds(value)]
+        return self._values
+
+    def find_replaced(self, values: dict[str, Any]) -> Iterator[Kept]:
+        """What has been replaced, added or deleted since, as it was."""
+        if not _are_same(values, self.mapping):
+            before, now = dict(_list_attributes(values)), dict(_list_attributes(self.mapping))
+            for key in {**before, **now}:
+                old = before.get(key, _ABSENT)
+                if now.get(key, _ABSENT) is not old:
+                    yield Kept(self.mapping, key, old, 0, None)
 
 
 def list_mappings(modules: Iterable[nn.Module]) -> Iterator[dict[str, Any]]:
@@ -130,7 +177,7 @@ def read_attributes(mappings: Iterable[dict[str, Any]]) -> list[Kept]:
         if id(mapping) in seen:
             continue
         seen.add(id(mapping))
-        own = list(_read(mapping, copied=False))
+        own = [_keep(mapping, key, copied=False) for key, _ in _list_attributes(mapping)]
         kept += own
         waiting += [vars(held) for each in own for held in find_objects(each.value)]
     return kept
@@ -163,18 +210,24 @@ def _list_attributes(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _read(mapping: dict[str, Any], copied: bool) -> Iterator[Kept]:
-    for key, value in _list_attributes(mapping):
-        version, own = 0, None
-        if isinstance(value, Tensor):
-            version = value._version
-            if copied and value.grad_fn is None:
-                own = _copy_tensor(value)
-        elif type(value) in _CONTAINERS:
-            own = _copy_container(value)
-        elif isinstance(value, _GENERATORS):
-            own = _read_generator(value)
-        yield Kept(mapping, key, value, version, own)
+def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two dicts hold the same objects, in one order."""
+    return len(one) == len(other) and all(map(operator.is_, one.values(), other.values()))
+
+
+def _holds(value: object) -> bool:
+    """Whether something can be written into, as far as we know how to copy it."""
+    return isinstance(value, (Tensor, *_GENERATORS)) or type(value) in _CONTAINERS
+
+
+def _keep(mapping: dict[str, Any], key: str, copied: bool) -> Kept:
+    value = mapping[key]
+    if isinstance(value, _GENERATORS):
+        return Kept(mapping, key, value, 0, _read_generator(value))
+    if not isinstance(value, Tensor):
+        return Kept(mapping, key, value, 0, _copy_container(value))
+    is_copied = copied and value.grad_fn is None
+    return Kept(mapping, key, value, value._version, _copy_tensor(value) if is_copied else None)
 
 
 def _copy_tensor(tensor: Tensor) -> Tensor:
@@ -199,6 +252,8 @@ def _copy_container(value: Any) -> Any:
 
 
 def _holds_the_same(value: Any, copied: Any) -> bool:
+    if value is copied:
+        return True
     if isinstance(value, _GENERATORS):
         return _is_same_state(_read_generator(value), copied)
     if isinstance(value, Tensor):
