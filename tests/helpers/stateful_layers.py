@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import random
 import warnings
@@ -20,6 +21,7 @@ from torch.ao.quantization import (
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 WIDTH = 6
@@ -89,6 +91,82 @@ class CountsInContainers(Block):
         self.counts["inner"][0] += 2
         self.seen.add(len(self.seen))
         return 1 / (sum(self.queued) + len(self.seen) + self.counts["inner"][0])  # type: ignore[no-any-return]
+
+
+class CountsElsewhere(Block):
+    """In arrays, within a tuple, and in a Counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.array, self.pair = numpy.zeros(2), ([0], "name")
+        self.counter = collections.Counter({"calls": 1})
+        self.same = self.pair[0]
+
+    def weigh(self, x: Tensor) -> float:
+        self.array[0] += 1
+        self.pair[0][0] += 1
+        self.counter["calls"] += 1
+        return 1 / (float(self.array[0]) + self.same[0] + self.counter["calls"])
+
+
+class CountsUpAndDown(Block):
+    """Is within a call only until it returns."""
+
+    depth = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.depth += 1
+        output = super().forward(x / self.depth)
+        self.depth -= 1
+        return output
+
+
+class RemovesItsHook(Block):
+    """Hooks a part of its own until it returns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        handle = self.linear.register_forward_hook(lambda _module, _args, output: output * 2)
+        output = super().forward(x)
+        handle.remove()
+        return output
+
+
+class FallsBack(Block):
+    """Takes any exception for a reason to go another way."""
+
+    is_fused = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return super().forward(x)
+        except Exception:
+            self.is_fused = False
+            return x
+
+
+class Attends(Block):
+    """Attention of a sequence to itself, which asks whether its arguments are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.attention(x, x, x)[0]
+        return super().forward(output)
+
+
+class Remembers(Block):
+    """A recurrent layer, whose kernel saves bytes that mean nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = pack_sequence([x])
+        output: Tensor = self.memory(packed)[0].data
+        return super().forward(output)
 
 
 class AddsAttributes(Block):
@@ -205,6 +283,18 @@ class TakesMore(Block):
         return super().forward(x) * scale * (1.0 if more is None else more["mask"])
 
 
+class OneTensor(nn.Module):
+    """Gives a layer one tensor three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 2, dropout=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.attention(x, x, x)[0]
+        return output
+
+
 class PassesMore(nn.Module):
     """Gives a layer tensors of its own, and casts it."""
 
@@ -267,6 +357,13 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "counts in a tensor": CountsInTensor,
     "counts in a buffer": CountsInBuffer,
     "counts in containers": CountsInContainers,
+    "counts elsewhere": CountsElsewhere,
+    "counts up and down": CountsUpAndDown,
+    "removes its hook": RemovesItsHook,
+    "falls back": FallsBack,
+    "attends": Attends,
+    "remembers": Remembers,
+    "one tensor": OneTensor,
     "adds attributes": AddsAttributes,
     "draws everywhere": DrawsEverywhere,
     "sometimes draws": SometimesDraws,

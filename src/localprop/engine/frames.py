@@ -23,9 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
-
-from localprop.network.outputs import list_tensors
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 
 class NotContinued(Exception):
@@ -36,8 +34,14 @@ class OtherRun(Exception):
     """A second run has saved other tensors than the first."""
 
 
-class StopRunning(Exception):
-    """Ends a second run: the call has returned, or all that is needed has been saved.
+class Stopped(BaseException):
+    """Ends a second run where all that is needed has been saved. No exception that a layer expects:
+    `except Exception` must not see it.
+    """
+
+
+class Returned(Exception):
+    """Ends a second run where the call returns, before users' hooks see that.
 
     Attributes:
         output: what the call has returned.
@@ -56,17 +60,22 @@ class Argument(NamedTuple):
         requires_grad: whether it had one.
         version: its version counter at that moment.
         is_copy: whether it is a copy, since the model writes into the tensor later.
+        attributes: what somebody has set on it.
     """
 
     tensor: Tensor
     requires_grad: bool
     version: int
     is_copy: bool
+    attributes: dict[str, Any]
 
     def give(self) -> Tensor:
         """The tensor for a second run."""
         tensor = self.tensor.detach().requires_grad_(self.requires_grad)
-        return tensor.clone() if self.is_copy else tensor  # nobody may write into a leaf
+        if self.is_copy:  # nobody may write into a leaf
+            tensor = tensor.clone()
+        vars(tensor).update(self.attributes)
+        return tensor
 
 
 class HandedOver(NamedTuple):
@@ -76,20 +85,25 @@ class HandedOver(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """The arguments of a call, with `Argument` and `HandedOver` in the places of tensors."""
+    """The arguments of a call.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    Attributes:
+        leaves: what they consist of, with `Argument` and `HandedOver` in the places of tensors; one
+            of them where a tensor stands in several places.
+        spec: their structure.
+    """
+
+    leaves: list[Any]
+    spec: TreeSpec
 
     def give(self, before: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments for a second run, in which the call before has returned these tensors."""
-
-        def give(leaf: Any) -> Any:
-            if isinstance(leaf, HandedOver):
-                return before[leaf.position]
-            return leaf.give() if isinstance(leaf, Argument) else leaf
-
-        args, kwargs = tree_map(give, tuple(self), is_leaf=_is_stand_in)
+        given = {id(leaf): leaf.give() for leaf in self._list()}
+        leaves = (
+            before[leaf.position] if isinstance(leaf, HandedOver) else given.get(id(leaf), leaf)
+            for leaf in self.leaves
+        )
+        args, kwargs = tree_unflatten(leaves, self.spec)
         return args, kwargs
 
     def are_overwritten(self) -> bool:
@@ -101,12 +115,7 @@ class Arguments(NamedTuple):
         return (each.tensor for each in self._list())
 
     def _list(self) -> Iterator[Argument]:
-        leaves = tree_leaves(tuple(self), is_leaf=_is_stand_in)
-        return (leaf for leaf in leaves if isinstance(leaf, Argument))
-
-
-def _is_stand_in(leaf: object) -> bool:
-    return isinstance(leaf, (Argument, HandedOver))
+        return (leaf for leaf in self.leaves if isinstance(leaf, Argument))
 
 
 class Held:
@@ -117,7 +126,16 @@ class Held:
         version: its version counter, which torch leaves to hooks.
     """
 
-    __slots__ = ("__weakref__", "_device", "_dtype", "_place", "_storage", "tensor", "version")
+    __slots__ = (
+        "__weakref__",
+        "_device",
+        "_dtype",
+        "_is_view",
+        "_place",
+        "_storage",
+        "tensor",
+        "version",
+    )
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
@@ -136,6 +154,7 @@ class Held:
         self._place = tensor.storage_offset(), tensor.shape, tensor.stride()
         self._dtype, self._device = tensor.dtype, tensor.device
         self._storage = weakref.ref(tensor.untyped_storage())
+        self._is_view = tensor.is_conj() or tensor.is_neg()  # which changes what is read
 
     def find(self) -> bool:
         """Take the tensor again if somebody else has kept it, as the next layer does its input.
@@ -143,10 +162,10 @@ class Held:
         Nobody can have written into it: autograd forbids that for what it has saved.
         """
         storage = self._storage()
-        if storage is not None:
+        if storage is not None and not self._is_view:
             empty = torch.empty(0, dtype=self._dtype, device=self._device)
             self._take(empty.set_(storage, *self._place))
-        return storage is not None
+        return self.tensor is not None
 
     def fill(self, tensor: Tensor) -> None:
         """Take the tensor of a second run.
@@ -196,9 +215,10 @@ class Frame:
         Raises:
             NotContinued: an argument with a gradient is not what the call before has returned.
         """
-        arguments = Arguments(
-            *tree_map_only(Tensor, lambda tensor: self._record(tensor, copied), (args, kwargs))
-        )
+        leaves, spec = tree_flatten((args, kwargs))
+        tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+        recorded = {key: self._record(tensor, copied) for key, tensor in tensors.items()}
+        arguments = Arguments([recorded.get(id(leaf), leaf) for leaf in leaves], spec)
         self._hooks = saved_tensors_hooks(self._pack, self._unpack)
         self._hooks.__enter__()
         return arguments
@@ -209,7 +229,7 @@ class Frame:
         hooks, self._hooks = self._hooks, None
         assert hooks is not None
         hooks.__exit__(None, None, None)
-        returned = list_tensors(output)
+        returned = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         self._returned = {
             id(tensor): (weakref.ref(tensor), place, tensor._version)
             for place, tensor in enumerate(returned)
@@ -264,7 +284,7 @@ class Frame:
             # Constants, as masks and the batch are, live anyway.
             lives_for_us = tensor.requires_grad or copied
             self._arguments[storage._cdata] = storage.nbytes() if lives_for_us else 0
-        return Argument(kept, tensor.requires_grad, kept._version, copied)
+        return Argument(kept, tensor.requires_grad, kept._version, copied, dict(vars(tensor)))
 
     def _pack(self, tensor: Tensor) -> Held:
         held = Held(tensor.detach())  # an output would hold its own graph
@@ -304,12 +324,14 @@ class SecondRun:
 
     Args:
         frame: the frame.
+        on_completion: called when all is there; the run goes on if this does not raise.
 
     Attributes:
         is_complete: whether all is there.
     """
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, on_completion: Callable[[], None]) -> None:
+        self._on_completion = on_completion
         dropped = ((p, held) for p, held in frame.list_held().items() if held.tensor is None)
         self._missing = {place: held for place, held in dropped if not held.find()}
         self._last, self._count = max(self._missing, default=0), 0
@@ -319,7 +341,7 @@ class SecondRun:
         """Run calls again.
 
         Args:
-            run: runs them; it may be left by `StopRunning`.
+            run: runs them.
 
         Raises:
             OtherRun: they saved other tensors than in their first run.
@@ -338,7 +360,7 @@ class SecondRun:
             self._missing[place].fill(tensor)
         if place == self._last:
             self.is_complete = True
-            raise StopRunning
+            self._on_completion()
         return tensor
 
 

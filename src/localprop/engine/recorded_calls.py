@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from localprop.engine.frames import Arguments, SecondRun, StopRunning
-from localprop.network.attributes import AttributeWatch, Kept, put_right
-from localprop.network.outputs import list_tensors
+from localprop.engine.frames import Arguments, Returned, SecondRun, Stopped
+from localprop.network.attributes import AttributeWatch, Kept, Snapshot, put_right
 from localprop.schedule.randomness import SeededGenerators
 
 # --- random state -------------------------------------------------------------------------------
@@ -167,7 +167,9 @@ class WatchedModule:
         chains: by the number of a call, the chain that it belongs to, which shares a frame.
         copied: the numbers of calls into whose arguments the model writes.
         count: how many calls of this forward have begun.
-        is_compared: whether a second run has been compared with its first.
+        compared: the numbers of calls whose second run has been compared with the first.
+        runs_to_end: whether calls do something after the last tensor that they save: they count
+            down what they have counted up, or remove a hook.
     """
 
     def __init__(self, name: str, module: nn.Module, generators: SeededGenerators) -> None:
@@ -175,13 +177,32 @@ class WatchedModule:
         self.chains: dict[int, int] = {}
         self.copied: set[int] = set()
         self.count = 0
-        self.is_compared = False
+        self.compared = set[int]()
+        self.runs_to_end = False
         self.draws, self.attributes = DrawWatch(generators), AttributeWatch(module)
 
     @property
     def place(self) -> tuple[str, int]:
         """The call that has begun last."""
         return self.name, self.count
+
+    def observe(self) -> Observed:
+        """What a call may still change before it returns."""
+        hooks = self.attributes.count_hooks()
+        return Observed(self.attributes.look(), hooks, torch.get_default_dtype())
+
+    def differs(self, before: Observed) -> bool:
+        """Whether anything has changed since."""
+        now = self.attributes.count_hooks(), torch.get_default_dtype()
+        return now != before[1:] or self.attributes.has_changed(before.attributes)
+
+
+class Observed(NamedTuple):
+    """What a call may change, at one moment."""
+
+    attributes: Snapshot
+    hooks: tuple[int, ...]
+    dtype: torch.dtype
 
 
 @dataclass
@@ -211,8 +232,10 @@ class RecordedCall:
         with put_right(self.changes), draws, self.autocast.applied():
             try:
                 return self.watched.module(*args, **kwargs)
-            except StopRunning as stop:
-                return stop.output
+            except Returned as call:
+                return call.output
+            except Stopped:
+                return None
 
 
 @dataclass(eq=False)
@@ -224,38 +247,51 @@ class Chain:
         calls: those that have begun.
         stored: whether what they save must be kept.
         sums: of their first run, the sums of what was dropped, by place; None if not compared.
+        samples: a few numbers of the last tensors that were dropped, by place.
         running: the call that runs again now.
         depth: how many calls of its module have begun and not ended: it may call itself.
+        at_completion: what was there when all was saved that is needed, if the call ran on.
     """
 
     number: int
     calls: list[RecordedCall] = field(default_factory=list)
     stored: bool = False
     sums: dict[int, Tensor] | None = None
+    samples: dict[int, Tensor] = field(default_factory=dict)
     running: RecordedCall | None = None
     depth: int = 0
+    at_completion: Observed | None = None
 
     def run(self, again: SecondRun) -> None:
         """Run the calls again, until all is saved that is needed."""
         returned: list[Tensor] = []
         for call in self.calls:
             self.running, self.depth = call, 0
-            returned = list_tensors(call.run(returned))
+            leaves = tree_leaves(call.run(returned))
+            returned = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             if again.is_complete:
                 break
-        self.running = None
+        self.running = self.at_completion = None
+
+    def complete(self) -> None:
+        """All is saved that is needed: stop, unless the call still has to do something."""
+        assert self.running is not None
+        watched = self.running.watched
+        if self.sums is None and not watched.runs_to_end:
+            raise Stopped
+        self.at_completion = watched.observe()
 
     def forget(self) -> None:
         """Let go of what a second run needs."""
         self.calls.clear()
-        self.sums = None
+        self.sums, self.samples = None, {}
 
     def list_tensors(self) -> Iterator[Tensor]:
         """What is kept for the second run."""
         for call in self.calls:
             yield from call.arguments.list_tensors()
-            yield from (kept.copy for kept in call.changes if isinstance(kept.copy, Tensor))
-        yield from (self.sums or {}).values()
+            yield from (tensor for kept in call.changes for tensor in kept.list_tensors())
+        yield from (*(self.sums or {}).values(), *self.samples.values())
 
     def enter(self, watched: WatchedModule) -> None:
         """A module begins a call, within one that runs again."""
@@ -263,11 +299,13 @@ class Chain:
 
     def leave(self, watched: WatchedModule, output: Any) -> None:
         """It ends; so does the second run if it is the one that runs again."""
-        if output is not None and self._runs(watched):  # None: it has failed, or been stopped
+        if output is not None and self._runs(watched):  # None: it has failed
             self.depth -= 1
             if not self.depth:
+                if self.at_completion is not None:
+                    watched.runs_to_end |= watched.differs(self.at_completion)
                 # Users' hooks come after this one, and do not see a second return.
-                raise StopRunning(output)
+                raise Returned(output)
 
     def _runs(self, watched: WatchedModule) -> bool:
         return self.running is not None and self.running.watched is watched

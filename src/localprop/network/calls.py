@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
-from localprop.network.attributes import Kept, find_objects, read_attributes
+from localprop.network.attributes import Kept, read_attributes
 from localprop.network.autograd_graph import gradient_edge_of
+from localprop.network.copied_values import find_objects
 from localprop.network.outputs import list_tensors
 
 
@@ -220,7 +221,7 @@ class FunctionMode(TorchFunctionMode):
 def _read_objects(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, list[Kept]]:
     """The attributes of objects among the arguments of a call, by the names of the arguments."""
     named = {**{f"argument {i + 1}": value for i, value in enumerate(args)}, **kwargs}
-    found = {name: find_objects(value) for name, value in named.items()}
+    found = {name: list(find_objects(value)) for name, value in named.items()}
     return {
         f"{name} ({type(objects[0]).__name__})": read_attributes(map(vars, objects))
         for name, objects in found.items()
