@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from localprop.cli.flags import collect_fields
 from localprop.cli.main import _build_parser
 from localprop.training.config import format_flag
@@ -23,3 +25,18 @@ def test_every_field_is_a_flag() -> None:
         words += [format_flag(name), text]
     given = collect_fields(_build_parser().parse_args(words))
     assert given == {name: value for name, (_, value) in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "recompute"),
+    [
+        (["--recompute"], True),
+        (["--recompute", "2"], 2),
+        (["--recompute", "modules"], "modules"),
+        (["--recompute", "blocks.1,blocks.2"], "blocks.1,blocks.2"),
+        (["--recompute", "2", "--no-recompute"], False),
+    ],
+)
+def test_recompute_is_a_switch_and_a_choice(words: list[str], recompute: object) -> None:
+    given = collect_fields(_build_parser().parse_args(["train", *words]))
+    assert given == {"recompute": recompute}

@@ -269,3 +269,19 @@ def test_a_choice_of_layers_runs_again(recompute: Any, again: list[int]) -> None
         model.get_submodule(f"{i}.linear").register_forward_hook(count)
     learner.step(BATCHES[0])
     assert [i for i, times in runs.items() if times == 2] == again
+
+
+@pytest.mark.parametrize(
+    ("recompute", "line"),
+    [
+        (True, "all layers, one by one"),
+        (["1", "2"], "1, 2, one by one"),
+        ("modules", "all layers, those of a module together"),
+    ],
+)
+def test_explain_names_the_layers(recompute: Any, line: str) -> None:
+    learner = lp.Learner(
+        build("dropout"), lp.greedy(), modules=2, optimizer=sgd, sample=BATCHES[0],
+        recompute=recompute,
+    )  # fmt: skip
+    assert f"In the backward run again, as far as that saves memory: {line}." in learner.explain()

@@ -10,7 +10,10 @@ from localprop.report.method_spec import MethodSpec, parse_methods
 
 def test_an_expression_may_have_a_label_or_recompute() -> None:
     assert MethodSpec.parse("greedy()") == MethodSpec("greedy()", "greedy()", recompute=False)
-    assert MethodSpec.parse("end_to_end() with recompute").recompute
+    assert MethodSpec.parse("end_to_end() with recompute").recompute is True
+    assert MethodSpec.parse("end_to_end() with recompute=2").recompute == 2
+    named = MethodSpec.parse("mine: greedy() with recompute=blocks.1,blocks.2")
+    assert named == MethodSpec("mine", "greedy()", recompute="blocks.1,blocks.2")
     assert MethodSpec.parse("a b: Rule()").label == "a b"
 
 

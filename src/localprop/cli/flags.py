@@ -89,8 +89,8 @@ def add_config(parser: argparse.ArgumentParser, skip: Iterable[str] = ()) -> Non
             group.add_argument(flag, **options)
             continue
         # --recompute, --recompute 2 and --no-recompute
-        group.add_argument(flag, nargs="?", const=True, **options)
-        off = {**options, "help": "not so", "action": "store_false", "dest": field.name}
+        group.add_argument(flag, nargs="?", const=True, **options | {"metavar": "CHOICE"})
+        off = options | {"help": f"no {flag}", "action": "store_false", "dest": field.name}
         del off["type"], off["metavar"]
         group.add_argument(flag.replace("--", "--no-"), **off)
 
