@@ -237,12 +237,13 @@ class Frame:
         storages = map(storage_of, returned)
         self._outputs = {each._cdata for each in storages if each is not None}
 
-    def close(self) -> list[Held] | None:
-        """Drop what has been saved, if more bytes get free than the frame itself holds.
+    def close(self) -> tuple[list[Held], list[Held]] | None:
+        """Find what to drop of what has been saved.
 
         Returns:
-            What is returned by the last call and saved, too, and has not been dropped yet: most
-            often it lives on as an argument of the next call. None if all is kept.
+            What to drop; and what is returned by the last call and saved, too: most often it lives
+            on as an argument of the next call. None if no more bytes would get free than the frame
+            itself holds.
         """
         self._returned = None
         freed: dict[int, int] = {}
@@ -256,9 +257,7 @@ class Frame:
                 freed[storage._cdata] = storage.nbytes()
         if sum(freed.values()) <= sum(self._arguments.values()):
             return None
-        for held in dropped:
-            held.drop()
-        return outputs
+        return dropped, outputs
 
     def holds(self, storage: torch.UntypedStorage) -> bool:
         """Whether an argument has this storage."""

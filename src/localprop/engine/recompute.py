@@ -230,16 +230,18 @@ class Recompute:
             if call.arguments.are_overwritten():
                 chain.stored = True
                 call.watched.copied.add(call.number)
-        known = all(call.number in call.watched.compared for call in chain.calls)
-        compared = not self._trusts and (self._compares_all or not known)
-        sums = sum_up(frame) if compared else None
-        samples = {} if self._trusts else take_samples(frame)
-        outputs = None if chain.stored else frame.close()
-        if outputs is None:
+        found = None if chain.stored else frame.close()
+        if found is None:
             chain.forget()
-        else:
-            chain.sums, chain.samples = sums, samples
-            self._outputs = chain, [*map(weakref.ref, outputs)]
+            return
+        dropped, outputs = found
+        if not self._trusts:
+            known = all(call.number in call.watched.compared for call in chain.calls)
+            chain.sums = None if known and not self._compares_all else sum_up(frame)
+            chain.samples = take_samples(frame)
+        for held in dropped:
+            held.drop()
+        self._outputs = chain, [*map(weakref.ref, outputs)]
 
     # --- the second run -------------------------------------------------------------------------
 
