@@ -53,7 +53,9 @@ def make_recompute(plan: StepPlan, model: nn.Module, recomputed: Recomputed) -> 
         recomputed: the layers.
     """
     wiring, segments = plan.wiring, plan.stage.segments
-    calls = recomputed.list_calls(wiring.layers, (wiring.segments[s].layers for s in segments))
+    with_loss = {objective.segment for objective in wiring.objectives}
+    spans = ((wiring.segments[s].layers, s in with_loss) for s in segments)
+    calls = recomputed.list_calls(wiring.layers, spans)
     if not calls:
         return None
     starts = (wiring.encoders_at(segment) for segment in segments)

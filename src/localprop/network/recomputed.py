@@ -26,21 +26,26 @@ class Recomputed(NamedTuple):
     layers: frozenset[int] = frozenset()
     together: bool = False
 
-    def list_calls(self, layers: Layers, spans: Iterable[range]) -> list[list[LayerCall]]:
+    def list_calls(
+        self, layers: Layers, spans: Iterable[tuple[range, bool]]
+    ) -> list[list[LayerCall]]:
         """The calls that run again, those together that do so together.
 
         Args:
             layers: the network's.
-            spans: the layers of each segment; a cut ends what runs again together.
+            spans: the layers of each segment, and whether a loss sits at its end. A cut ends what
+                runs again together. Where a backward follows at once, that would all be there again
+                beside what Python still holds: one by one, less is.
         """
         calls: list[list[LayerCall]] = []
-        for span in spans:
+        for span, has_loss in spans:
+            together = self.together and not has_loss
             begun = False  # whether the layer before runs again
             for layer in span:
                 own = layers.calls[layer] if layer in self.layers else ()
-                if self.together and begun and own:
+                if together and begun and own:
                     calls[-1] += own
-                elif self.together and own:
+                elif together and own:
                     calls.append([*own])
                 else:
                     calls += [[call] for call in own]
