@@ -30,10 +30,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from localprop.network.copied_values import GENERATORS, read_generator, write_generator
+
 _S = TypeVar("_S")
 _HOLDERS = (dict, list, deque, set, CellType)
 _LINKS = (FunctionType, MethodType, partial)
-_GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
 # Other objects of the standard library are left alone. Threads, queues, files and loggers live on
 # while a prediction runs, and must not go back to an earlier state.
 _PLAIN = (SimpleNamespace, Namespace)
@@ -124,15 +125,8 @@ class StandIns:
             self._replace((value.__self__, value.__func__))
         elif isinstance(value, partial):
             self._replace((value.func, value.args, value.keywords))
-        elif isinstance(value, torch.Generator):
-            self._keep_state(value.get_state, value.set_state)
-        elif isinstance(value, random.Random):
-            self._keep_state(value.getstate, value.setstate)
-        elif isinstance(value, np.random.RandomState):
-            self._keep_state(value.get_state, value.set_state)
-        elif isinstance(value, np.random.Generator):
-            bits = value.bit_generator
-            self._keep_state(lambda: bits.state, partial(setattr, bits, "state"))
+        elif isinstance(value, GENERATORS):
+            self._keep_state(partial(read_generator, value), partial(write_generator, value))
         else:
             self._replace(vars(value))
 
@@ -141,7 +135,7 @@ class StandIns:
 
 
 def _may_hold(value: object) -> bool:
-    if isinstance(value, (*_HOLDERS, *_LINKS, *_GENERATORS, *_PLAIN)):
+    if isinstance(value, (*_HOLDERS, *_LINKS, *GENERATORS, *_PLAIN)):
         return True
     if isinstance(value, ModuleType) or type(getattr(value, "__dict__", None)) is not dict:
         return False

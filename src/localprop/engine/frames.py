@@ -159,7 +159,8 @@ class Held:
     def find(self) -> bool:
         """Take the tensor again if somebody else has kept it, as the next layer does its input.
 
-        Nobody can have written into it: autograd forbids that for what it has saved.
+        That is right unless somebody has written into it, which autograd forbids for what it has
+        saved: without the frame such a model fails.
         """
         storage = self._storage()
         if storage is not None and not self._is_view:

@@ -7,7 +7,8 @@ calls, and record what a second run needs besides the arguments::
     B    counter 3 ──► the same call ──► counter 4 ──► put right: 6
 
 Nothing outside of the layers runs twice. What is left is compared: the first second run of each
-module must save what its first run has saved, and change nothing that is not set back.
+call must save what its first run has saved, and change nothing that is not set back; of later ones
+a few numbers are compared.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from localprop.network.copied_values import GENERATORS, read_generator, write_generator
+
 _CONTAINERS = (list, dict, set, OrderedDict, deque)
 
 
@@ -96,11 +98,9 @@ def _same_draws(containers: Iterable[tuple[Any, Any]]) -> Iterator[None]:
         each
         for container, _ in containers
         for each in (container.values() if isinstance(container, dict) else container)
-        if isinstance(each, (torch.Generator, random.Random))
+        if isinstance(each, GENERATORS)
     ]
-    states: list[Any] = [
-        each.get_state() if isinstance(each, torch.Generator) else each.getstate() for each in held
-    ]
+    states = [read_generator(each) for each in held]
     numpy_state, python_state = numpy.random.get_state(), random.getstate()
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
@@ -109,7 +109,4 @@ def _same_draws(containers: Iterable[tuple[Any, Any]]) -> Iterator[None]:
             numpy.random.set_state(numpy_state)
             random.setstate(python_state)
             for each, state in zip(held, states, strict=True):
-                if isinstance(each, torch.Generator):
-                    each.set_state(state)
-                else:
-                    each.setstate(state)
+                write_generator(each, state)
