@@ -62,16 +62,16 @@ class OfTuples(nn.Module):
 
 
 class Parent(nn.Module):
-    """What goes around the middle of three blocks is returned by no module."""
+    """What goes around two of three blocks was made before any module has returned."""
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
-        self.head = nn.Linear(4, 2)
+        self.head, self.scale = nn.Linear(4, 2), nn.Parameter(torch.ones(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.blocks[0](x).sin()
-        output: Tensor = self.head(self.blocks[2](self.blocks[1](first)) * first)
+        scaled = x * self.scale
+        output: Tensor = self.head(self.blocks[2](self.blocks[1](self.blocks[0](x)) * scaled))
         return output
 
 
@@ -79,7 +79,7 @@ def test_too_few_layers_say_why() -> None:
     with pytest.raises(lp.BadInput) as refused:
         make(model=Parent(), sample=(torch.zeros(2, 4), torch.zeros(2).long()))
     assert (
-        "These could not be layers: blocks.1: a path from the input to the output goes around it. "
+        "These could not be layers: blocks.0: a path from the input to the output goes around it. "
         "To make layers of them, put what goes around a module, as the addition of h + block(h), "
         "into the forward of that module."
     ) in str(refused.value)

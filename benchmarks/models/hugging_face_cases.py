@@ -56,13 +56,7 @@ ENCODERS: Cases = {
     ),
     "electra": make_text_model("Electra", TEXT | {"embedding_size": 16}),
     "albert": make_text_model("Albert", TEXT | {"embedding_size": 16}),
-    "mpnet": make_case(
-        "MPNetForSequenceClassification",
-        "MPNetConfig",
-        make_text,
-        TEXT | CLASSES,
-        no_cuts="all blocks read a bias of positions",
-    ),
+    "mpnet": make_text_model("MPNet", TEXT),
     "modernbert": make_text_model(
         "ModernBert", TEXT | ENDS | {"cls_token_id": 0, "sep_token_id": 2}
     ),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from cases import Case, Cases
-from hugging_face_cases import QWEN2_MOE, STAGES, SWIN, T5
+from hugging_face_cases import OPT, QWEN2_MOE, STAGES, SWIN, T5
 from hugging_face_setup import (
     ATTENTION,
     BLOCKS,
@@ -99,6 +99,7 @@ BERT: Cases = {
         make_text,
         TEXT | CLASSES | {"attn_implementation": "eager"},
     ),
+    "deberta_v2_absolute": make_text_model("DebertaV2", TEXT | {"relative_attention": False}),
     "bert_answers": make_case("BertForQuestionAnswering", "BertConfig", make_answers, TEXT),
     "bert_choices": make_case("BertForMultipleChoice", "BertConfig", make_choices, TEXT),
     "bert_regression": make_case(
@@ -148,6 +149,7 @@ DECODERS: Cases = {
     "gpt2_untied": make_case(
         "GPT2LMHeadModel", "GPT2Config", make_language, GPT2 | UNTIED, causal=True
     ),
+    "opt_untied": make_language_model("OPT", OPT | UNTIED),
     "gpt2_token": make_case(
         "GPT2ForTokenClassification",
         "GPT2Config",

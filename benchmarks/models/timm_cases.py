@@ -72,7 +72,7 @@ BLOCKS = {
     "mixnet_s": 16,
     "mobilenetv2_035": 17,
     "mobilenetv4_hybrid_medium": 30,
-    "mobilenetv5_base": 60,
+    "mobilenetv5_base": 39,
     "mobileone_s1": 21,
     "mobilevit_xxs": 11,
     "mvitv2_tiny": 10,

@@ -120,7 +120,9 @@ def make_partition(
     """The given partition, or a uniform one.
 
     Layers whose features have no positions in common with the outputs, such as the encoder of an
-    encoder-decoder, can hold no head, so they join the next that can.
+    encoder-decoder, can hold no head, so they join the next that can. Where something goes around a
+    cut, as in a dense block, a head sees a part of what the next module gets; so modules end
+    elsewhere, unless one of them had twice its share of the layers by that.
 
     Args:
         model: the primary network.
@@ -140,6 +142,11 @@ def make_partition(
         partition = Partition.uniform(layers, cuts)
         if len(rule.credit(partition).rows) > 1:
             ends = {*list_layers_for_heads(layers, task), len(layers) - 1}
+            clean = {end for end in ends if not layers.goes_around(end)}
+            if len(clean) >= cuts:
+                coarse = Partition.uniform(layers, cuts, ends=clean)
+                if max(map(len, coarse.modules)) * cuts <= 2 * len(layers):
+                    return coarse
             if len(ends) >= cuts:  # else the heads say what they lack
                 return Partition.uniform(layers, cuts, ends=ends)
         return partition
@@ -168,7 +175,13 @@ def find_wiring_problems(
             "model's own, whose recomputation would know nothing of them: turn the checkpoints off."
         )
     for segment in wiring.odd_ends[:1]:
-        yield from _find_cut_problems(wiring, segment, on_ranks=on_ranks)
+        yield from _find_cut_problems(wiring, segment)
+    repeated = [name for name in wiring.layers.names if "#" in name]
+    if on_ranks and repeated:
+        yield (
+            f"A layer ends at {repeated[0]!r}, one of several calls of a module, which other ranks "
+            "cannot skip: train in one process, ranks=Ranks(alone=True)."
+        )
     for objective in wiring.objectives:
         if objective.second_order and recompute:
             yield (
@@ -188,7 +201,7 @@ def find_wiring_problems(
             )
 
 
-def _find_cut_problems(wiring: Wiring, segment: int, *, on_ranks: bool) -> Iterator[str]:
+def _find_cut_problems(wiring: Wiring, segment: int) -> Iterator[str]:
     """What needs cuts that the features alone cross, at modules that are called once."""
     name, layers = wiring.end_name(segment), wiring.layers
     what = "hands on more than one tensor"
@@ -203,7 +216,6 @@ def _find_cut_problems(wiring: Wiring, segment: int, *, on_ranks: bool) -> Itera
     ]
     remedy = f"cut elsewhere: {', '.join(map(repr, plain))}" if plain else "it can be cut nowhere"
     reasons = {
-        "ranks cannot exchange that": on_ranks,
         "contexts cannot be added there": len(wiring.encoders) > 0,
         "a loss that differentiates through its module cannot": any(
             objective.second_order for objective in wiring.objectives

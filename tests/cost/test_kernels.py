@@ -133,3 +133,22 @@ def test_kernels_that_keep_a_larger_storage(operation: Callable[[Tensor], Tensor
             return classes
 
     compare(Model(), make_batch(2, 16, 16))
+
+
+def test_products_by_groups() -> None:
+    """Experts, each of which multiplies its own samples by its own matrix."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(WIDTH, WIDTH)
+            self.weight = nn.Parameter(torch.randn(2, WIDTH, WIDTH))
+            self.head = nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            features = self.body(inputs)
+            ends = torch.tensor([len(features) // 2, len(features)], dtype=torch.int32)
+            classes: Tensor = self.head(torch._grouped_mm(features, self.weight, offs=ends).relu())
+            return classes
+
+    compare(Experts(), make_batch(WIDTH))

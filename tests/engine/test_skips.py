@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -16,139 +17,9 @@ from torch.overrides import TorchFunctionMode
 import localprop as lp
 from localprop.rule.local_loss import LossInputs
 from localprop.rule.table import Entry, T
+from tests.helpers.networks_with_skips import MODELS, UNet, conv
 from tests.helpers.reference import sgd
 
-
-def conv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
-
-
-class UNet(nn.Module):
-    """Each decoder block reads the output of an encoder block, or a constant like it."""
-
-    def __init__(self, *, detached: bool = False) -> None:
-        super().__init__()
-        self.detached = detached
-        self.down = nn.ModuleList([conv(3, 8), conv(8, 8), conv(8, 8)])
-        self.middle = conv(8, 8)
-        self.up = nn.ModuleList([conv(16, 8) for _ in range(3)])
-        self.out = nn.Conv2d(8, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        skips = []
-        for block in self.down:
-            x = block(x)
-            # That of the last block goes around no cut: up.0 and the middle are one layer.
-            skips.append(x.detach() if self.detached and block is not self.down[2] else x)
-            x = functional.max_pool2d(x, 2)
-        x = self.middle(x)
-        for block in self.up:
-            x = block(torch.cat([functional.interpolate(x, scale_factor=2), skips.pop()], 1))
-        logits: Tensor = self.out(x)
-        return logits
-
-
-class Dense(nn.Module):
-    """Each block reads the outputs of all before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(conv(3 + 4 * i, 4) for i in range(6))
-        self.out = nn.Conv2d(3 + 4 * 6, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = [x]
-        for block in self.blocks:
-            features.append(block(torch.cat(features, 1)))
-        logits: Tensor = self.out(torch.cat(features, 1))
-        return logits
-
-
-class Pair(nn.Module):
-    """A block that returns a hidden state and a residual, which may be written into."""
-
-    def __init__(self, *, in_place: bool) -> None:
-        super().__init__()
-        self.in_place = in_place
-        self.block = conv(4, 4)
-
-    def forward(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        if self.in_place:
-            residual.mul_(0.5)
-        return self.block(hidden + residual), residual.tanh() + hidden
-
-
-class Pairs(nn.Module):
-    """Blocks that hand on a pair of tensors."""
-
-    def __init__(self, *, in_place: bool) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 1)
-        self.blocks = nn.ModuleList(Pair(in_place=in_place) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden, residual = self.stem(x), self.stem(x.flip(1))
-        for block in self.blocks:
-            hidden, residual = block(hidden, residual)
-        output: Tensor = hidden + residual
-        return output
-
-
-class Towers(nn.Module):
-    """Two towers, one after the other; the second knows nothing of the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left = nn.Sequential(conv(3, 4), conv(4, 4), conv(4, 4))
-        self.right = nn.Sequential(conv(3, 4), conv(4, 4), conv(4, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        left, right = self.left(x), self.right(x.flip(2))
-        output: Tensor = left * right
-        return output
-
-
-class Branch(nn.Module):
-    """A skip around two blocks of a list."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([conv(3, 4), conv(4, 4), conv(4, 4), conv(4, 4)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.blocks[0](x)
-        output: Tensor = self.blocks[3](first + self.blocks[2](self.blocks[1](first)))
-        return output
-
-
-class Residuals(nn.Module):
-    """Residuals are added outside of the blocks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = conv(3, 4)
-        self.layers = nn.ModuleList(nn.ModuleList([conv(4, 4), conv(4, 4)]) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for pair in self.layers:
-            first, second = pair.children()
-            x = first(x) + x
-            x = second(x) * 0.5 + x
-        return x
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "U-Net": UNet,
-    "dense": Dense,
-    "pairs": lambda: Pairs(in_place=False),
-    "pairs in place": lambda: Pairs(in_place=True),
-    "towers": Towers,
-    "branch": Branch,
-    "residuals": Residuals,
-}
 BATCH = torch.randn(2, 3, 16, 16), torch.randint(4, (2, 16, 16))
 
 
@@ -194,7 +65,7 @@ def see(model: nn.Module, name: str, seen: list[Tensor]) -> Iterator[None]:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             result = func(*args, **(kwargs or {}))
-            if self.count >= 0 and isinstance(result, Tensor):
+            if self.count >= 0 and isinstance(result, (Tensor, tuple)):
                 self.count += 1
                 if self.count == int(number):
                     keep(model, (), result)
@@ -300,8 +171,38 @@ def test_isolated_skips_carry_no_credit() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("cells", "stem.2 cell_0 cell_1 cell_2 cell_3"),
+        ("halves", "stem+1 blocks.0 blocks.1 blocks.2+1"),
+        ("stages", "0 1.before+2 1.cells.0 1 2.before+2 2.cells.0 2"),
+        ("dense", "blocks.0 blocks.1 blocks.2 blocks.3 blocks.4 blocks.5"),
+    ],
+)
+def test_blocks_that_share_more_than_one_tensor(name: str, names: str) -> None:
+    assert " ".join(lp.layers_of(MODELS[name](), BATCH).names) == names
+
+
+def test_a_graph_module_has_the_layers_of_its_model() -> None:
+    model = torchvision.models.resnet18(num_classes=4)
+    images = torch.zeros(2, 3, 32, 32)
+    plain = lp.layers_of(model, images)
+    traced = lp.layers_of(torch.fx.symbolic_trace(model), images)
+    assert [name.partition(".relu")[0] for name in traced.names] == [*plain.names]
+    assert traced.parameters == plain.parameters
+
+
+def test_modules_end_where_nothing_goes_around_if_they_can() -> None:
+    model = torchvision.models.densenet121(num_classes=4)
+    batch = torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])
+    learner = lp.Learner(model, lp.greedy(), modules=4, optimizer=sgd, sample=batch)
+    ends = [learner.partition.layers.names[cut - 1] for cut in learner.partition.cuts]
+    assert ends == [f"features.denseblock{i}" for i in (1, 2, 3)]
+
+
 def test_a_residual_outside_of_a_block_ends_a_layer() -> None:
-    names = lp.layers_of(Residuals(), BATCH).names
+    names = lp.layers_of(MODELS["residuals"](), BATCH).names
     assert names == (
         "stem.2", "layers.0.0+1", "layers.0.1+2", "layers.1.0+1", "layers.1.1+2", "layers.2.0+1",
         "layers.2.1+2",

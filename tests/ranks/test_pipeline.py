@@ -38,6 +38,19 @@ from tests.helpers.ranks import (
 pytestmark = pytest.mark.xdist_group("ranks")
 
 
+class Forks(Blocks):
+    """What block 2 returns goes around blocks 3 and 4."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = kept = self.stem(x)
+        for number, block in enumerate(self.blocks):
+            # BatchNorm of a block reads its input, which nobody writes into.
+            x = block(x + kept if number == 5 else x)
+            kept = x if number == 2 else kept
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
 # --- rules ---------------------------------------------------------------------------------------
 
 
@@ -262,6 +275,14 @@ def test_a_refused_batch_leaves_no_trace(pool: RankPool) -> None:
 
 
 # --- what modules beside the layers make ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule", [lp.greedy(), lp.backlink(), lp.end_to_end()], ids=lambda r: str(r.credit)
+)
+def test_a_skip_within_a_rank(pool: RankPool, rule: lp.Rule) -> None:
+    run = Run(rule, Forks, {"modules": 9})
+    compare_on_ranks(pool, run, 2, 3)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from localprop.cost.kernels import correct_output
+from localprop.cost.kernels import run_operation
 from localprop.cost.stand_ins import StandIns
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
@@ -194,7 +194,7 @@ class _Corrections(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.set_.source_Storage_storage_offset:
             with mock.patch.object(self._mode, "cache_enabled", False):  # it would keep the storage
                 return func(*args, **kwargs)
-        return correct_output(func, func(*args, **kwargs), args, kwargs)
+        return run_operation(func, args, kwargs)
 
 
 def _are_fake(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

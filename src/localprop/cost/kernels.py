@@ -2,7 +2,8 @@
 
 A fake kernel says which shape, dtype and layout the output of an operation has. For a few
 operations it says something else than the kernel of the CPU does. Outputs are corrected here, by
-operation and not by module, before anything else sees them.
+operation and not by module, before anything else sees them. One refuses what the CPU's computes,
+and is replaced.
 """
 
 from __future__ import annotations
@@ -17,6 +18,14 @@ from torch._prims_common import suggest_memory_format
 
 _ATEN = torch.ops.aten
 _PAGE_BYTES, _LINE_BYTES, _ALIASING = 4096, 64, 256
+
+
+def run_operation(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operation on fakes; the output is as its real kernel makes it."""
+    replaced = _REPLACED.get(func)
+    if replaced is not None and args[0].device.type == "cpu":
+        return replaced(*args, **kwargs)
+    return correct_output(func, func(*args, **kwargs), args, kwargs)
 
 
 def correct_output(func: Any, output: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -148,6 +157,19 @@ def _row_bytes(length: int, itemsize: int) -> int:
     return itemsize * (padded + line if padded % _ALIASING == 0 else padded)
 
 
+def _multiply_groups(
+    one: Tensor, other: Tensor, ends: Tensor | None = None, bias: object = None, dtype: Any = None
+) -> Tensor:
+    """The product of matrices by groups, as in mixtures of experts: rows up to the first of `ends`
+    belong to the first group, and so on. The fake kernel wants bfloat16, as CUDA's does.
+    """
+    groups = one.shape[:-2] or other.shape[:-2] or (0 if ends is None else ends.numel(),)
+    # Where groups are rows or columns of one factor and matrices of the other, they are the former.
+    shape = (*(groups if one.ndim == other.ndim else ()), one.shape[-2], other.shape[-1])
+    return one.new_empty(shape, dtype=dtype)
+
+
+_REPLACED: dict[Any, Callable[..., Any]] = {_ATEN._grouped_mm.default: _multiply_groups}
 _CORRECTIONS: dict[Any, Callable[..., Any]] = {
     _ATEN.binary_cross_entropy.default: _correct_loss,
     _ATEN.mse_loss.default: _correct_loss,

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -48,23 +48,29 @@ class CutHooks:
         self.segments: dict[nn.Module, int] = {}
         self._hooks: list[tuple[nn.Module, Hook]] = []
         self._repeated: dict[nn.Module, CutCalls] = defaultdict(CutCalls)
-        self._functions: list[FunctionCut] = []
+        # All functions after one return are waited for together.
+        self._functions: dict[tuple[nn.Module, int | None], FunctionCuts]
+        self._functions = defaultdict(FunctionCuts)
         for segment, name in ends.items():
             end, hook = LayerEnd.parse(name), cast(Hook, partial(cut, segment))
             module = model.get_submodule(end.module)
-            if end.function is None:
-                self.segments[module] = segment
-            else:
-                hook = FunctionCut(end.function, partial(hook, module, ()))
-                self._functions.append(hook)
+            if end.function is not None:
+                self._functions[module, end.call].cuts[end.function] = partial(hook, module, ())
+                continue
+            self.segments[module] = segment
             if end.call is None:
                 self._hooks.append((module, hook))
             else:
-                self._repeated[module].cuts[end.call] = hook
+                self._repeated[module].cuts[end.call].append(hook)
+        for (module, number), functions in self._functions.items():
+            if number is None:  # registered first, it comes after a cut at the return
+                self._hooks.insert(0, (module, functions))
+            else:
+                self._repeated[module].cuts[number].append(functions)
         self.wait = bool(self._repeated or self._functions)
 
     def __iter__(self) -> Iterator[tuple[nn.Module, Hook]]:
-        """Each module with its hook."""
+        """Each module with its hook, to be registered in this order, each in front of others."""
         yield from self._hooks
         yield from self._repeated.items()
 
@@ -75,20 +81,20 @@ class CutHooks:
 
     def end(self) -> None:
         """It has ended, or failed."""
-        for function in self._functions:
-            function.close()
+        for functions in self._functions.values():
+            functions.close()
 
 
 class CutCalls:
     """The hook of a module at single calls of which segments end: it counts the calls.
 
     Attributes:
-        cuts: what happens at the return of a call, by its number, counted from 1.
+        cuts: what happens at the return of a call, by its number, counted from 1, in this order.
         count: how many calls of this forward have returned.
     """
 
     def __init__(self) -> None:
-        self.cuts: dict[int, Hook] = {}
+        self.cuts: dict[int, list[Hook]] = defaultdict(list)
         self.count = 0
 
     def __call__(self, module: nn.Module, args: object, output: Any) -> Any:
@@ -97,21 +103,22 @@ class CutCalls:
         if torch._C._current_graph_task_id() != -1:
             return output
         self.count += 1
-        cut = self.cuts.get(self.count)
-        return output if cut is None else cut(module, args, output)
+        for cut in self.cuts.get(self.count, ()):
+            output = cut(module, args, output)
+        return output
 
 
-class FunctionCut:
-    """The hook at the return of a module, after which a function is waited for.
+class FunctionCuts:
+    """The hook at the return of a module, after which functions are waited for.
 
-    Args:
-        number: which of the functions that count (`FunctionMode`) ends the segment, from 1.
-        cut: what takes the place of its result.
+    Attributes:
+        cuts: gives what takes the place of a function's result, by its number among those that
+            count (`FunctionMode`), from 1.
     """
 
-    def __init__(self, number: int, cut: Callable[[Tensor], Tensor]) -> None:
-        self._number, self._cut = number, cut
-        self._left = 0
+    def __init__(self) -> None:
+        self.cuts: dict[int, Callable[[Any], Any]] = {}
+        self._count = 0
         self._mode: FunctionMode | None = None
         self._handle: RemovableHandle | None = None
 
@@ -120,7 +127,7 @@ class FunctionCut:
         # A model that checkpoints its own blocks calls them again in a backward.
         if torch._C._current_graph_task_id() == -1:
             self.close()
-            self._left, self._mode = self._number, FunctionMode(self._look)
+            self._count, self._mode = 0, FunctionMode(self._look)
             # It begins in one hook and ends in another.
             self._mode.__enter__()  # type: ignore[no-untyped-call]
             self._watch()
@@ -138,13 +145,14 @@ class FunctionCut:
         # The mode costs a little at each function, so the next module ends it.
         self._handle = register_module_forward_pre_hook(lambda *_: self.close())
 
-    def _look(self, arguments: tuple[Any, ...], start: int, result: Tensor) -> Tensor:
-        self._left -= 1
-        if self._left:
+    def _look(self, arguments: tuple[Any, ...], start: int, result: Any) -> Any:
+        self._count += 1
+        cut = self.cuts.get(self._count)
+        if cut is None:
             return result
         # Auxiliary networks run in the cut. Here torch has put the mode aside.
         assert self._handle is not None
         self._handle.remove()
-        result = self._cut(result)
+        result = cut(result)
         self._watch()
         return result

@@ -172,7 +172,7 @@ class CallRecorder:
         self.calls.append(call)
         self._returned, self._functions = call, 0
 
-    def _note_function(self, arguments: tuple[Any, ...], start: int, result: Tensor) -> Tensor:
+    def _note_function(self, arguments: tuple[Any, ...], start: int, result: Any) -> Any:
         after = self._returned
         if after is None:
             return result
@@ -182,22 +182,23 @@ class CallRecorder:
             call = Call(after.name, after.module, after.parent, start)
             call.number, call.function = after.number, self._functions
             call.set_output(result)
-            self._on_return(result)
+            for each in call.outputs:
+                self._on_return(each.tensor)
             self.calls.append(call)
         return result
 
 
 class FunctionMode(TorchFunctionMode):
-    """Looks at what torch's functions return, as far as it is a tensor of fractions.
+    """Looks at what torch's functions return, if tensors of fractions are in it.
 
     Only those count: what else runs may differ between fake tensors and real ones.
 
     Args:
-        look: called with the arguments, the time at which the function began, and its result; what
-            it returns takes the place of the result.
+        look: called with the arguments, the time at which the function began, and its result: a
+            tensor, or several of them in a tuple or a list. What it returns takes their place.
     """
 
-    def __init__(self, look: Callable[[tuple[Any, ...], int, Tensor], Tensor]) -> None:
+    def __init__(self, look: Callable[[tuple[Any, ...], int, Any], Any]) -> None:
         super().__init__()
         self._look = look
 
@@ -213,9 +214,9 @@ class FunctionMode(TorchFunctionMode):
         # torch wraps an output for full backward hooks by a view of itself, which must not count:
         # a hook may come later.
         wraps = len(args) == 2 and args[0] is args[1] and func is Tensor.view_as
-        if isinstance(result, Tensor) and result.is_floating_point() and not wraps:
-            return self._look(args, start, result)
-        return result
+        tensors = result if isinstance(result, (tuple, list)) else (result,)
+        counts = any(isinstance(each, Tensor) and each.is_floating_point() for each in tensors)
+        return self._look(args, start, result) if counts and not wraps else result
 
 
 def _read_objects(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, list[Kept]]:

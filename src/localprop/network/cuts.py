@@ -118,7 +118,7 @@ def find_cuts(model: nn.Module, trace: ForwardTrace) -> tuple[dict[str, Cut], di
             name = call.name_among(times[call.name])
             last_read = {edge: lifetimes[edge][1] for edge in alive}
             cut = cuts[name] = _make_cut(name, call, last_read, born, trace.batch.samples)
-            for each in () if call.function else cut.tensors:
+            for each in cut.tensors:
                 # A tensor that was written into has the name of an earlier one for its readers.
                 if seen.get(id(each.output.tensor), call).start >= call.start:
                     born.setdefault(each.edge, name)

@@ -76,7 +76,7 @@ def layers_of(
     task, sample = task or Task(), unwrap(sample)
     batch = Batch.of(sample, task.targets(sample), batch_dims)
     trace, cuts, not_cuttable = _look(model, task.forward, batch)
-    ends = choose_layer_ends(model, trace.calls, cuts)
+    ends = choose_layer_ends(model, trace.calls, cuts, trace.batch.samples)
     layers = _build_layers(model, task.forward, batch, trace, ends, not_cuttable)
     layers.others[batch.signature] = layers
     return layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -15,13 +16,19 @@ from localprop.network.cuts import Cut
 
 
 def choose_layer_ends(
-    model: nn.Module, calls: Sequence[Call], cuts: Mapping[str, Cut]
+    model: nn.Module, calls: Sequence[Call], cuts: Mapping[str, Cut], samples: int
 ) -> list[Cut]:
     """Choose the cuts at which a layer ends, in the order of the forward.
 
     The candidates are the modules that stand in a list. One with a weight ends a layer of its own,
     and one without joins the layer before it. A stem before the first candidate is a layer, too,
     and so is what makes a tensor that goes around a cut.
+
+    Args:
+        model: the model.
+        calls: those of its submodules.
+        cuts: where it can be cut, by name.
+        samples: the number of samples with which it ran.
     """
     # A module that nothing goes around may end a layer wherever it is; others must stand in a list.
     clean = {name: cut for name, cut in cuts.items() if not cut.around and cut.is_plain}
@@ -41,7 +48,15 @@ def choose_layer_ends(
         model, "", set(cuts_of), set(clean), following, block_groups, count_weights(model) / 4
     )
     residuals = {cut.name for cut in following.values()}
-    listed = dict.fromkeys(cut.name for name in names for cut in cuts_of[name])
+    opened = [name for name in following if type(model.get_submodule(name)) is nn.Module]
+    names = (n for n in names if not any(n.startswith(f"{other}.") for other in opened))
+    listed = dict.fromkeys(cut.name for name in [*names, *opened] for cut in cuts_of[name])
+    for call in _find_sharing_blocks(calls):
+        shared = cuts.get(call.name)
+        if shared is None or shared.features.tensor.shape[:1] != (samples,):
+            continue
+        if shared.around or not any(outer.name in clean for outer in _list_outwards(call.parent)):
+            listed[shared.name] = None
     candidates = sorted((cuts[name] for name in listed), key=lambda cut: cut.time)
     ends: list[Cut] = []
     for cut in candidates:
@@ -50,7 +65,33 @@ def choose_layer_ends(
             ends += [stem, cut] if stem else [cut]
         elif ends and not cut.around:
             ends[-1] = cut
-    return add_births(cuts, ends)
+    return _add_births(cuts, ends, _list_starts(calls))
+
+
+def _find_sharing_blocks(calls: Iterable[Call]) -> list[Call]:
+    """Find the calls of numbered blocks of one class that share more than one of them hands on.
+
+    Each runs on what an earlier one has returned, and on something else: what the one before that
+    has returned, all that a dense block has made so far, a query of the whole stage. Inside of such
+    a block, what goes around is an addition of its own.
+    """
+    returned: dict[tuple[str, type], list[Call]] = defaultdict(list)
+    found: dict[Call, None] = {}
+    for call in sorted(calls, key=lambda call: call.start):
+        siblings = call.name.rstrip("0123456789")
+        if call.function or siblings == call.name or not _is_block(call.module):
+            continue
+        read = {id(tensor) for tensor, _ in call.inputs if tensor.requires_grad}
+        before = returned[siblings, type(call.module)]
+        for other in before if len(read) > 1 else ():
+            if any(id(each.tensor) in read for each in other.outputs):
+                found |= {other: None, call: None}
+        before.append(call)
+    return list(found)
+
+
+def _is_block(module: nn.Module) -> bool:
+    return sum(any(p.ndim > 1 for p in m.parameters(recurse=False)) for m in module.modules()) > 1
 
 
 def find_following_cuts(
@@ -59,7 +100,7 @@ def find_following_cuts(
     """For blocks in a list around which something goes, the first cut after it that nothing goes
     around: perhaps a residual is added there, outside of the block.
 
-    None for a block that cannot be cut at all, neither at its return nor before the next begins.
+    None for a block that cannot be cut at all, neither at its return nor before others run.
     """
     blocks = {
         f"{name}.{child}" if name else child
@@ -68,10 +109,8 @@ def find_following_cuts(
         for child, m in module.named_children()
         if owns_matrix(m)
     }
-    own = sorted(
-        (call for call in calls if call.name in blocks and not call.function),
-        key=lambda call: call.start,
-    )
+    own = [call for call in calls if call.name in blocks and not call.function]
+    own = sorted([*own, *_find_opened_blocks(model, calls)], key=lambda call: call.start)
     clean = sorted(
         (cut for cut in cuts.values() if not cut.around and len(cut.tensors) == 1),
         key=lambda cut: cut.call.end,
@@ -79,17 +118,37 @@ def find_following_cuts(
     cut_at = {cut.call for cut in cuts.values()}
     # What is inside of a block that ends needs no end of its own.
     ended = {cut.call for cut in clean if cut.call.name in blocks}
+    starts = _list_starts(calls)
     found: dict[Call, Cut | None] = {}
+    sharing = set(_find_sharing_blocks(calls))
     for call in own:
-        if any(outer in ended for outer in _list_outwards(call)):
+        inside = any(outer in ended for outer in _list_outwards(call))
+        if inside and (call not in sharing or call in cut_at):
             continue
-        until = min((each.start for each in own if each.start >= call.end), default=sys.maxsize)
+        until = next(iter(starts[bisect_left(starts, call.end) :]), sys.maxsize)
         following = next((cut for cut in clean if call.end <= cut.call.end <= until), None)
         if following is not None:
             ended.add(call)
         if following is not None or call not in cut_at:
             found[call] = following
     return found
+
+
+def _find_opened_blocks(model: nn.Module, calls: Iterable[Call]) -> Iterator[Call]:
+    """Numbered blocks that nobody calls, since a GraphModule has opened them, as if somebody did.
+
+    What holds their modules is an `nn.Module` without a forward.
+    """
+    within: dict[str, list[Call]] = defaultdict(list)
+    for call in calls:
+        names = call.name.split(".")
+        for count in range(1, len(names)):
+            within[".".join(names[:count])].append(call)
+    for name, own in within.items():
+        module = model.get_submodule(name)
+        if name.rpartition(".")[2].isdigit() and type(module) is nn.Module and _is_block(module):
+            start, end = min(call.start for call in own), max(call.end for call in own)
+            yield Call(name, module, None, start, end=end)
 
 
 def _list_outwards(call: Call | None) -> Iterator[Call]:
@@ -99,8 +158,19 @@ def _list_outwards(call: Call | None) -> Iterator[Call]:
         call = call.parent
 
 
-def add_births(cuts: Mapping[str, Cut], ends: Iterable[Cut]) -> list[Cut]:
-    """Add the cuts at which what goes around others is replaced. All are in the forward's order."""
+def _list_starts(calls: Iterable[Call]) -> list[int]:
+    """The times at which modules with weights begin, in order."""
+    return sorted(c.start for c in calls if not c.function and owns_matrix(c.module))
+
+
+def _add_births(cuts: Mapping[str, Cut], ends: Iterable[Cut], starts: Sequence[int]) -> list[Cut]:
+    """Add the cuts at which what goes around others is replaced. All are in the forward's order.
+
+    Args:
+        cuts: all, by name.
+        ends: those at which a layer ends.
+        starts: when modules with weights begin.
+    """
     chosen = {cut.name: cut for cut in ends}
     waiting = list(chosen.values())[:-1]  # nothing is cut at the end of the last layer
     while waiting:
@@ -109,11 +179,17 @@ def add_births(cuts: Mapping[str, Cut], ends: Iterable[Cut]) -> list[Cut]:
         for name in dict.fromkeys(name for edge, name in around.items() if edge not in handed_on):
             chosen[name] = cuts[name]
             waiting.append(cuts[name])
+    passing = {edge for cut in chosen.values() for edge in cut.around}
     ordered, known = list[Cut](), set[GradientEdge]()
     for cut in sorted(chosen.values(), key=lambda cut: cut.call.end):
-        if not known.issuperset(cut.edges):  # else its child has been cut at the same moment
-            ordered.append(cut)
-            known.update(cut.edges)
+        if known.issuperset(cut.edges):  # its child has been cut at the same moment
+            continue
+        if cut.call.function and ordered and passing.isdisjoint(ordered[-1].edges):
+            first = bisect_left(starts, ordered[-1].call.end)
+            if first == bisect_left(starts, cut.call.start):
+                ordered.pop()  # only functions have run: the layer before goes on to this cut
+        ordered.append(cut)
+        known.update(cut.edges)
     return ordered
 
 

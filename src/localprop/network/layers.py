@@ -217,6 +217,11 @@ class Layers:
             known = next(same, None)
         return known
 
+    def goes_around(self, layer: int) -> bool:
+        """Whether the features are not all that is read after a layer's end."""
+        earlier = (each for own in self.handed_on[:layer] for each in own)
+        return len(self.handed_on[layer]) > 1 or any(each.until > layer for each in earlier)
+
     def sizes_of(self, layer: int) -> Iterator[tuple[str, int]]:
         """The names of a layer's parameters, each with its number of elements."""
         return zip(self.parameters[layer], self.sizes[layer], strict=True)

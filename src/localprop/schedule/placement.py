@@ -15,7 +15,8 @@ from localprop.schedule.wiring import Objective, Wiring
 class Placement:
     """Consecutive local modules on each stage of a pipeline.
 
-    A module is never split between two stages.
+    A module is never split between two stages, and a stage begins where a module, at its only call,
+    hands one tensor on, and nothing goes around.
 
     Attributes:
         stages: the segments of each stage.
@@ -64,19 +65,40 @@ class Placement:
         Raises:
             BadInput: more stages than modules, or not one cost per module.
         """
-        count = len(wiring.table.sizes)
+        count, starts = len(wiring.table.sizes), [0, *_list_starts(wiring)]
         if stages > count:
             raise BadInput(
                 f"{stages} ranks, but {count} module(s): each rank needs a module of its own. Use "
                 f"modules={stages} or more, or {count} ranks."
             )
+        if stages > len(starts):
+            raise BadInput(
+                f"{stages} ranks, but {_explain_starts(wiring)}, so at most {len(starts)} rank(s) "
+                "can share this network."
+            )
         if len(costs) != count:
             raise BadInput(f"{len(costs)} costs for {count} modules: give one for each.")
-        return cls.at(wiring, find_balanced_cuts(costs, stages))
+        sums = [sum(costs[a:b]) for a, b in pairwise([*starts, count])]
+        return cls.at(wiring, [starts[place] for place in find_balanced_cuts(sums, stages)])
 
     def stage_of(self, segment: int) -> int:
         """The stage that runs a segment."""
         return next(i for i, stage in enumerate(self.stages) if segment in stage)
+
+
+def _list_starts(wiring: Wiring) -> list[int]:
+    """The modules after the first at which a rank can begin."""
+    count = len(wiring.table.sizes)
+    return [m for m in range(1, count) if wiring.segments_of(m)[0] - 1 not in wiring.odd_ends]
+
+
+def _explain_starts(wiring: Wiring) -> str:
+    starts = _list_starts(wiring)
+    where = f"only at the modules {_join(map(str, starts))}" if starts else "at no other module"
+    return (
+        "ranks exchange one tensor, the output of a module that is called once, and nothing may go "
+        f"around it: a rank can begin {where}"
+    )
 
 
 def estimate_module_costs(wiring: Wiring) -> list[float]:
@@ -96,6 +118,11 @@ def find_placement_problems(wiring: Wiring, placement: Placement) -> Iterator[st
 
     Module inputs and inner outputs are always available, because a module is on one rank.
     """
+    for stage in placement.stages[1:]:
+        if stage[0] - 1 in wiring.odd_ends:
+            end = wiring.end_name(stage[0] - 1)
+            yield f"A rank begins after {end!r}, but {_explain_starts(wiring)}."
+            break
     for name, (_, layers) in wiring.tied.items():
         yield from _find_tie_problems(wiring, placement, name, layers)
     for objective in wiring.objectives:
