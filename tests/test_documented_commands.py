@@ -40,15 +40,15 @@ HOW = {
     "train --data cifar10 --download": (BUILT, "downloads CIFAR-10"),
     "train --phases": (LONG, "20 epochs"),
     "show --model resnet110": (LONG, "half a minute: ResNet-110 with copied layers"),
-    "plan --model resnet32 --ranks 4": (LONG, "measures all methods"),
-    "plan --model resnet110 --ranks 16": (LONG, "measures all methods on ResNet-110"),
+    "simulate --model resnet32 --ranks 4": (LONG, "measures all methods"),
+    "simulate --model resnet110 --ranks 16": (LONG, "measures all methods on ResNet-110"),
     "bench memory": (LONG, "ResNet-110"),
     "bench speed": (LONG, "a minute for each method"),
     "show --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
     "train --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
     "train --out runs/two_ahead": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
     "compare --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
-    "plan --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
+    "simulate --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
 }
 
 

@@ -77,14 +77,15 @@ def make_file_inside() -> str:
 
 def test_a_method_outside_of_the_package(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [line for line in COMMANDS if "two_ahead:" in line or "--resume" in line]
-    assert [line.split()[1] for line in commands] == ["show", "train", "train", "compare", "plan"]
+    names = [line.split()[1] for line in commands]
+    assert names == ["show", "train", "train", "compare", "simulate"]
     done = [run_command(capsys, *shlex.split(line)[1:]) for line in commands]
     assert [code for code, _, _ in done] == [0] * 5
-    shown, trained, resumed, compared, planned = (out for _, out, _ in done)
+    shown, trained, resumed, compared, simulated = (out for _, out, _ in done)
     assert "loss2 a" in shown
     assert trained == resumed != ""
     assert "mine" in compared
-    assert "two_ahead:two_ahead()" in planned
+    assert "two_ahead:two_ahead()" in simulated
     config = json.loads((outside / "runs/two_ahead/config.json").read_text())
     assert config["method"] == "two_ahead:two_ahead(weight=0.25)"
 

@@ -34,7 +34,7 @@ def test_benchmarks(capsys: pytest.CaptureFixture[str], what: str) -> None:
         "--model transformer --input 16",
     ],
 )
-@pytest.mark.parametrize("command", ["bench memory", "plan"])
+@pytest.mark.parametrize("command", ["bench memory", "simulate"])
 def test_bad_values_are_refused(
     capsys: pytest.CaptureFixture[str], command: str, words: str
 ) -> None:
@@ -59,7 +59,7 @@ def test_every_method_is_checked_before_the_first_is_measured(
 
 
 def test_networks_of_tokens_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    _, _, err = run_command(capsys, "plan", "--model", "transformer:width=8")
+    _, _, err = run_command(capsys, "simulate", "--model", "transformer:width=8")
     assert "only measure image networks" in err
 
 

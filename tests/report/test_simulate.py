@@ -1,4 +1,4 @@
-"""`localprop plan`: simulated pipelines, from the command line to the table and the chart."""
+"""`localprop simulate`: simulated pipelines, from the command line to the table and the chart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.cli import run_command
 
 MLP = "mlp:" + ",".join(["16"] * 7)  # 8 layers
 FLAGS = f"--model {MLP} --input 4 --batch 16 --rounds 1 --device cpu"
-COMMAND = ["plan", *FLAGS.split()]
+COMMAND = ["simulate", *FLAGS.split()]
 TWO_RANKS = [*COMMAND, "--ranks", "2"]
 
 
@@ -98,7 +98,7 @@ def test_a_method_that_no_pipeline_can_train_is_refused_before_the_measurement(
 
 def test_losses_that_look_at_pixels(capsys: pytest.CaptureFixture[str]) -> None:
     words = (
-        "plan --model resnet8 --input 3,8,8 --batch 4 --ranks 2 --rounds 1 --device cpu "
+        "simulate --model resnet8 --input 3,8,8 --batch 4 --ranks 2 --rounds 1 --device cpu "
         "--cuts layers --methods infopro()"
     )
     code, out, _ = run_command(capsys, *words.split())
@@ -116,7 +116,7 @@ def test_losses_that_look_at_pixels(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_many_devices(capsys: pytest.CaptureFixture[str], layers: int, devices: str) -> None:
     model = "mlp:" + ",".join(["4"] * (layers - 1))
-    words = f"plan --model {model} --input 4 --rounds 1 --json {devices} --methods backlink()"
+    words = f"simulate --model {model} --input 4 --rounds 1 --json {devices} --methods backlink()"
     code, out, _ = run_command(capsys, *words.split())
     assert code == 0
     rows = json.loads(out)["rows"]
@@ -168,7 +168,7 @@ def test_a_chart_without_matplotlib_is_refused(
 
 def test_all_problems_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = (
-        "plan --model resnet9 --ranks 16 --modules 3 --replicas 0 --batch 10 --rounds x "
+        "simulate --model resnet9 --ranks 16 --modules 3 --replicas 0 --batch 10 --rounds x "
         "--microbatches 4 --link 10 --latency 3years --device moon --methods gredy()"
     )
     code, out, err = run_command(capsys, *words.split(), "--out", str(tmp_path / "chart.pdf"))

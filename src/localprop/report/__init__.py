@@ -1,1 +1,1 @@
-"""Comparisons, benchmarks and pipeline plans: what methods cost and gain, side by side."""
+"""Comparisons, benchmarks and simulated pipelines: what methods cost and gain, side by side."""

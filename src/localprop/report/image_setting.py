@@ -41,7 +41,7 @@ class ImageSetting:
 
         Example:
             >>> ImageSetting(model="transformer").find_problems()
-            ['transformer takes tokens, but plan and bench only measure image networks:
+            ['transformer takes tokens, but simulate and bench only measure image networks:
             choose another --model.']
         """
         problems: list[str] = []
@@ -53,7 +53,7 @@ class ImageSetting:
         problems: list[str] = []
         if takes_tokens(self.model):
             problems.append(
-                f"{self.model} takes tokens, but plan and bench only measure image networks: "
+                f"{self.model} takes tokens, but simulate and bench only measure image networks: "
                 "choose another --model."
             )
         shape = self.input_shape

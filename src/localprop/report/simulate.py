@@ -1,4 +1,4 @@
-"""What each method would give on a pipeline of many devices: what `localprop plan` prints."""
+"""What each method would give on a pipeline of many devices: what `localprop simulate` prints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from localprop.report.tables import MIB, format_table
 from localprop.training.environment import describe_environment
 
 
-def run_plan(
+def run_simulation(
     setting: PipelineSetting,
     methods: Methods,
     *,

@@ -1,4 +1,4 @@
-"""Checks of the values that comparisons, benchmarks and plans take."""
+"""Checks of the values that comparisons, benchmarks and simulations take."""
 
 from __future__ import annotations
 

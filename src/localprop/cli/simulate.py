@@ -1,4 +1,4 @@
-"""`localprop plan`: predict how methods do on a pipeline of devices."""
+"""`localprop simulate`: predict how methods do on a pipeline of devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Declare the command. Its flags are the fields of `PipelineSetting`."""
     parser = add_command(
         subparsers,
-        "plan",
+        "simulate",
         "predict step times of methods on a pipeline of devices, from times measured here",
     )
     _add_network_flags(parser)
@@ -24,7 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="+",
         metavar="METHOD",
         help="expressions, as for compare; end-to-end by GPipe, 1F1B and zero-bubble is always "
-        "planned, too (default: every method that can train the network)",
+        "simulated, too (default: every method that can train the network)",
     )
     add_flag(parser, "--rounds", "rounds of the measurement", accepts=int, default=5)
     add_flag(parser, "--device", "the device to measure on, as for train", default="auto")
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from localprop.cli.progress import print_line
     from localprop.report.pipeline_setting import PipelineSetting
-    from localprop.report.simulate import run_plan
+    from localprop.report.simulate import run_simulation
 
     chosen = {field.name: getattr(args, field.name) for field in fields(PipelineSetting)}
-    figures = run_plan(
+    figures = run_simulation(
         PipelineSetting(**chosen),
         args.methods or METHODS[1:],
         strict=args.methods is not None,
