@@ -22,6 +22,7 @@ SOURCES = (
     "errors.py",
     "experiments/recipe.py",
     "learner.py",
+    "planning/plan.py",
     "model_check.py",
     "methods",
     "network",

@@ -23,7 +23,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "tasks", "models", "data", "network", "rule", "methods", "schedule", "engine", "cost",
     "ranks", "checks", "state_problems", "state", "learner", "model_check",
-    "__init__", "training", "experiments",
+    "planning", "__init__", "training", "experiments",
     "report", "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.

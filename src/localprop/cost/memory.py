@@ -35,6 +35,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         current: bytes alive now.
         peak: the largest value of `current` since the last `reset_peak`.
+        sizes: the bytes of each storage that is alive.
 
     Example:
         >>> import torch
@@ -50,7 +51,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.current = 0
         self.peak = 0
-        self._known: set[int] = set()
+        self.sizes: dict[int, int] = {}
         for tensor in held:
             self._track(tensor)
 
@@ -78,18 +79,18 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # Views share one storage, so its address in C++ is the key. torch keeps the storage's
             # Python object alive as long as the storage itself, so finalize runs when it is freed.
             key, nbytes = storage._cdata, storage.nbytes()
-            if key not in self._known:
-                self._known.add(key)
+            if key not in self.sizes:
+                self.sizes[key] = nbytes
                 self.current += nbytes
                 self.peak = max(self.peak, self.current)
                 weakref.finalize(storage, self._forget, key, nbytes)
 
     def keys(self) -> set[int]:
         """The keys of the storages that are alive, those held from the beginning included."""
-        return set(self._known)
+        return set(self.sizes)
 
     def _forget(self, key: int, nbytes: int) -> None:
-        self._known.discard(key)
+        self.sizes.pop(key, None)
         self.current -= nbytes
 
 

@@ -111,22 +111,25 @@ def has_positions(point: AttachPoint) -> bool:
 def list_layers_for_heads(layers: Layers, task: Task) -> list[int]:
     """The layers at whose end a usual head can make outputs.
 
-    Their features have a sample in each place of dimension 0 and positions like the outputs'.
+    Their features have a sample in each place of dimension 0, channels that are known, and
+    positions like the outputs'.
     """
     whole = len(layers.output_shape) <= 2 or task.has_fixed_outputs
     wanted = _positions(layers.output_shape, layers.output_channel)
     return [
         layer
         for layer in range(len(layers))
-        if layers.growths[layer][:1] == (1,) and (whole or _has_positions_of(layers, layer, wanted))
+        if layers.growths[layer][:1] == (1,)
+        and layers.find_channel(layer) is not None
+        and (whole or _has_positions_of(layers, layer, wanted))
     ]
 
 
 def _has_positions_of(layers: Layers, layer: int, wanted: tuple[int, ...]) -> bool:
     channel = layers.find_channel(layer)
-    return layers.follows_targets[layer] and (
-        channel is None or _are_alike(_positions(layers.shapes[layer], channel), wanted)
-    )
+    if channel is None or not layers.follows_targets[layer]:
+        return False
+    return _are_alike(_positions(layers.shapes[layer], channel), wanted)
 
 
 def _are_alike(features: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

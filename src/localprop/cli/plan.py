@@ -1,0 +1,91 @@
+"""`localprop plan`: will a training step fit into so many bytes, and what makes it fit?"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from localprop.cli.flags import Subparsers, add_command, add_flag, add_input_shape
+from localprop.cli.output import print_figures
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "plan",
+        "predict the memory of a training step in many ways, and choose the fastest that fits",
+    )
+    add_flag(parser, "--model", "a model, as for train", default="resnet110")
+    add_input_shape(parser)
+    add_flag(parser, "--classes", "outputs of the network", accepts=int, default=10)
+    add_flag(parser, "--batch", "samples of a batch", accepts=int, default=128)
+    add_flag(parser, "--budget", "bytes, such as 8GB or 7.5GiB (default: only the table)")
+    add_flag(parser, "--optimizer", "sgd (with momentum) or adamw", default="sgd", metavar="NAME")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="expressions, as for compare, beside end-to-end training (default: greedy, backlink, "
+        "interlocking)",
+    )
+    add_flag(parser, "--precision", "as for train", default="fp32")
+    parser.add_argument(
+        "--split-batch-norm",
+        action="store_true",
+        help="split batches though the model has BatchNorm, which then sees less of them",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    print_figures(args, describe_plan(args))
+    return 0
+
+
+def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a plan, and its table as text.
+
+    Raises:
+        BadInput: the model, the sizes, the budget or a method has problems.
+    """
+    import torch
+
+    from localprop.errors import BadInput, check
+    from localprop.models import create_model, takes_tokens
+    from localprop.planning.plan import METHODS, plan
+    from localprop.planning.sizes import read_size
+
+    makers = {
+        "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+        "adamw": lambda params: torch.optim.AdamW(params, lr=1e-3),
+    }
+    problems = []
+    if args.optimizer not in makers:
+        problems.append(f"optimizer={args.optimizer!r}: choose one of {', '.join(makers)}.")
+    if args.batch < 1:
+        problems.append(f"batch={args.batch}: a batch has at least 1 sample.")
+    if args.budget is not None:
+        try:
+            read_size(args.budget)
+        except BadInput as error:
+            problems += error.problems
+    check(problems)
+    tokens = takes_tokens(args.model)
+    # Sizes are all that counts, so nothing is allocated.
+    with torch.device("meta"):
+        model = create_model(args.model, args.classes, args.input_shape)
+        shape = (args.batch, *args.input_shape)
+        inputs = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(shape)
+    targets = torch.zeros(shape if tokens else args.batch, dtype=torch.long)
+    found = plan(
+        model,
+        (inputs, targets),
+        budget=args.budget,
+        optimizer=makers[args.optimizer],
+        methods=args.methods or METHODS,
+        split_batch_norm=args.split_batch_norm,
+        precision=args.precision,
+    )
+    return {**found.as_json(), "table": str(found)}

@@ -1,0 +1,211 @@
+"""What each layer of a network costs: bytes and operations, measured once.
+
+An engine runs on fake tensors with every layer a module of its own, so each action of its step is
+an action of one layer. What is alive before, during and after it says what the layer keeps for its
+backward, how much more it needs while it runs, and what Python's frames hold meanwhile. `replay`
+needs steps of five kinds, each with layers that are stored and with such that run again::
+
+    whole      end to end: a gradient at each layer's input
+    beside     the same while somebody holds the layer's output, as a hook at its end does
+    alone      greedy: no gradient at the input; also heads, and what frames hold
+    linked     one layer back: a backward after which the graph stays for another
+    passing    a backward that trains nothing, but passes on
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from localprop.cost.fake_engine import faked
+from localprop.cost.flops import FlopCounter
+from localprop.cost.layer_reading import LayerReading, LayerWatcher, Meter
+from localprop.engine.engine import Engine
+from localprop.engine.optimizers import Optimizers
+from localprop.engine.user_optimizers import (
+    OptimizerFactory,
+    find_owned_parameters,
+    make_optimizers,
+)
+from localprop.network.layers import Layers
+from localprop.network.partition import Partition
+from localprop.network.recomputed import RecomputeChoice, choose_recomputed
+from localprop.rule.credit import Credit, make_table
+from localprop.rule.rule import Rule
+from localprop.rule.table import CreditTable, Entry, T
+from localprop.schedule.schedule import Schedule
+from localprop.schedule.wire import wire
+from localprop.schedule.wiring import Wiring
+from localprop.tasks.batch import Batch
+from localprop.tasks.task import Task
+
+
+class LayerCosts:
+    """The costs of a network's layers at one size of the batch. Each step runs when asked for.
+
+    Args:
+        model: the network.
+        layers: its layers.
+        task: what it is trained for.
+        batch: only its shapes and dtypes are used.
+        optimizer: makes an optimizer of parameters.
+        head: the rule whose heads losses have.
+        autocast: the dtype of forwards and losses, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        task: Task,
+        batch: Batch,
+        optimizer: OptimizerFactory,
+        head: Rule = Rule(),  # noqa: B008 - it is frozen
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.layers, self.task, self.batch = model, layers, task, batch
+        self.optimizer, self.head, self.autocast = optimizer, head, autocast
+        self._readings: dict[tuple[str, bool], list[LayerReading]] = {}
+        self._resting: int | None = None
+
+    def read(self, kind: str, *, recomputed: bool = False) -> list[LayerReading]:
+        """What each layer costs in a step of one kind.
+
+        Args:
+            kind: "whole", "beside", "alone", "linked" or "passing", as above.
+            recomputed: whether every layer runs again.
+        """
+        key = kind, recomputed
+        if key not in self._readings:
+            self._readings[key] = self._run(kind, recomputed=recomputed)
+        return self._readings[key]
+
+    @property
+    def resting(self) -> int:
+        """Bytes that are alive between steps, without heads."""
+        self.read("whole")
+        assert self._resting is not None
+        return self._resting
+
+    def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
+        rule = replace(self.head, credit=_CREDITS[kind])
+        engine = make_engine(self, rule, len(self.layers), recompute=recomputed)
+        with faked(engine, [], self.batch) as fake:
+            if not recomputed and kind in ("whole", "alone"):
+                fake.step()  # makes the optimizer state, which is read with these
+            with ExitStack() as stack:
+                flops = stack.enter_context(FlopCounter())
+                live = stack.enter_context(Meter(fake.list_held()))
+                watcher = LayerWatcher(fake, live, flops, holding=kind == "beside")
+                fake.step(watcher.observe)
+                watcher.end_action()
+        if kind == "whole" and not recomputed:
+            self._resting = watcher.resting
+        return watcher.readings
+
+
+class ScaledCosts:
+    """The costs at another size of the batch: every figure grows evenly with samples.
+
+    Args:
+        one: measured.
+        other: the same with another number of samples.
+        samples: the size that is wanted.
+    """
+
+    def __init__(self, one: LayerCosts, other: LayerCosts, samples: int) -> None:
+        self._one, self._other = one, other
+        self._share = (samples - one.batch.samples) / (other.batch.samples - one.batch.samples)
+        self._readings: dict[tuple[str, bool], list[LayerReading]] = {}
+
+    def read(self, kind: str, *, recomputed: bool = False) -> list[LayerReading]:
+        """As `LayerCosts.read`."""
+        key = kind, recomputed
+        if key not in self._readings:
+            pairs = zip(
+                self._one.read(kind, recomputed=recomputed),
+                self._other.read(kind, recomputed=recomputed),
+                strict=True,
+            )
+            self._readings[key] = [_scale(one, other, self._share) for one, other in pairs]
+        return self._readings[key]
+
+
+def _scale(one: Any, other: Any, share: float) -> Any:
+    """A figure, or all figures of a record, between those of two sizes."""
+    if isinstance(one, LayerReading):
+        names = [each.name for each in fields(one)]
+        return LayerReading(*(_scale(getattr(one, n), getattr(other, n), share) for n in names))
+    if isinstance(one, tuple):
+        return type(one)(*(_scale(a, b, share) for a, b in zip(one, other, strict=True)))
+    if isinstance(one, dict):
+        return {key: _scale(one[key], other[key], share) for key in one}
+    if isinstance(one, int) and not isinstance(one, bool):
+        return round(one + (other - one) * share)
+    return one
+
+
+def _train_back(reach: int) -> Credit:
+    """Credit by which each loss trains its own module and so many before it."""
+
+    def trains(loss: int, layer: int, module: int) -> Entry | None:
+        return T if loss - reach <= module <= loss else None
+
+    return lambda partition: make_table(partition, trains)
+
+
+def _train_the_one_before(partition: Partition) -> CreditTable:
+    """Each loss but the first and the last passes its own module, and trains the one before."""
+    last = len(partition.modules) - 1
+
+    def trains(loss: int, layer: int, module: int) -> Entry | None:
+        trained = module == loss - 1 or module == loss == last
+        return T if trained else Entry(train=False) if module == loss else None
+
+    return make_table(partition, trains)
+
+
+def _train_everything(partition: Partition) -> CreditTable:
+    last = len(partition.modules) - 1
+    return make_table(partition, lambda loss, layer, module: T if loss == last else None)
+
+
+_CREDITS: dict[str, Credit] = {
+    "whole": _train_everything,
+    "beside": _train_everything,
+    "alone": _train_back(0),
+    "linked": _train_back(1),
+    "passing": _train_the_one_before,
+}
+
+
+def wire_without_data(costs: LayerCosts, rule: Rule, modules: int) -> Wiring:
+    """The wiring of a rule. Its heads have no data."""
+    with torch.device("meta"):
+        return wire(rule, Partition.uniform(costs.layers, modules), task=costs.task)
+
+
+def make_engine(
+    costs: LayerCosts,
+    rule: Rule,
+    modules: int,
+    *,
+    recompute: RecomputeChoice = False,
+    microbatches: int = 1,
+) -> Engine:
+    """An engine of the network. Its heads have no data."""
+    wiring = wire_without_data(costs, rule, modules)
+    owned = find_owned_parameters(costs.model, wiring)
+    return Engine(
+        costs.model,
+        wiring,
+        Schedule.compile(wiring, microbatches),
+        Optimizers(make_optimizers(costs.optimizer, owned)),
+        device=next(costs.model.parameters()).device,
+        autocast=costs.autocast,
+        recomputed=choose_recomputed(costs.layers, recompute),
+    )

@@ -1,0 +1,286 @@
+"""The peak and the operations of a step, from what each of its layers costs.
+
+The schedule of the step is read action by action, with the same operands by which the engine lets
+values die, and each action is replayed layer by layer. So a configuration takes a millisecond,
+where the engine on fake tensors takes seconds::
+
+    F    live + the layer's peak;   then it keeps its graph, and its output goes on
+    B    live + the layer's peak;   then the graph dies, gradients come
+
+The output of a layer lives as long as somebody holds it: the forward that goes on, the leaf of a
+segment, the graph of the layer or of the next one, losses, frames of Python.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from localprop.cost.layer_costs import LayerCosts, ScaledCosts
+from localprop.cost.layer_reading import BackwardCost, Frames, LayerReading
+from localprop.network.recomputed import Recomputed
+from localprop.schedule.flows import Flow
+from localprop.schedule.liveness import Liveness
+from localprop.schedule.operands import Kind, Value
+from localprop.schedule.schedule import Action, Op, Schedule
+from localprop.schedule.wiring import Wiring
+
+
+class Replayed(NamedTuple):
+    """A step on paper.
+
+    Attributes:
+        peak_bytes: the peak, with parameters, optimizer state and batch.
+        resting_bytes: alive between steps.
+        flops: operations.
+        at: the action at the peak.
+    """
+
+    peak_bytes: int
+    resting_bytes: int
+    flops: int
+    at: Action
+
+
+def can_replay(wiring: Wiring, recomputed: Recomputed = Recomputed()) -> bool:  # noqa: B008
+    """Whether figures of single layers say all of a step.
+
+    They know nothing of what goes around cuts, of contexts, and of losses that look at inner
+    outputs, differentiate through their module, or copy its parameters.
+    """
+    plain = all(
+        not (o.taps or o.second_order or o.copies) and o.number is None for o in wiring.objectives
+    )
+    one_loss = len(wiring.objectives) == 1
+    trains = all(flow.train for flows in wiring.flows for flow in flows)
+    return (
+        plain
+        and not any(wiring.skips)
+        and not len(wiring.encoders)
+        and not wiring.tied
+        and not recomputed.together
+        and (trains or not recomputed.layers)
+        # Next to stored layers, those that run again in a hook find other neighbours than measured.
+        # After the first of two flows, calls that ran again hold their outputs a second time.
+        and (not recomputed.layers or not _share_long_segments(wiring))
+        and (one_loss or len(recomputed.layers) in (0, len(wiring.layers)))
+    )
+
+
+def _share_long_segments(wiring: Wiring) -> bool:
+    """Whether several flows go through a segment of several layers."""
+    pairs = zip(wiring.segments, wiring.flows, strict=True)
+    return any(len(flows) > 1 and len(segment.layers) > 1 for segment, flows in pairs)
+
+
+def replay(
+    costs: LayerCosts | ScaledCosts,
+    resting: int,
+    wiring: Wiring,
+    schedule: Schedule,
+    recomputed: Recomputed = Recomputed(),  # noqa: B008
+) -> Replayed:
+    """Replay a step.
+
+    Args:
+        costs: of the layers, at the size of a micro-batch.
+        resting: bytes that are alive between steps, with the whole batch, without heads.
+        wiring: the segments and losses.
+        schedule: of one process.
+        recomputed: the layers that run again.
+    """
+    step = _Step(costs, resting, wiring, schedule, recomputed)
+    for action in schedule:
+        step.run(action)
+    return Replayed(step.peak, step.resting, step.flops, step.at)
+
+
+class _Step:
+    """What is alive in a step, in bytes."""
+
+    def __init__(
+        self,
+        costs: LayerCosts | ScaledCosts,
+        resting: int,
+        wiring: Wiring,
+        schedule: Schedule,
+        recomputed: Recomputed,
+    ) -> None:
+        self._costs, self._wiring, self._again = costs, wiring, recomputed.layers
+        self._liveness = Liveness(wiring, schedule)
+        self._outputs = [reading.output for reading in costs.read("whole")]
+        heads = [
+            costs.read("alone")[self._end(o.segment)].loss.held for o in wiring.objectives[:-1]
+        ]
+        self.resting = resting + sum(heads)
+        self.live = self.peak = self.resting
+        self.flops, self.at = 0, schedule[0]
+        self._holders: dict[int, set[tuple[object, ...]]] = defaultdict(set)
+        self._values: dict[tuple[Any, ...], int] = {}
+        self._frames = Frames()  # while the actions after a forward run
+        self._action = schedule[0]
+        self._run = {Op.F: self._forward, Op.L: self._loss, Op.B: self._backward}
+
+    def run(self, action: Action) -> None:
+        self._action = action
+        if action.op in self._run:
+            self._run[action.op](action)
+        elif action.op is Op.S:
+            layers = self._wiring.segments[action.segment].layers
+            self._top(max(self._costs.read("whole")[layer].step_peak for layer in layers))
+            for name in [n for n in self._values if n[0] == "weights" and n[1] in layers]:
+                self._drop(name)
+        elif action.op is Op.H:
+            self._top(self._costs.read("alone")[self._end(action.segment)].loss.step_peak)
+            self._drop(("head", action.segment))
+
+    # --- who holds what ---------------------------------------------------------------------------
+
+    def _end(self, segment: int) -> int:
+        return self._wiring.segments[segment].layers[-1]
+
+    def _top(self, more: int) -> None:
+        if self.live + more > self.peak:
+            self.peak, self.at = self.live + more, self._action
+
+    def _add(self, name: tuple[Any, ...], nbytes: int) -> None:
+        if name not in self._values:
+            self._values[name] = nbytes
+            self.live += nbytes
+
+    def _drop(self, name: tuple[Any, ...]) -> None:
+        self.live -= self._values.pop(name, 0)
+
+    def _hold(self, layer: int, holder: tuple[object, ...]) -> None:
+        """Hold the output of a layer. The input of the first one is the batch, which stays."""
+        if layer >= 0:
+            if not self._holders[layer]:
+                self.live += self._outputs[layer]
+            self._holders[layer].add(holder)
+
+    def _release(self, layer: int, holder: tuple[object, ...]) -> None:
+        if layer >= 0 and holder in self._holders[layer]:
+            self._holders[layer].remove(holder)
+            if not self._holders[layer]:
+                self.live -= self._outputs[layer]
+
+    def _enter_frames(self, frames: Frames) -> None:
+        for layer in frames.outputs:
+            self._hold(layer, ("frames",))
+        self.live += frames.others
+
+    def _leave_frames(self, frames: Frames) -> None:
+        for layer in frames.outputs:
+            self._release(layer, ("frames",))
+        self.live -= frames.others
+
+    # --- actions ----------------------------------------------------------------------------------
+
+    def _forward(self, action: Action) -> None:
+        segment, m = action.segment, action.microbatch
+        layers, writes = self._wiring.segments[segment].layers, self._writes(action)
+        has_leaf = Value(Kind.LEAF, segment, microbatch=m) in writes
+        self._leave_frames(self._frames)
+        if has_leaf:
+            self._hold(layers[0] - 1, ("leaf", segment, m))
+        for layer in layers:
+            reading = self._reading(layer, has_leaf or layer > layers[0])
+            frames = self._costs.read("alone")[layer].at_start
+            self._enter_frames(frames)
+            self._top(reading.forward.peak)
+            self._leave_frames(frames)
+            self.flops += reading.forward.flops
+            self._add(("graph", layer, m), reading.forward.kept)
+            if reading.forward.keeps_input:
+                self._hold(layer - 1, ("graph", layer, m))
+            if reading.forward.keeps_output:
+                self._hold(layer, ("graph", layer, m))
+            self._hold(layer, ("run",))
+            self._release(layer - 1, ("run",))
+        end = layers[-1]
+        if Value(Kind.FEATURES, segment, microbatch=m) in writes:
+            self._hold(end, ("features", segment, m))
+        last = segment == len(self._wiring.segments) - 1
+        if last:
+            self._release(end, ("run",))
+        self._frames = Frames() if last else self._costs.read("alone")[end].at_end
+        self._enter_frames(self._frames)
+
+    def _loss(self, action: Action) -> None:
+        segment, m = action.segment, action.microbatch
+        end, objective = self._end(segment), self._wiring.objective_at(segment, action.flow)
+        is_task = objective is self._wiring.objectives[-1]
+        loss = self._costs.read("whole" if is_task else "alone")[end].loss
+        self._top(loss.peak)
+        self.flops += loss.flops
+        self._add(("head", segment), loss.gradients)
+        self._write_gradient(action)
+        if self._liveness.takes(action, Value(Kind.FEATURES, segment, microbatch=m)):
+            self._release(end, ("features", segment, m))
+
+    def _backward(self, action: Action) -> None:
+        segment, m, layers = action.segment, action.microbatch, self._layers(action)
+        flow = self._wiring.flows[segment][action.flow or 0]
+        is_last = self._liveness.takes(action, Value(Kind.GRAPH, segment, microbatch=m))
+        # Several where the sums of flows are kept apart.
+        sums = [v for v in self._writes(action) if v.kind is Kind.WEIGHT_GRADIENT and flow.train]
+        for layer in reversed(layers):
+            inner = layer > layers[0]
+            cost = self._find_backward(layer, m, flow, inner=inner, is_last=is_last)
+            self._top(cost.peak)
+            self.flops += cost.flops
+            self._drop(("gradient", layer, m, action.flow if layer == layers[-1] else None))
+            if is_last:
+                self._drop(("graph", layer, m))
+                self._drop(("rerun", layer, m))
+                self._release(layer - 1, ("graph", layer, m))
+                self._release(layer, ("graph", layer, m))
+            elif layer in self._again:
+                kept = self._costs.read("whole")[layer].forward.kept
+                self._add(("rerun", layer, m), kept - self._values.get(("graph", layer, m), 0))
+            for value in sums:
+                name = ("weights", layer, value.flow, value.maker)
+                self._add(name, self._costs.read("whole")[layer].gradients)
+            if inner:
+                self._add(("gradient", layer - 1, m, None), self._outputs[layer - 1])
+        if flow.onward is not None:
+            self._write_gradient(action)
+        leaf = Value(Kind.LEAF, segment, microbatch=m)
+        if self._liveness.takes(action, leaf):
+            self._release(layers[0] - 1, ("leaf", segment, m))
+
+    def _layers(self, action: Action) -> range:
+        return self._wiring.segments[action.segment].layers
+
+    def _writes(self, action: Action) -> tuple[Value, ...]:
+        return self._liveness.operands[action].writes
+
+    def _write_gradient(self, action: Action) -> None:
+        """A part of a gradient comes; where there is one, it is added to that."""
+        for value in self._writes(action):
+            if value.kind is Kind.GRADIENT:
+                end = self._end(int(value.at))
+                self._add(("gradient", end, value.microbatch, value.flow), self._outputs[end])
+
+    def _reading(self, layer: int, has_leaf: bool) -> LayerReading:
+        kind = "whole" if has_leaf else "alone"
+        return self._costs.read(kind, recomputed=layer in self._again)[layer]
+
+    def _find_backward(
+        self, layer: int, m: int, flow: Flow, *, inner: bool, is_last: bool
+    ) -> BackwardCost:
+        if not flow.train:
+            kind = "passing"
+        elif not is_last:
+            kind = "linked"
+        elif not inner and flow.onward is None:
+            kind = "alone"
+        else:
+            kind = "beside" if self._is_held(layer) else "whole"
+        # Where an earlier flow has made all of it again, the layer is as if it were stored.
+        again = layer in self._again and ("rerun", layer, m) not in self._values
+        return self._costs.read(kind, recomputed=again)[layer].backwards[0]
+
+    def _is_held(self, layer: int) -> bool:
+        """Whether not only its graph holds a layer's output, but also a hook at its end, say."""
+        return any(holder[0] != "graph" for holder in self._holders[layer])

@@ -1,0 +1,274 @@
+"""Ways to train a network, each with its peak and its time: what a plan chooses among."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from localprop.cost.flops import count_flops
+from localprop.cost.layer_costs import LayerCosts, ScaledCosts, make_engine, wire_without_data
+from localprop.cost.memory import predict_memory
+from localprop.cost.replay import can_replay, replay
+from localprop.engine.user_optimizers import OptimizerFactory
+from localprop.errors import BadInput
+from localprop.methods.baselines import end_to_end
+from localprop.network.layers import Layers
+from localprop.network.recomputed import choose_recomputed
+from localprop.rule.rule import Rule
+from localprop.schedule.schedule import Schedule
+from localprop.schedule.wiring import Wiring
+from localprop.tasks.batch import Batch
+from localprop.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train a network: arguments of a `Learner`, and what they cost.
+
+    Attributes:
+        method: the method's text.
+        rule: the method.
+        modules: local modules.
+        recompute: which layers run again: none (0), all (1), every n-th (n).
+        microbatches: the parts that a batch is split into.
+        peak_bytes: the most bytes alive at once, weights, optimizer state and batch included.
+        resting_bytes: alive between steps: weights, optimizer state and batch.
+        flops: operations of a step.
+        time: operations, as a multiple of the plain loop's. This is a lower bound of the time.
+        confirmed: whether an engine on fake tensors has read the peak; else it is a replay of what
+            the layers cost.
+        splits_batch_norm: whether BatchNorm sees parts of the batch only.
+    """
+
+    method: str
+    rule: Rule = field(repr=False)
+    modules: int
+    recompute: int
+    microbatches: int
+    peak_bytes: int
+    resting_bytes: int
+    flops: int
+    time: float = 1.0
+    confirmed: bool = False
+    splits_batch_norm: bool = False
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The arguments of a `Learner` that trains in this way."""
+        recompute: bool | int = self.recompute if self.recompute > 1 else bool(self.recompute)
+        return {
+            "rule": self.rule,
+            "modules": self.modules,
+            "recompute": recompute,
+            "microbatches": self.microbatches,
+        }
+
+    def __str__(self) -> str:
+        parts = [self.method]
+        if self.modules > 1:
+            parts.append(f"{self.modules} modules")
+        if self.recompute:
+            every = "" if self.recompute == 1 else f" of every {_ordinal(self.recompute)} layer"
+            parts.append(f"recompute{every}")
+        if self.microbatches > 1:
+            parts.append(f"{self.microbatches} micro-batches")
+        return ", ".join(parts)
+
+
+def _ordinal(number: int) -> str:
+    return f"{number}{ {2: 'nd', 3: 'rd'}.get(number, 'th') }"
+
+
+class Candidates:
+    """Ways to train a network.
+
+    Args:
+        model: the network.
+        layers: its layers.
+        task: what it is trained for.
+        batch: only its shapes and dtypes are used.
+        optimizer: makes an optimizer of parameters.
+        microbatches: the numbers of parts that a batch may be split into.
+        autocast: the dtype of forwards and losses, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        task: Task,
+        batch: Batch,
+        optimizer: OptimizerFactory,
+        microbatches: Sequence[int],
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.layers, self.task, self.batch = model, layers, task, batch
+        self.optimizer, self.autocast = optimizer, autocast
+        self.microbatches = [m for m in microbatches if m <= batch.samples]
+        self.has_batch_norm = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()
+        )
+        self._costs: dict[tuple[object, int], LayerCosts] = {}
+        self._wirings: dict[tuple[Rule, int], Wiring] = {}
+
+    @cached_property
+    def plain(self) -> Way:
+        """The plain loop: end to end, all stored, the batch whole."""
+        return self._cost(Way("end_to_end", end_to_end(), 1, 0, 1, 0, 0, 0))
+
+    def list_end_to_end(self) -> Iterator[Way]:
+        """End-to-end training, with recomputed layers and micro-batches."""
+        choices = [n for n in (0, 1, 2, 3, 4) if n <= len(self.layers)]
+        for microbatches in self.microbatches:
+            for recompute in choices:
+                way = replace(self.plain, recompute=recompute, microbatches=microbatches)
+                yield self.plain if way == self.plain else self._cost(way)
+
+    def list_local(self, method: str, rule: Rule) -> Iterator[Way]:
+        """A method with fewer and more modules, stored and recomputed, with micro-batches.
+
+        Raises:
+            BadInput: it can train the network with no number of modules.
+        """
+        refused: BadInput | None = None
+        found = False
+        for modules in _choose_counts(len(self.layers)):
+            try:
+                self._wire(rule, modules)
+            except BadInput as error:  # a head that finds no map large enough, for example
+                refused = refused or error
+                continue
+            found = True
+            for microbatches in self.microbatches:
+                for recompute in (0, 1):
+                    yield from self._list_one(
+                        replace(
+                            self.plain,
+                            method=method,
+                            rule=rule,
+                            modules=modules,
+                            recompute=recompute,
+                            microbatches=microbatches,
+                            flops=0,
+                        )
+                    )
+        if refused is not None and not found:
+            raise refused
+
+    def _list_one(self, way: Way) -> Iterator[Way]:
+        """A way that can be replayed; of others only a few, since an engine has to read them."""
+        recomputed = choose_recomputed(self.layers, way.kwargs["recompute"])
+        if can_replay(self._wire(way.rule, way.modules), recomputed):
+            yield self._cost(way)
+        elif way.microbatches == 1 and not way.recompute and way.modules in (2, 4, 8):
+            yield self.confirm(way)
+
+    def confirm(self, way: Way) -> Way:
+        """The same way, as an engine on fake tensors reads it.
+
+        Raises:
+            BadInput: the model does not run on them.
+        """
+        recompute = way.kwargs["recompute"]
+        costs = self._measure(way.rule, self.batch.samples)
+        engine = make_engine(
+            costs, way.rule, way.modules, recompute=recompute, microbatches=way.microbatches
+        )
+        memory = predict_memory(engine, [], self.batch)
+        flops = way.flops or count_flops(engine, [], self.batch)
+        return self._finish(way, memory.peak_bytes, memory.resting_bytes, flops, confirmed=True)
+
+    def _cost(self, way: Way) -> Way:
+        wiring = self._wire(way.rule, way.modules)
+        recomputed = choose_recomputed(self.layers, way.kwargs["recompute"])
+        if not can_replay(wiring, recomputed):
+            return self.confirm(way)
+        found = replay(
+            self._scale(way.rule, -(-self.batch.samples // way.microbatches)),
+            self._measure(way.rule, self.batch.samples).resting,
+            wiring,
+            Schedule.compile(wiring, way.microbatches),
+            recomputed,
+        )
+        return self._finish(way, found.peak_bytes, found.resting_bytes, found.flops)
+
+    def _finish(
+        self, way: Way, peak: int, resting: int, flops: int, *, confirmed: bool = False
+    ) -> Way:
+        is_plain = way.method == "end_to_end" and not way.recompute and way.microbatches == 1
+        return replace(
+            way,
+            peak_bytes=peak,
+            resting_bytes=resting,
+            flops=flops,
+            time=1.0 if is_plain else flops / max(self.plain.flops, 1),
+            confirmed=confirmed,
+            splits_batch_norm=self.has_batch_norm and way.microbatches > 1,
+        )
+
+    def _wire(self, rule: Rule, modules: int) -> Wiring:
+        key = rule, modules
+        if key not in self._wirings:
+            costs = self._measure(rule, self.batch.samples)
+            self._wirings[key] = wire_without_data(costs, rule, modules)
+        return self._wirings[key]
+
+    def _measure(self, rule: Rule, samples: int) -> LayerCosts:
+        """The costs at a size of the batch, with the heads of a rule."""
+        key = repr(replace(rule, credit=_NO_CREDIT, reference="")), samples
+        if key not in self._costs:
+            batch = self.batch if samples == self.batch.samples else self.batch.select(samples)
+            self._costs[key] = LayerCosts(
+                self.model, self.layers, self.task, batch, self.optimizer, rule, self.autocast
+            )
+        return self._costs[key]
+
+    def _scale(self, rule: Rule, samples: int) -> LayerCosts | ScaledCosts:
+        whole = self._measure(rule, self.batch.samples)
+        if samples == self.batch.samples:
+            return whole
+        return ScaledCosts(whole, self._measure(rule, max(2, self.batch.samples // 2)), samples)
+
+
+def _NO_CREDIT(partition: Any) -> Any:
+    """Stands for any credit: the costs of layers do not depend on it."""
+    raise NotImplementedError
+
+
+def _choose_counts(layers: int) -> list[int]:
+    """Numbers of modules: all up to 16, then some."""
+    counts, count = [*range(2, min(layers, 16) + 1)], 16.0
+    while (count := count * 1.25) < layers:
+        counts.append(round(count))
+    return [*dict.fromkeys([*counts, *([layers] if layers > 16 else [])])]
+
+
+def keep_front(ways: Iterable[Way]) -> list[Way]:
+    """Those to which no other is equal or better in bytes and in time, in the order of bytes.
+
+    Example:
+        >>> front = keep_front([])
+        >>> front
+        []
+    """
+    best: list[Way] = []
+    for way in sorted(ways, key=lambda way: (way.peak_bytes, way.time)):
+        if not best or way.time < best[-1].time:
+            best.append(way)
+    return best
+
+
+def find_ways(candidates: Candidates, methods: dict[str, Rule]) -> tuple[list[Way], list[str]]:
+    """All ways of some methods, and why others cannot train the network."""
+    ways, refused = [*candidates.list_end_to_end()], []
+    for method, rule in methods.items():
+        try:
+            ways += candidates.list_local(method, rule)
+        except BadInput as error:
+            refused.append(f"{method} is left out: {error.problems[0]}")
+    return ways, refused

@@ -1,0 +1,272 @@
+"""The planner: will a training step fit into so many bytes, and what makes it fit at least cost?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from localprop import checks
+from localprop.engine.user_optimizers import OptimizerFactory
+from localprop.errors import check
+from localprop.methods.parse import parse_rule
+from localprop.network.find_layers import layers_of
+from localprop.planning.candidates import Candidates, Way, find_ways, keep_front
+from localprop.planning.sizes import format_size, read_size
+from localprop.rule.rule import Rule
+from localprop.tasks.batch import Batch, unwrap
+from localprop.tasks.task import Task
+
+__all__ = ["Plan", "plan"]
+
+METHODS = ("greedy", "backlink", "interlocking")
+# Of a budget this is kept back, and one output of the network: the host's loop may hold that.
+_MARGIN = 0.001
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ways to train a network, and the one for a budget.
+
+    Attributes:
+        ways: all that were looked at. Their peaks are replays of what each layer costs, but for
+            those that are confirmed.
+        front: those to which no other is equal or better in bytes and in time.
+        budget: in bytes, or None.
+        spare: kept back of each budget, in bytes, besides 0.1 %.
+        notes: what was assumed, and which methods were left out.
+        best: the way for the budget, confirmed; None if nothing fits, or without a budget.
+    """
+
+    ways: tuple[Way, ...] = field(repr=False)
+    front: tuple[Way, ...] = field(repr=False)
+    budget: int | None
+    spare: int
+    notes: tuple[str, ...] = ()
+    best: Way | None = None
+
+    @property
+    def plain(self) -> Way:
+        """The plain loop."""
+        return self.ways[0]
+
+    def fit(self, budget: int | str) -> Way | None:
+        """The fastest way within a budget; None if nothing fits.
+
+        All budgets are looked up in one front: a smaller one never gets a larger peak, and a larger
+        one never a slower way.
+
+        Args:
+            budget: bytes, or a text such as "8GB" (10^9 bytes each) or "7.5GiB" (2^30).
+        """
+        room = read_size(budget) * (1 - _MARGIN) - self.spare
+        fitting = [way for way in self.front if way.peak_bytes <= room]
+        return fitting[-1] if fitting else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {
+            "budget_bytes": self.budget,
+            "best": None if self.best is None else _as_json(self.best),
+            "front": [_as_json(way) for way in self.front],
+            "rows": [_as_json(way) for way in self.choose_rows()],
+            "notes": list(self.notes),
+        }
+
+    def choose_rows(self) -> list[Way]:
+        """The rows of the table: the plain loop, and of each method the fastest that fits, or else
+        the smallest.
+        """
+        rows = [self.plain]
+        kinds = dict.fromkeys((w.method, w.microbatches > 1, w.recompute > 0) for w in self.ways)
+        for kind in kinds:
+            own = [w for w in self.ways if (w.method, w.microbatches > 1, w.recompute > 0) == kind]
+            front = keep_front(own)
+            fitting = [way for way in front if self._fits(way)]
+            rows.append(fitting[-1] if fitting else front[0])
+        if self.best is not None:
+            rows = [self.best if _same(row, self.best) else row for row in rows]
+        return list(dict.fromkeys(rows))
+
+    def _fits(self, way: Way) -> bool:
+        if self.budget is None:
+            return False
+        return way.peak_bytes <= self.budget * (1 - _MARGIN) - self.spare
+
+    def describe(self) -> str:
+        """One sentence: what fits, and what it costs."""
+        plain = f"end-to-end takes {format_size(self.plain.peak_bytes)}"
+        if self.budget is None:
+            low = self.front[0]
+            return f"Of these ways {plain}; least is {format_size(low.peak_bytes)} ({low})."
+        budget = format_size(self.budget)
+        if self.best is None:
+            low = self.front[0]
+            lowest = format_size(round((low.peak_bytes + self.spare) / (1 - _MARGIN)))
+            return (
+                f"Nothing fits {budget}: {plain}, and the smallest budget is {lowest}, by {low}. "
+                f"{format_size(low.resting_bytes)} of that are weights, optimizer state and batch."
+            )
+        peak = format_size(self.best.peak_bytes)
+        return (
+            f"Take {self.best}: peak {peak} of {budget} predicted ({plain}), "
+            f"{self.best.time:.2f} x its operations."
+        )
+
+    def __str__(self) -> str:
+        header = ("method", "modules", "recompute", "micro-batches", "peak", "time", "")
+        rows = [_format_row(way, self._fits(way), self.best) for way in self.choose_rows()]
+        lines = _format_table(header, rows)
+        return "\n".join([lines, "", self.describe(), *(f"Note: {note}" for note in self.notes)])
+
+
+def plan(
+    model: nn.Module,
+    sample: Any,
+    *,
+    budget: int | str | None = None,
+    optimizer: OptimizerFactory | None = None,
+    methods: Sequence[str | Rule] = METHODS,
+    task: Task | None = None,
+    batch_dims: Any = ...,
+    microbatches: Sequence[int] = (1, 2, 4, 8, 16),
+    split_batch_norm: bool = False,
+    precision: str = "fp32",
+) -> Plan:
+    """Predict what a training step takes in bytes, in many ways, and choose the fastest that fits.
+
+    Each layer is measured once on fake tensors. Nothing of the model's size is allocated, so a
+    model may also live on the device "meta".
+
+    Args:
+        model: the network.
+        sample: a batch as the loader gives it. Only shapes and dtypes are used.
+        budget: bytes, or a text such as "8GB" (10^9 bytes each) or "7.5GiB" (2^30).
+        optimizer: makes an optimizer of a list of parameters. By default SGD with momentum.
+        methods: rules, or texts such as "backlink(layers=2)", beside end-to-end training with
+            recomputed layers, which is always there.
+        task: what the network is trained for; by default the usual task of model and sample.
+        batch_dims: where a batch holds its samples, if not in dimension 0 (`Batch.of`).
+        microbatches: numbers of parts that a batch may be split into.
+        split_batch_norm: whether it may be split though the model has BatchNorm, which then sees
+            less of the batch: the result is another.
+        precision: as for `Learner`.
+
+    Raises:
+        BadInput: the budget is no size, or the model does not run on the sample.
+
+    Example:
+        >>> import torch, localprop as lp
+        >>> batch = torch.zeros(64, 3, 32, 32), torch.zeros(64).long()
+        >>> found = lp.plan(lp.models.resnet8(), batch, budget="12MB")
+        >>> found.best.peak_bytes < 12e6 < found.plain.peak_bytes
+        True
+        >>> learner = lp.Learner(
+        ...     lp.models.resnet8(),
+        ...     **found.best.kwargs,
+        ...     optimizer=lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+        ...     sample=batch,
+        ... )
+    """
+    limit = None if budget is None else read_size(budget)
+    check(
+        [f"precision={precision!r}: choose one of {', '.join(checks.PRECISIONS)}."]
+        if precision not in checks.PRECISIONS
+        else []
+    )
+    notes = []
+    if optimizer is None:
+        optimizer = _make_sgd
+        notes.append("the optimizer is taken to be SGD with momentum; pass optimizer= for another.")
+    sample = checks.add_targets(unwrap(sample))
+    task = checks.resolve_task(task, model, sample, batch_dims)
+    layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
+    own = Batch.of(sample, task.targets(sample), batch_dims)
+    candidates = Candidates(model, layers, task, own, optimizer, (1,), checks.PRECISIONS[precision])
+    if not candidates.has_batch_norm or split_batch_norm:
+        counts = {1, *microbatches}
+        candidates.microbatches = sorted(m for m in counts if 1 <= m <= own.samples)
+    else:
+        notes.append(
+            "the model has BatchNorm, which micro-batches would change: they are left out "
+            "(split_batch_norm=True takes them in)."
+        )
+    named = {
+        str(each) if isinstance(each, str) else repr(each): parse_rule(each) for each in methods
+    }
+    ways, refused = find_ways(candidates, named)
+    spare = layers.output_shape.numel() * layers.output_dtype.itemsize
+    front = tuple(keep_front(ways))
+    found = Plan(tuple(ways), front, limit, spare, (*notes, *refused))
+    if limit is None:
+        return found
+    return _confirm(found, candidates, limit)
+
+
+def _confirm(found: Plan, candidates: Candidates, limit: int) -> Plan:
+    """The plan with a way that an engine has read. One that does not fit after all is left out."""
+    front = list(found.front)
+    while True:
+        best = replace(found, front=tuple(front)).fit(limit)
+        if best is None:
+            return replace(found, front=tuple(front))
+        confirmed = best if best.confirmed else candidates.confirm(best)
+        place = front.index(best)
+        if confirmed.peak_bytes <= limit * (1 - _MARGIN) - found.spare:
+            front[place] = confirmed
+            return replace(found, front=tuple(front), best=confirmed)
+        del front[place]
+
+
+def _make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def _same(one: Way, other: Way) -> bool:
+    return str(one) == str(other)
+
+
+def _as_json(way: Way) -> dict[str, Any]:
+    return {
+        "method": way.method,
+        "rule": repr(way.rule),
+        "modules": way.modules,
+        "recompute": way.kwargs["recompute"],
+        "microbatches": way.microbatches,
+        "peak_bytes": way.peak_bytes,
+        "resting_bytes": way.resting_bytes,
+        "flops": way.flops,
+        "time": round(way.time, 4),
+        "confirmed": way.confirmed,
+        "splits_batch_norm": way.splits_batch_norm,
+    }
+
+
+def _format_row(way: Way, fits: bool, best: Way | None) -> tuple[str, ...]:
+    recompute = {0: "no", 1: "all"}.get(way.recompute, f"1 of {way.recompute}")
+    mark = "◄" if best is not None and _same(way, best) else "fits" if fits else ""
+    peak = format_size(way.peak_bytes) + ("" if way.confirmed else " ~")
+    return (
+        way.method,
+        str(way.modules),
+        recompute,
+        str(way.microbatches),
+        peak,
+        f"{way.time:.2f}",
+        mark,
+    )
+
+
+def _format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    body = [header, *rows]
+    widths = [max(len(row[i]) for row in body) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in body
+    )

@@ -1,0 +1,84 @@
+"""Replayed steps have the peaks and the operations that engines on fake tensors read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import localprop as lp
+from localprop.cost.flops import count_flops
+from localprop.cost.layer_costs import LayerCosts, ScaledCosts, make_engine
+from localprop.cost.memory import predict_memory
+from localprop.cost.replay import can_replay, replay
+from localprop.network.recomputed import choose_recomputed
+from localprop.tasks.batch import Batch
+from localprop.tasks.classification import Classification
+from tests.helpers.reference import sgd
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet14": lp.models.resnet14,
+    "transformer": lambda: lp.models.transformer_lm(20, 16, width=32, heads=2, blocks=5),
+    "mlp": lambda: lp.models.mlp(48, (64, 64, 64, 64)),
+}
+RULES = {
+    "end to end": lp.end_to_end(),
+    "greedy": lp.greedy(),
+    "backlink": lp.backlink(),
+    "interlocking": lp.interlocking(2),
+    "interlocking sum": lp.interlocking(2, combine="sum"),
+}
+
+
+def make_batch(name: str, samples: int) -> Batch:
+    if name == "transformer":
+        tokens = torch.zeros(samples, 16, dtype=torch.long)
+        return Batch.of((tokens, tokens))
+    inputs = torch.zeros(samples, *((3, 32, 32) if name == "resnet14" else (48,)))
+    return Batch.of((inputs, torch.zeros(samples, dtype=torch.long)))
+
+
+@cache
+def measure(name: str, samples: int = 64) -> LayerCosts:
+    torch.manual_seed(0)
+    model, batch = MODELS[name](), make_batch(name, samples)
+    task = Classification(dim=-1)
+    layers = lp.layers_of(model, batch.data, task=task)
+    return LayerCosts(model, layers, task, batch, sgd)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("recompute", [False, True, 2])
+@pytest.mark.parametrize("modules", [1, 2, 3, 5])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", MODELS)
+def test_peaks_and_operations(
+    name: str, rule: str, modules: int, recompute: bool | int, microbatches: int
+) -> None:
+    if name == "resnet14" and microbatches > 1 and modules not in (1, 3):
+        pytest.skip("a convolutional network takes longer: these two say enough")
+    costs = measure(name)
+    engine = make_engine(
+        costs, RULES[rule], modules, recompute=recompute, microbatches=microbatches
+    )
+    recomputed = choose_recomputed(costs.layers, recompute)
+    if not can_replay(engine.wiring, recomputed):
+        pytest.skip("figures of single layers do not say it; the engine reads such a step")
+    at = costs if microbatches == 1 else ScaledCosts(costs, measure(name, 32), 16)
+    found = replay(at, costs.resting, engine.wiring, engine.schedule, recomputed)
+    read = predict_memory(engine, [], costs.batch)
+    # What plans keep back: a thousandth, and one output of the network.
+    outputs = costs.layers.output_shape.numel() * 4
+    excess = found.peak_bytes - read.peak_bytes
+    assert -(read.peak_bytes / 1000 + outputs + 512) < excess < read.peak_bytes / 200 + outputs
+    assert found.resting_bytes == read.resting_bytes
+    assert found.flops == pytest.approx(count_flops(engine, [], costs.batch), rel=1e-9)
+
+
+def test_what_layers_alone_do_not_say_is_not_replayed() -> None:
+    costs = measure("resnet14")
+    assert not can_replay(make_engine(costs, lp.contsup(), 2).wiring)
+    assert can_replay(make_engine(costs, lp.greedy(), 2).wiring)

@@ -1,0 +1,136 @@
+"""What is chosen fits, when it is executed, too; all budgets are looked up in one front."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import localprop as lp
+from localprop.cli.main import main
+from localprop.cost.fake_engine import list_held_tensors
+from localprop.cost.memory import measure_peak
+from localprop.planning.sizes import read_size
+from localprop.tasks.batch import Batch
+
+IMAGES = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
+TOKENS = torch.randint(20, (16, 16)), torch.randint(20, (16, 16))
+MODELS: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
+    "resnet8": (lp.models.resnet8, IMAGES, None),
+    "transformer": (
+        lambda: lp.models.transformer_lm(20, 16, width=32, heads=2, blocks=5),
+        TOKENS,
+        lp.Classification(dim=-1),
+    ),
+}
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+@cache
+def make_plan(name: str, budget: str | None = None) -> lp.Plan:
+    build, batch, task = MODELS[name]
+    return lp.plan(build(), batch, budget=budget, optimizer=adamw, task=task)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_smaller_budget_gets_no_larger_peak_and_a_larger_one_no_slower_way(name: str) -> None:
+    found = make_plan(name)
+    before = None
+    for percent in range(1, 130):
+        way = found.fit(max(1, found.plain.peak_bytes * percent // 100))
+        if way is None:
+            assert before is None
+            continue
+        assert way.peak_bytes < found.plain.peak_bytes * percent // 100
+        if before is not None:
+            assert way.peak_bytes >= before.peak_bytes
+            assert way.time <= before.time
+        before = way
+    assert before is not None
+    assert before.time <= 1
+
+
+@pytest.mark.parametrize("percent", [40, 60, 90])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_chosen_stays_within_its_budget(name: str, percent: int) -> None:
+    build, batch, task = MODELS[name]
+    budget = make_plan(name).plain.peak_bytes * percent // 100
+    best = make_plan(name, f"{budget}B").best
+    if best is None:
+        assert make_plan(name).front[0].peak_bytes > budget * 0.99
+        return
+    assert best.confirmed
+    model = build()
+    learner = lp.Learner(model, **best.kwargs, optimizer=adamw, sample=batch, task=task)
+    learner.step(batch)
+    held = list_held_tensors(
+        (model, learner.heads), learner.engine.optimizers.all(), Batch.of(batch)
+    )
+    read = measure_peak(lambda: learner.step(batch), held, torch.device("cpu"))
+    assert read.peak_bytes <= budget
+    assert read.peak_bytes == pytest.approx(best.peak_bytes, rel=1e-3)
+
+
+def test_a_model_without_data_gets_the_same_plan() -> None:
+    with torch.device("meta"):
+        model = lp.models.resnet8()
+    found = lp.plan(model, IMAGES, optimizer=adamw)
+    assert [way.peak_bytes for way in found.front] == [
+        way.peak_bytes for way in make_plan("resnet8").front
+    ]
+
+
+def test_micro_batches_are_left_out_where_they_change_the_result() -> None:
+    assert all(way.microbatches == 1 for way in make_plan("resnet8").ways)
+    assert any("BatchNorm" in note for note in make_plan("resnet8").notes)
+    assert any(way.microbatches == 8 for way in make_plan("transformer").ways)
+    split = lp.plan(lp.models.resnet8(), IMAGES, methods=(), split_batch_norm=True)
+    assert {way.splits_batch_norm for way in split.ways if way.microbatches > 1} == {True}
+
+
+def test_what_to_do_where_nothing_fits() -> None:
+    found = make_plan("resnet8", "1MB")
+    assert found.best is None
+    assert "Nothing fits 1.0 MB" in found.describe()
+    smallest = found.describe().split("the smallest budget is ")[1].split(", by ")[0]
+    assert make_plan("resnet8").fit(read_size(smallest) + 10**5) is not None
+
+
+def test_methods_that_cannot_train_the_network_are_named() -> None:
+    found = lp.plan(lp.models.mlp(3072), IMAGES, methods=("trgl()", lp.greedy()))
+    assert any(note.startswith("trgl() is left out: ") for note in found.notes)
+    assert {way.method for way in found.ways} == {"end_to_end", repr(lp.greedy())}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8 * 10**9), ("8 g", 8 * 10**9), ("1.5MiB", 3 * 2**19), ("700", 700), (5, 5)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert read_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8X", "-1GB", "GB", "1iB", 0, True, 2.5, None])
+def test_what_is_no_size(text: Any) -> None:
+    with pytest.raises(lp.BadInput, match="is no size: write bytes, or a text such as '8GB'"):
+        read_size(text)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", "resnet8", "--batch", "32", "--methods", "greedy"]
+    assert main([*words, "--budget", "20MB", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["best"]["peak_bytes"] < 20e6
+    assert main([*words, "--budget", "20MB"]) == 0
+    assert "peak" in capsys.readouterr().out
+    assert main([*words, "--budget", "lots", "--optimizer", "foo", "--batch", "0"]) == 2
+    problems = capsys.readouterr().err
+    assert all(word in problems for word in ("budget='lots'", "optimizer='foo'", "batch=0"))
