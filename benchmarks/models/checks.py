@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from cases import Build, build_case
+from cases import Build, Case, build_case
 from layer_ends import watch_end
 from references import (
     Reference,
     compare_gradients,
+    compute_loss,
     copy_all,
     find_features,
     seed_all,
@@ -208,12 +209,10 @@ class Measured:
         seed_all()
         trained, partition = self._copy()
         model, _ = self._copy()
-        if double:
+        cuts: dict[str, Any] = {"partition": partition}
+        if double:  # features have another dtype then, so the partition is found anew
             trained, model = trained.double(), model.double()
-            # Features have another dtype now, so the partition is found anew.
-            cuts: dict[str, Any] = {"modules": len(partition.modules)}
-        else:
-            cuts = {"partition": partition}
+            cuts = {"modules": len(partition.modules)}
         learner = case.learn(lp.end_to_end(), trained, **cuts, normalization=lp.Normalization())
         optimizer = torch.optim.SGD(
             [p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9
@@ -221,19 +220,13 @@ class Measured:
         for number in range(2):
             handles = seed_like_a_step(learner, model, number)
             optimizer.zero_grad()
-            self._compute_loss(case, learner, model).backward()  # type: ignore[no-untyped-call]
+            compute_loss(case, learner, model).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             for handle in handles:
                 handle.remove()
             seed_all()
             learner.step(case.batch)
         return compare_states(learner.model, model)
-
-    def _compute_loss(self, case: Case, learner: lp.Learner, model: nn.Module) -> Tensor:
-        if case.own_loss is not None:
-            return case.own_loss(model, case.batch)
-        task = learner.wiring.task
-        return task.loss(task.forward(model, case.batch), case.batch)
 
     def _compare_wrapped(self) -> str:
         """Making a learner leaves the state, the modes, the hooks and the outputs as they were."""
@@ -264,7 +257,7 @@ class Measured:
         learner = self._learn(lp.greedy(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
         model, _ = self._copy()
         seed_like_a_step(learner, model)
-        self._compute_loss(learner, model).backward()  # type: ignore[no-untyped-call]
+        compute_loss(self.case, learner, model).backward()  # type: ignore[no-untyped-call]
         seed_all()
         learner.step(self.case.batch)
         return compare_states(learner.model, model)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from cases import Case
 from layer_ends import watch_end
 from torch import Tensor, nn
 
@@ -236,3 +237,11 @@ def compare_gradients(learner: Learner, expected: Gradients) -> tuple[float, str
         if not error <= worst:
             worst, where = error, name
     return worst, where, one_sided
+
+
+def compute_loss(case: Case, learner: Learner, model: nn.Module) -> Tensor:
+    """The model's own loss, or the task's."""
+    if case.own_loss is not None:
+        return case.own_loss(model, case.batch)
+    task = learner.wiring.task
+    return task.loss(task.forward(model, case.batch), case.batch)
