@@ -43,6 +43,7 @@ HOW = {
     "simulate --model resnet32 --ranks 4": (LONG, "measures all methods"),
     "simulate --model resnet110 --ranks 16": (LONG, "measures all methods on ResNet-110"),
     "bench memory": (LONG, "ResNet-110"),
+    "plan --model resnet32": (LONG, "half a minute: ResNet-32 with three methods"),
     "bench speed": (LONG, "a minute for each method"),
     "show --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
     "train --model resnet8": (ELSEWHERE, "tests/methods/test_adding_a_method.py"),
