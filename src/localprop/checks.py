@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from localprop.engine.isolation import find_leaks
 from localprop.errors import BadInput, check
 from localprop.network.find_layers import layers_of, look_again
-from localprop.network.layers import LayerEnd
+from localprop.network.layers import LayerEnd, Layers
 from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
 from localprop.rule.local_loss import LossInputs
@@ -117,12 +117,7 @@ def make_partition(
     batch_dims: Any,
     cuts: int | Partition | None,
 ) -> Partition:
-    """The given partition, or a uniform one.
-
-    Layers whose features have no positions in common with the outputs, such as the encoder of an
-    encoder-decoder, can hold no head, so they join the next that can. Where something goes around a
-    cut, as in a dense block, a head sees a part of what the next module gets; so modules end
-    elsewhere, unless one of them had twice its share of the layers by that.
+    """The given partition, or one of so many modules (`choose_partition`).
 
     Args:
         model: the primary network.
@@ -139,17 +134,7 @@ def make_partition(
     assert cuts is not None
     if not isinstance(cuts, Partition):
         layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
-        partition = Partition.uniform(layers, cuts)
-        if len(rule.credit(partition).rows) > 1:
-            ends = {*list_layers_for_heads(layers, task), len(layers) - 1}
-            clean = {end for end in ends if not layers.goes_around(end)}
-            if len(clean) >= cuts:
-                coarse = Partition.uniform(layers, cuts, ends=clean)
-                if max(map(len, coarse.modules)) * cuts <= 2 * len(layers):
-                    return coarse
-            if len(ends) >= cuts:  # else the heads say what they lack
-                return Partition.uniform(layers, cuts, ends=ends)
-        return partition
+        return choose_partition(layers, rule, task, cuts)
     known = {name for name, _ in model.named_parameters()}
     named = {name for layer in cuts.layers.parameters for name in layer}
     strange = sorted(named - known)
@@ -159,6 +144,30 @@ def make_partition(
             "layers_of on this model."
         )
     return cuts
+
+
+def choose_partition(layers: Layers, rule: Rule, task: Task, modules: int) -> Partition:
+    """A uniform partition, whose modules end where a rule's heads can be.
+
+    Layers whose features have no positions in common with the outputs, such as the encoder of an
+    encoder-decoder, can hold no head, so they join the next that can. Where something goes around a
+    cut, as in a dense block, a head sees a part of what the next module gets; so modules end
+    elsewhere, unless one of them had twice its share of the layers by that.
+
+    Raises:
+        BadInput: there are fewer layers than modules.
+    """
+    partition = Partition.uniform(layers, modules)
+    if len(rule.credit(partition).rows) == 1:
+        return partition
+    ends = {*list_layers_for_heads(layers, task), len(layers) - 1}
+    clean = {end for end in ends if not layers.goes_around(end)}
+    if len(clean) >= modules:
+        coarse = Partition.uniform(layers, modules, ends=clean)
+        if max(map(len, coarse.modules)) * modules <= 2 * len(layers):
+            return coarse
+    # With too few ends, the heads say what they lack.
+    return Partition.uniform(layers, modules, ends=ends) if len(ends) >= modules else partition
 
 
 def find_wiring_problems(

@@ -69,8 +69,9 @@ def test_peaks_and_operations(
     name: str, rule: str, modules: int, recompute: bool | int, microbatches: int
 ) -> None:
     costs = measure(name)
+    partition = lp.Partition.uniform(costs.layers, modules)
     engine = make_engine(
-        costs, RULES[rule], modules, recompute=recompute, microbatches=microbatches
+        costs, RULES[rule], partition, recompute=recompute, microbatches=microbatches
     )
     recomputed = choose_recomputed(costs.layers, recompute)
     if not can_replay(engine.wiring, recomputed):
@@ -88,5 +89,6 @@ def test_peaks_and_operations(
 
 def test_what_layers_alone_do_not_say_is_not_replayed() -> None:
     costs = measure("resnet14")
-    assert not can_replay(make_engine(costs, lp.contsup(), 2).wiring)
-    assert can_replay(make_engine(costs, lp.greedy(), 2).wiring)
+    halves = lp.Partition.uniform(costs.layers, 2)
+    assert not can_replay(make_engine(costs, lp.contsup(), halves).wiring)
+    assert can_replay(make_engine(costs, lp.greedy(), halves).wiring)

@@ -17,6 +17,7 @@ from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.memory import measure_peak
 from localprop.planning.sizes import read_size
 from localprop.tasks.batch import Batch
+from tests.helpers.networks_with_skips import UNet
 
 IMAGES = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
 TOKENS = torch.randint(20, (16, 16)), torch.randint(20, (16, 16))
@@ -94,6 +95,17 @@ def test_micro_batches_are_left_out_where_they_change_the_result() -> None:
     assert any(way.microbatches == 8 for way in make_plan("transformer").ways)
     split = lp.plan(lp.models.resnet8(), IMAGES, methods=(), split_batch_norm=True)
     assert {way.splits_batch_norm for way in split.ways if way.microbatches > 1} == {True}
+
+
+def test_a_network_with_skips_is_read_by_the_engine() -> None:
+    batch = torch.randn(4, 3, 16, 16), torch.randint(4, (4, 16, 16))
+    options: dict[str, Any] = {"optimizer": adamw, "task": lp.Segmentation()}
+    found = lp.plan(UNet(), batch, methods=("greedy",), **options)
+    assert all(way.confirmed for way in found.ways)
+    assert {way.modules for way in found.ways if way.method == "greedy"} == {2, 4}
+    for way in found.ways:
+        learner = lp.Learner(UNet(), **way.kwargs, sample=batch, **options)
+        assert learner.memory().peak_bytes == way.peak_bytes
 
 
 def test_what_to_do_where_nothing_fits() -> None:

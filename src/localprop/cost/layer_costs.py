@@ -93,7 +93,8 @@ class LayerCosts:
 
     def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
         rule = replace(self.head, credit=_CREDITS[kind])
-        engine = make_engine(self, rule, len(self.layers), recompute=recomputed)
+        single = Partition.uniform(self.layers, len(self.layers))
+        engine = make_engine(self, rule, single, recompute=recomputed)
         with faked(engine, [], self.batch) as fake:
             if not recomputed and kind in ("whole", "alone"):
                 fake.step()  # makes the optimizer state, which is read with these
@@ -183,22 +184,22 @@ _CREDITS: dict[str, Credit] = {
 }
 
 
-def wire_without_data(costs: LayerCosts, rule: Rule, modules: int) -> Wiring:
+def wire_without_data(costs: LayerCosts, rule: Rule, partition: Partition) -> Wiring:
     """The wiring of a rule. Its heads have no data."""
     with torch.device("meta"):
-        return wire(rule, Partition.uniform(costs.layers, modules), task=costs.task)
+        return wire(rule, partition, task=costs.task)
 
 
 def make_engine(
     costs: LayerCosts,
     rule: Rule,
-    modules: int,
+    partition: Partition,
     *,
     recompute: RecomputeChoice = False,
     microbatches: int = 1,
 ) -> Engine:
     """An engine of the network. Its heads have no data."""
-    wiring = wire_without_data(costs, rule, modules)
+    wiring = wire_without_data(costs, rule, partition)
     owned = find_owned_parameters(costs.model, wiring)
     return Engine(
         costs.model,

@@ -45,9 +45,10 @@ class Replayed(NamedTuple):
 def can_replay(wiring: Wiring, recomputed: Recomputed = Recomputed()) -> bool:  # noqa: B008
     """Whether figures of single layers say all of a step.
 
-    They know nothing of what goes around cuts, of contexts, and of losses that look at inner
+    They know nothing of what goes around layers, of contexts, and of losses that look at inner
     outputs, differentiate through their module, or copy its parameters.
     """
+    layers = wiring.layers
     plain = all(
         not (o.taps or o.second_order or o.copies) and o.number is None for o in wiring.objectives
     )
@@ -55,7 +56,7 @@ def can_replay(wiring: Wiring, recomputed: Recomputed = Recomputed()) -> bool:  
     trains = all(flow.train for flows in wiring.flows for flow in flows)
     return (
         plain
-        and not any(wiring.skips)
+        and not any(layers.goes_around(layer) for layer in range(len(layers) - 1))
         and not len(wiring.encoders)
         and not wiring.tied
         and not recomputed.together

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from localprop.checks import choose_partition
 from localprop.cost.flops import count_flops
 from localprop.cost.layer_costs import LayerCosts, ScaledCosts, make_engine, wire_without_data
 from localprop.cost.memory import predict_memory
@@ -126,8 +127,11 @@ class Candidates:
         choices = [n for n in (0, 1, 2, 3, 4) if n <= len(self.layers)]
         for microbatches in self.microbatches:
             for recompute in choices:
-                way = replace(self.plain, recompute=recompute, microbatches=microbatches)
-                yield self.plain if way == self.plain else self._cost(way)
+                if recompute or microbatches > 1:
+                    way = replace(self.plain, recompute=recompute, microbatches=microbatches)
+                    yield self._cost(replace(way, flops=0))
+                else:
+                    yield self.plain
 
     def list_local(self, method: str, rule: Rule) -> Iterator[Way]:
         """A method with fewer and more modules, stored and recomputed, with micro-batches.
@@ -176,8 +180,9 @@ class Candidates:
         """
         recompute = way.kwargs["recompute"]
         costs = self._measure(way.rule, self.batch.samples)
+        partition = choose_partition(self.layers, way.rule, self.task, way.modules)
         engine = make_engine(
-            costs, way.rule, way.modules, recompute=recompute, microbatches=way.microbatches
+            costs, way.rule, partition, recompute=recompute, microbatches=way.microbatches
         )
         memory = predict_memory(engine, [], self.batch)
         flops = way.flops or count_flops(engine, [], self.batch)
@@ -215,7 +220,8 @@ class Candidates:
         key = rule, modules
         if key not in self._wirings:
             costs = self._measure(rule, self.batch.samples)
-            self._wirings[key] = wire_without_data(costs, rule, modules)
+            partition = choose_partition(self.layers, rule, self.task, modules)
+            self._wirings[key] = wire_without_data(costs, rule, partition)
         return self._wirings[key]
 
     def _measure(self, rule: Rule, samples: int) -> LayerCosts:
