@@ -23,8 +23,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "tasks", "models", "data", "network", "rule", "methods", "schedule", "engine", "cost",
     "ranks", "checks", "state_problems", "state", "learner", "model_check",
-    "planning", "__init__", "training", "experiments",
-    "report", "commands", "cli", "__main__",
+    "__init__", "training", "experiments",
+    "report", "planning", "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.
 ANYBODY = "ranks.launch"

@@ -219,9 +219,7 @@ def _find_cut_problems(wiring: Wiring, segment: int) -> Iterator[str]:
     plain = [
         layers.names[end]
         for end in range(len(layers) - 1)
-        if len(layers.handed_on[end]) == 1
-        and all(each.until <= end for own in layers.handed_on[:end] for each in own)
-        and LayerEnd.parse(layers.names[end]).is_plain
+        if not layers.goes_around(end) and LayerEnd.parse(layers.names[end]).is_plain
     ]
     remedy = f"cut elsewhere: {', '.join(map(repr, plain))}" if plain else "it can be cut nowhere"
     reasons = {

@@ -11,7 +11,7 @@ from torch import nn
 
 import localprop as lp
 from localprop.cost.flops import count_flops
-from localprop.cost.layer_costs import LayerCosts, ScaledCosts, make_engine
+from localprop.cost.layer_costs import LayerCosts, Network, ScaledCosts
 from localprop.cost.memory import predict_memory
 from localprop.cost.replay import can_replay, replay
 from localprop.network.recomputed import choose_recomputed
@@ -46,7 +46,7 @@ def measure(name: str, samples: int = 64) -> LayerCosts:
     model, batch = MODELS[name](), make_batch(name, samples)
     task = Classification(dim=-1)
     layers = lp.layers_of(model, batch.data, task=task)
-    return LayerCosts(model, layers, task, batch, sgd)
+    return LayerCosts(Network(model, layers, task, batch, sgd))
 
 
 def list_configurations() -> Iterator[tuple[str, str, int, bool | int, int]]:
@@ -68,26 +68,25 @@ def test_peaks_and_operations(
     name: str, rule: str, modules: int, recompute: bool | int, microbatches: int
 ) -> None:
     costs = measure(name)
-    partition = lp.Partition.uniform(costs.layers, modules)
-    engine = make_engine(
-        costs, RULES[rule], partition, recompute=recompute, microbatches=microbatches
-    )
-    recomputed = choose_recomputed(costs.layers, recompute)
+    network, layers = costs.network, costs.network.layers
+    wiring = network.wire(RULES[rule], lp.Partition.uniform(layers, modules))
+    engine = network.make_engine(wiring, recompute=recompute, microbatches=microbatches)
+    recomputed = choose_recomputed(layers, recompute)
     if not can_replay(engine.wiring, recomputed):
         pytest.skip("figures of single layers do not say it; the engine reads such a step")
     at = costs if microbatches == 1 else ScaledCosts(costs, measure(name, 32), 16)
     found = replay(at, costs.resting, engine.wiring, engine.schedule, recomputed)
-    read = predict_memory(engine, [], costs.batch)
+    read = predict_memory(engine, [], network.batch)
     # What plans keep back: a thousandth, and one output of the network.
-    outputs = costs.layers.output_shape.numel() * 4
+    outputs = layers.output_shape.numel() * 4
     excess = found.peak_bytes - read.peak_bytes
     assert -(read.peak_bytes / 1000 + outputs + 512) < excess < read.peak_bytes / 200 + outputs
     assert found.resting_bytes == read.resting_bytes
-    assert found.flops == pytest.approx(count_flops(engine, [], costs.batch), rel=1e-9)
+    assert found.flops == pytest.approx(count_flops(engine, [], network.batch), rel=1e-9)
 
 
 def test_what_layers_alone_do_not_say_is_not_replayed() -> None:
-    costs = measure("resnet14")
-    halves = lp.Partition.uniform(costs.layers, 2)
-    assert not can_replay(make_engine(costs, lp.contsup(), halves).wiring)
-    assert can_replay(make_engine(costs, lp.greedy(), halves).wiring)
+    network = measure("resnet14").network
+    halves = lp.Partition.uniform(network.layers, 2)
+    assert not can_replay(network.wire(lp.contsup(), halves))
+    assert can_replay(network.wire(lp.greedy(), halves))

@@ -108,6 +108,14 @@ def test_a_network_with_skips_is_read_by_the_engine() -> None:
         assert learner.memory().peak_bytes == way.peak_bytes
 
 
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_tiny_batches(samples: int) -> None:
+    batch = tuple(each[:samples] for each in TOKENS)
+    build, _, task = MODELS["transformer"]
+    found = lp.plan(build(), batch, optimizer=adamw, task=task, methods=("greedy",))
+    assert max(way.microbatches for way in found.ways) == samples - samples % 2
+
+
 def test_what_to_do_where_nothing_fits() -> None:
     found = make_plan("resnet8", "1MB")
     assert found.best is None

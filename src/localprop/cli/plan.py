@@ -52,7 +52,7 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    from localprop.errors import BadInput, check
+    from localprop.errors import check, collect_problems
     from localprop.models import create_model, takes_tokens
     from localprop.planning.plan import METHODS, plan
     from localprop.planning.sizes import read_size
@@ -66,16 +66,14 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
         problems.append(f"optimizer={args.optimizer!r}: choose one of {', '.join(makers)}.")
     if args.batch < 1:
         problems.append(f"batch={args.batch}: a batch has at least 1 sample.")
-    if args.budget is not None:
-        try:
-            read_size(args.budget)
-        except BadInput as error:
-            problems += error.problems
-    check(problems)
-    tokens = takes_tokens(args.model)
+    with collect_problems(problems):
+        read_size(1 if args.budget is None else args.budget)
     # Sizes are all that counts, so nothing is allocated.
     with torch.device("meta"):
-        model = create_model(args.model, args.classes, args.input_shape)
+        with collect_problems(problems):
+            model = create_model(args.model, args.classes, args.input_shape)
+        check(problems)
+        tokens = takes_tokens(args.model)
         shape = (args.batch, *args.input_shape)
         inputs = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(shape)
     targets = torch.zeros(shape if tokens else args.batch, dtype=torch.long)

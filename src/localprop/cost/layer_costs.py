@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -44,31 +44,56 @@ from localprop.tasks.batch import Batch
 from localprop.tasks.task import Task
 
 
-class LayerCosts:
-    """The costs of a network's layers at one size of the batch. Each step runs when asked for.
+class Network(NamedTuple):
+    """What is trained, and how.
 
-    Args:
+    Attributes:
         model: the network.
         layers: its layers.
         task: what it is trained for.
         batch: only its shapes and dtypes are used.
         optimizer: makes an optimizer of parameters.
-        head: the rule whose heads losses have.
         autocast: the dtype of forwards and losses, or None.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        task: Task,
-        batch: Batch,
-        optimizer: OptimizerFactory,
-        head: Rule = Rule(),  # noqa: B008 - it is frozen
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.model, self.layers, self.task, self.batch = model, layers, task, batch
-        self.optimizer, self.head, self.autocast = optimizer, head, autocast
+    model: nn.Module
+    layers: Layers
+    task: Task
+    batch: Batch
+    optimizer: OptimizerFactory
+    autocast: torch.dtype | None = None
+
+    def wire(self, rule: Rule, partition: Partition) -> Wiring:
+        """The wiring of a rule. Its heads have no data."""
+        with torch.device("meta"):
+            return wire(rule, partition, task=self.task)
+
+    def make_engine(
+        self, wiring: Wiring, *, recompute: RecomputeChoice = False, microbatches: int = 1
+    ) -> Engine:
+        """An engine of a wiring, with optimizers of its own."""
+        owned = find_owned_parameters(self.model, wiring)
+        return Engine(
+            self.model,
+            wiring,
+            Schedule.compile(wiring, microbatches),
+            Optimizers(make_optimizers(self.optimizer, owned)),
+            device=next(self.model.parameters()).device,
+            autocast=self.autocast,
+            recomputed=choose_recomputed(self.layers, recompute),
+        )
+
+
+class LayerCosts:
+    """The costs of a network's layers at one size of the batch. Each step runs when asked for.
+
+    Args:
+        network: what is measured.
+        head: the rule whose heads losses have.
+    """
+
+    def __init__(self, network: Network, head: Rule = Rule()) -> None:  # noqa: B008 - it is frozen
+        self.network, self.head = network, head
         self._readings: dict[tuple[str, bool], list[LayerReading]] = {}
         self._resting: int | None = None
 
@@ -92,16 +117,18 @@ class LayerCosts:
         return self._resting
 
     def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
-        rule = replace(self.head, credit=_CREDITS[kind])
-        single = Partition.uniform(self.layers, len(self.layers))
-        engine = make_engine(self, rule, single, recompute=recomputed)
-        with faked(engine, [], self.batch) as fake:
+        rule, layers = replace(self.head, credit=_CREDITS[kind]), self.network.layers
+        wiring = self.network.wire(rule, Partition.uniform(layers, len(layers)))
+        engine = self.network.make_engine(wiring, recompute=recomputed)
+        # All frames are found in the step that frees most, so that nothing else holds them.
+        frames = kind == "alone" and not recomputed
+        with faked(engine, [], self.network.batch) as fake:
             if not recomputed and kind in ("whole", "alone"):
                 fake.step()  # makes the optimizer state, which is read with these
             with ExitStack() as stack:
                 flops = stack.enter_context(FlopCounter())
                 live = stack.enter_context(Meter(fake.list_held()))
-                watcher = LayerWatcher(fake, live, flops, holding=kind == "beside")
+                watcher = LayerWatcher(fake, live, flops, holding=kind == "beside", frames=frames)
                 fake.step(watcher.observe)
                 watcher.end_action()
         if kind == "whole" and not recomputed:
@@ -120,7 +147,8 @@ class ScaledCosts:
 
     def __init__(self, one: LayerCosts, other: LayerCosts, samples: int) -> None:
         self._one, self._other = one, other
-        self._share = (samples - one.batch.samples) / (other.batch.samples - one.batch.samples)
+        first, second = one.network.batch.samples, other.network.batch.samples
+        self._share = (samples - first) / (second - first)
         self._readings: dict[tuple[str, bool], list[LayerReading]] = {}
 
     def read(self, kind: str, *, recomputed: bool = False) -> list[LayerReading]:
@@ -182,31 +210,3 @@ _CREDITS: dict[str, Credit] = {
     "linked": _train_back(1),
     "passing": _train_the_one_before,
 }
-
-
-def wire_without_data(costs: LayerCosts, rule: Rule, partition: Partition) -> Wiring:
-    """The wiring of a rule. Its heads have no data."""
-    with torch.device("meta"):
-        return wire(rule, partition, task=costs.task)
-
-
-def make_engine(
-    costs: LayerCosts,
-    rule: Rule,
-    partition: Partition,
-    *,
-    recompute: RecomputeChoice = False,
-    microbatches: int = 1,
-) -> Engine:
-    """An engine of the network. Its heads have no data."""
-    wiring = wire_without_data(costs, rule, partition)
-    owned = find_owned_parameters(costs.model, wiring)
-    return Engine(
-        costs.model,
-        wiring,
-        Schedule.compile(wiring, microbatches),
-        Optimizers(make_optimizers(costs.optimizer, owned)),
-        device=next(costs.model.parameters()).device,
-        autocast=costs.autocast,
-        recomputed=choose_recomputed(costs.layers, recompute),
-    )

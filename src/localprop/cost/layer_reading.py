@@ -120,16 +120,28 @@ class Meter(LiveBytes):  # type: ignore[no-untyped-call]
 
 
 class LayerWatcher:
-    """Reads a step whose segments are single layers, action by action."""
+    """Reads a step whose segments are single layers, action by action.
 
-    def __init__(self, fake: FakeEngine, live: Meter, flops: FlopCounter, *, holding: bool) -> None:
+    Args:
+        fake: runs the step.
+        live: counts its bytes.
+        flops: counts its operations.
+        holding: whether to hold each layer's output until its backward has run.
+        frames: whether to find what frames hold, for which all graphs are walked.
+    """
+
+    def __init__(
+        self, fake: FakeEngine, live: Meter, flops: FlopCounter, *, holding: bool, frames: bool
+    ) -> None:
         self._holding, self._kept = holding, dict[int, Tensor]()
+        self._finds_frames = frames
         self._engine, self._live, self._flops = fake.engine, live, flops
         self._wiring: Wiring = fake.engine.wiring
         self.readings = [LayerReading() for _ in self._wiring.layers.names]
         self.resting, self._held = live.current, live.keys()
+        named = dict(fake.engine.model.named_parameters())
         self._parameters = {
-            s: self._wiring.parameters_trained_by(dict(fake.engine.model.named_parameters()), s, s)
+            s: self._wiring.parameters_trained_by(named, s, s)
             for s in range(len(self._wiring.segments))
         }
         self._saved: dict[int, dict[int, int]] = {}  # bytes of each storage, by layer
@@ -177,6 +189,8 @@ class LayerWatcher:
 
     def _find_frames(self, last: int) -> Frames:
         """What is alive and no value of the store holds, but for the output of the last layer."""
+        if not self._finds_frames:
+            return Frames()
         known = self._live.keys()
         valued = set(self._held)
         for _, kept in self._engine.list_values():

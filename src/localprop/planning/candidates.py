@@ -7,24 +7,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from localprop.checks import choose_partition
 from localprop.cost.flops import count_flops
-from localprop.cost.layer_costs import LayerCosts, ScaledCosts, make_engine, wire_without_data
+from localprop.cost.layer_costs import LayerCosts, Network, ScaledCosts
 from localprop.cost.memory import predict_memory
 from localprop.cost.replay import can_replay, replay
-from localprop.engine.user_optimizers import OptimizerFactory
 from localprop.errors import BadInput
 from localprop.methods.baselines import end_to_end
-from localprop.network.layers import Layers
 from localprop.network.recomputed import choose_recomputed
 from localprop.rule.rule import Rule
 from localprop.schedule.schedule import Schedule
 from localprop.schedule.wiring import Wiring
-from localprop.tasks.batch import Batch
-from localprop.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -89,33 +84,17 @@ class Candidates:
     """Ways to train a network.
 
     Args:
-        model: the network.
-        layers: its layers.
-        task: what it is trained for.
-        batch: only its shapes and dtypes are used.
-        optimizer: makes an optimizer of parameters.
+        network: what is trained, and how.
         microbatches: the numbers of parts that a batch may be split into.
-        autocast: the dtype of forwards and losses, or None.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Layers,
-        task: Task,
-        batch: Batch,
-        optimizer: OptimizerFactory,
-        microbatches: Sequence[int],
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.model, self.layers, self.task, self.batch = model, layers, task, batch
-        self.optimizer, self.autocast = optimizer, autocast
-        self.microbatches = [m for m in microbatches if m <= batch.samples]
-        self.has_batch_norm = any(
-            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()
-        )
-        self._costs: dict[tuple[object, int], LayerCosts] = {}
-        self._wirings: dict[tuple[Rule, int], Wiring] = {}
+    def __init__(self, network: Network, microbatches: Sequence[int]) -> None:
+        self.network, self.microbatches = network, microbatches
+        self._layers, self._samples = network.layers, network.batch.samples
+        self._has_batch_norm = has_batch_norm(network.model)
+        self._costs: dict[tuple[str, int], LayerCosts] = {}
+        self._scaled: dict[tuple[str, int], ScaledCosts] = {}
+        self._wirings: dict[tuple[str, int], Wiring] = {}
 
     @cached_property
     def plain(self) -> Way:
@@ -124,7 +103,7 @@ class Candidates:
 
     def list_end_to_end(self) -> Iterator[Way]:
         """End-to-end training, with recomputed layers and micro-batches."""
-        choices = [n for n in (0, 1, 2, 3, 4) if n <= len(self.layers)]
+        choices = [n for n in (0, 1, 2, 3, 4) if n <= len(self._layers)]
         for microbatches in self.microbatches:
             for recompute in choices:
                 if recompute or microbatches > 1:
@@ -141,7 +120,7 @@ class Candidates:
         """
         refused: BadInput | None = None
         found = False
-        for modules in _choose_counts(len(self.layers)):
+        for modules in _choose_counts(len(self._layers)):
             try:
                 self._wire(rule, modules)
             except BadInput as error:  # a head that finds no map large enough, for example
@@ -166,7 +145,7 @@ class Candidates:
 
     def _list_one(self, way: Way) -> Iterator[Way]:
         """A way that can be replayed; of others only a few, since an engine has to read them."""
-        recomputed = choose_recomputed(self.layers, way.kwargs["recompute"])
+        recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
         if can_replay(self._wire(way.rule, way.modules), recomputed):
             yield self._cost(way)
         elif way.microbatches == 1 and not way.recompute and way.modules in (2, 4, 8):
@@ -178,24 +157,24 @@ class Candidates:
         Raises:
             BadInput: the model does not run on them.
         """
-        recompute = way.kwargs["recompute"]
-        costs = self._measure(way.rule, self.batch.samples)
-        partition = choose_partition(self.layers, way.rule, self.task, way.modules)
-        engine = make_engine(
-            costs, way.rule, partition, recompute=recompute, microbatches=way.microbatches
+        network = self.network
+        engine = network.make_engine(
+            self._wire(way.rule, way.modules),
+            recompute=way.kwargs["recompute"],
+            microbatches=way.microbatches,
         )
-        memory = predict_memory(engine, [], self.batch)
-        flops = way.flops or count_flops(engine, [], self.batch)
+        memory = predict_memory(engine, [], network.batch)
+        flops = way.flops or count_flops(engine, [], network.batch)
         return self._finish(way, memory.peak_bytes, memory.resting_bytes, flops, confirmed=True)
 
     def _cost(self, way: Way) -> Way:
         wiring = self._wire(way.rule, way.modules)
-        recomputed = choose_recomputed(self.layers, way.kwargs["recompute"])
+        recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
         if not can_replay(wiring, recomputed):
             return self.confirm(way)
         found = replay(
-            self._scale(way.rule, -(-self.batch.samples // way.microbatches)),
-            self._measure(way.rule, self.batch.samples).resting,
+            self._scale(way.rule, -(-self._samples // way.microbatches)),
+            self._measure(way.rule, self._samples).resting,
             wiring,
             Schedule.compile(wiring, way.microbatches),
             recomputed,
@@ -213,37 +192,45 @@ class Candidates:
             flops=flops,
             time=1.0 if is_plain else flops / max(self.plain.flops, 1),
             confirmed=confirmed,
-            splits_batch_norm=self.has_batch_norm and way.microbatches > 1,
+            splits_batch_norm=self._has_batch_norm and way.microbatches > 1,
         )
 
     def _wire(self, rule: Rule, modules: int) -> Wiring:
-        key = rule, modules
+        key = repr(rule), modules
         if key not in self._wirings:
-            costs = self._measure(rule, self.batch.samples)
-            partition = choose_partition(self.layers, rule, self.task, modules)
-            self._wirings[key] = wire_without_data(costs, rule, partition)
+            partition = choose_partition(self._layers, rule, self.network.task, modules)
+            self._wirings[key] = self.network.wire(rule, partition)
         return self._wirings[key]
 
     def _measure(self, rule: Rule, samples: int) -> LayerCosts:
         """The costs at a size of the batch, with the heads of a rule."""
-        key = repr(replace(rule, credit=_NO_CREDIT, reference="")), samples
+        key = _name_heads(rule), samples
         if key not in self._costs:
-            batch = self.batch if samples == self.batch.samples else self.batch.select(samples)
-            self._costs[key] = LayerCosts(
-                self.model, self.layers, self.task, batch, self.optimizer, rule, self.autocast
-            )
+            batch = self.network.batch.select(samples)
+            self._costs[key] = LayerCosts(self.network._replace(batch=batch), rule)
         return self._costs[key]
 
     def _scale(self, rule: Rule, samples: int) -> LayerCosts | ScaledCosts:
-        whole = self._measure(rule, self.batch.samples)
-        if samples == self.batch.samples:
+        whole = self._measure(rule, self._samples)
+        if samples == self._samples:
             return whole
-        return ScaledCosts(whole, self._measure(rule, max(2, self.batch.samples // 2)), samples)
+        key = _name_heads(rule), samples
+        if key not in self._scaled:
+            # BatchNorm has nothing to compare one sample with, so tiny batches are doubled.
+            other = self._samples // 2 if self._samples > 3 else 2 * self._samples
+            self._scaled[key] = ScaledCosts(whole, self._measure(rule, other), samples)
+        return self._scaled[key]
 
 
-def _NO_CREDIT(partition: Any) -> Any:
-    """Stands for any credit: the costs of layers do not depend on it."""
-    raise NotImplementedError
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether what a model computes for a sample depends on the others."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(module, kind) for module in model.modules())
+
+
+def _name_heads(rule: Rule) -> str:
+    """What the costs of layers depend on: all of a rule but its credit."""
+    return repr((rule.aux, rule.loss, rule.context, rule.penalty))
 
 
 def _choose_counts(layers: int) -> list[int]:
@@ -255,13 +242,7 @@ def _choose_counts(layers: int) -> list[int]:
 
 
 def keep_front(ways: Iterable[Way]) -> list[Way]:
-    """Those to which no other is equal or better in bytes and in time, in the order of bytes.
-
-    Example:
-        >>> front = keep_front([])
-        >>> front
-        []
-    """
+    """Those to which no other is equal or better in bytes and in time, in the order of bytes."""
     best: list[Way] = []
     for way in sorted(ways, key=lambda way: (way.peak_bytes, way.time)):
         if not best or way.time < best[-1].time:

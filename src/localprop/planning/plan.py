@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from localprop import checks
+from localprop.cost.layer_costs import Network
 from localprop.engine.user_optimizers import OptimizerFactory
-from localprop.errors import check
+from localprop.errors import BadInput
 from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
-from localprop.planning.candidates import Candidates, Way, find_ways, keep_front
+from localprop.planning.candidates import Candidates, Way, find_ways, has_batch_norm, keep_front
 from localprop.planning.sizes import format_size, read_size
+from localprop.report.tables import format_table
 from localprop.rule.rule import Rule
 from localprop.tasks.batch import Batch, unwrap
 from localprop.tasks.task import Task
@@ -62,9 +64,8 @@ class Plan:
         Args:
             budget: bytes, or a text such as "8GB" (10^9 bytes each) or "7.5GiB" (2^30).
         """
-        room = read_size(budget) * (1 - _MARGIN) - self.spare
-        fitting = [way for way in self.front if way.peak_bytes <= room]
-        return fitting[-1] if fitting else None
+        limit = read_size(budget)
+        return next((way for way in reversed(self.front) if self._fits(way, limit)), None)
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -85,16 +86,14 @@ class Plan:
         for kind in kinds:
             own = [w for w in self.ways if (w.method, w.microbatches > 1, w.recompute > 0) == kind]
             front = keep_front(own)
-            fitting = [way for way in front if self._fits(way)]
-            rows.append(fitting[-1] if fitting else front[0])
+            fitting = (way for way in reversed(front) if self._fits(way, self.budget))
+            rows.append(next(fitting, front[0]))
         if self.best is not None:
             rows = [self.best if _same(row, self.best) else row for row in rows]
         return list(dict.fromkeys(rows))
 
-    def _fits(self, way: Way) -> bool:
-        if self.budget is None:
-            return False
-        return way.peak_bytes <= self.budget * (1 - _MARGIN) - self.spare
+    def _fits(self, way: Way, budget: int | None) -> bool:
+        return budget is not None and way.peak_bytes <= budget * (1 - _MARGIN) - self.spare
 
     def describe(self) -> str:
         """One sentence: what fits, and what it costs."""
@@ -118,9 +117,11 @@ class Plan:
 
     def __str__(self) -> str:
         header = ("method", "modules", "recompute", "micro-batches", "peak", "time", "")
-        rows = [_format_row(way, self._fits(way), self.best) for way in self.choose_rows()]
-        lines = _format_table(header, rows)
-        return "\n".join([lines, "", self.describe(), *(f"Note: {note}" for note in self.notes)])
+        rows = [
+            _format_row(way, self._fits(way, self.budget), self.best) for way in self.choose_rows()
+        ]
+        notes = (f"Note: {note}" for note in self.notes)
+        return "\n".join([format_table(header, rows), "", self.describe(), *notes])
 
 
 def plan(
@@ -172,11 +173,8 @@ def plan(
         ... )
     """
     limit = None if budget is None else read_size(budget)
-    check(
-        [f"precision={precision!r}: choose one of {', '.join(checks.PRECISIONS)}."]
-        if precision not in checks.PRECISIONS
-        else []
-    )
+    if precision not in checks.PRECISIONS:
+        raise BadInput(f"precision={precision!r}: choose one of {', '.join(checks.PRECISIONS)}.")
     notes = []
     if optimizer is None:
         optimizer = _make_sgd
@@ -185,18 +183,17 @@ def plan(
     task = checks.resolve_task(task, model, sample, batch_dims)
     layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
     own = Batch.of(sample, task.targets(sample), batch_dims)
-    candidates = Candidates(model, layers, task, own, optimizer, (1,), checks.PRECISIONS[precision])
-    if not candidates.has_batch_norm or split_batch_norm:
-        counts = {1, *microbatches}
-        candidates.microbatches = sorted(m for m in counts if 1 <= m <= own.samples)
+    counts = [1]
+    if split_batch_norm or not has_batch_norm(model):
+        counts = sorted(m for m in {1, *microbatches} if 1 <= m <= own.samples)
     else:
         notes.append(
             "the model has BatchNorm, which micro-batches would change: they are left out "
             "(split_batch_norm=True takes them in)."
         )
-    named = {
-        str(each) if isinstance(each, str) else repr(each): parse_rule(each) for each in methods
-    }
+    network = Network(model, layers, task, own, optimizer, checks.PRECISIONS[precision])
+    candidates = Candidates(network, counts)
+    named = {each if isinstance(each, str) else repr(each): parse_rule(each) for each in methods}
     ways, refused = find_ways(candidates, named)
     spare = layers.output_shape.numel() * layers.output_dtype.itemsize
     front = tuple(keep_front(ways))
@@ -208,17 +205,16 @@ def plan(
 
 def _confirm(found: Plan, candidates: Candidates, limit: int) -> Plan:
     """The plan with a way that an engine has read. One that does not fit after all is left out."""
-    front = list(found.front)
-    while True:
-        best = replace(found, front=tuple(front)).fit(limit)
-        if best is None:
-            return replace(found, front=tuple(front))
+    while (best := found.fit(limit)) is not None:
         confirmed = best if best.confirmed else candidates.confirm(best)
-        place = front.index(best)
-        if confirmed.peak_bytes <= limit * (1 - _MARGIN) - found.spare:
-            front[place] = confirmed
-            return replace(found, front=tuple(front), best=confirmed)
-        del front[place]
+        fits = found._fits(confirmed, limit)
+        instead = [confirmed] if fits else []
+        place = found.front.index(best)
+        front = (*found.front[:place], *instead, *found.front[place + 1 :])
+        found = replace(found, front=front, best=confirmed if fits else None)
+        if fits:
+            break
+    return found
 
 
 def _make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -257,16 +253,4 @@ def _format_row(way: Way, fits: bool, best: Way | None) -> tuple[str, ...]:
         peak,
         f"{way.time:.2f}",
         mark,
-    )
-
-
-def _format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    body = [header, *rows]
-    widths = [max(len(row[i]) for row in body) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in body
     )
