@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +14,25 @@ import localprop as lp
 from localprop.cost.flops import count_flops
 from localprop.cost.layer_costs import LayerCosts, Network, ScaledCosts
 from localprop.cost.memory import predict_memory
-from localprop.cost.replay import can_replay, replay
+from localprop.cost.replay import replay
+from localprop.cost.replayable import can_replay
 from localprop.network.recomputed import choose_recomputed
 from localprop.tasks.batch import Batch
 from localprop.tasks.classification import Classification
 from tests.helpers.reference import sgd
 
+# One worker measures each network once.
+pytestmark = pytest.mark.xdist_group("replay")
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet14": lp.models.resnet14,
     "transformer": lambda: lp.models.transformer_lm(20, 16, width=32, heads=2, blocks=5),
     "mlp": lambda: lp.models.mlp(48, (64, 64, 64, 64)),
+}
+STRETCHES = {
+    "resnet14": ["relu..blocks.0,blocks.3..blocks.4", "relu..blocks.3(relu,blocks.1..blocks.2)"],
+    "transformer": ["embed..blocks.0,blocks.2", "embed..blocks.3(blocks.0..blocks.2(blocks.0))"],
+    "mlp": ["2..4", "2..6(4)"],
 }
 RULES = {
     "end to end": lp.end_to_end(),
@@ -49,10 +59,12 @@ def measure(name: str, samples: int = 64) -> LayerCosts:
     return LayerCosts(Network(model, layers, task, batch, sgd))
 
 
-def list_configurations() -> Iterator[tuple[str, str, int, bool | int, int]]:
+def list_configurations() -> Iterator[tuple[str, str, int, Any, int]]:
     """Networks, rules, modules, recompute and micro-batches."""
-    for name in MODELS:
-        yield name, "end to end", 1, 2, 1
+    for name, stretches in STRETCHES.items():
+        for recompute in (2, *stretches):
+            yield name, "end to end", 1, recompute, 1
+        yield name, "greedy", 2, stretches[0], 1
         for rule in RULES:
             for recompute in (False, True):
                 for modules in (1,) if rule == "end to end" else (3, 5):
@@ -65,7 +77,7 @@ def list_configurations() -> Iterator[tuple[str, str, int, bool | int, int]]:
     ("name", "rule", "modules", "recompute", "microbatches"), [*list_configurations()]
 )
 def test_peaks_and_operations(
-    name: str, rule: str, modules: int, recompute: bool | int, microbatches: int
+    name: str, rule: str, modules: int, recompute: bool | int | str, microbatches: int
 ) -> None:
     costs = measure(name)
     network, layers = costs.network, costs.network.layers

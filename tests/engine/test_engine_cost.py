@@ -61,7 +61,7 @@ def test_a_greedy_step_pays_for_no_other_method() -> None:
 
 def test_a_recomputed_end_to_end_step_visits_few_files() -> None:
     files = visit_step(lp.end_to_end(), recompute=True)
-    assert len(files) <= 19, sorted(files)
+    assert len(files) <= 20, sorted(files)  # stretches made one more of three
     assert "engine/recompute.py" in files
 
 

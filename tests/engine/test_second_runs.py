@@ -63,7 +63,7 @@ def train(
     return model, learner
 
 
-@pytest.mark.parametrize("recompute", [True, "modules", 2])
+@pytest.mark.parametrize("recompute", [True, "modules", 2, "0..2", "1..3(1..2)", "0..3(0..2(0,1))"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_end_to_end_with_state_is_bit_equal_to_stored(layer: str, recompute: Any) -> None:
     stored, _ = train(layer, lp.end_to_end(), False, 2)
@@ -82,12 +82,13 @@ def test_end_to_end_with_state_is_bit_equal_to_stored(layer: str, recompute: Any
     ],
     ids=["greedy", "backlink in two parts", "interlocking"],
 )
+@pytest.mark.parametrize(("recompute", "modules"), [(True, 4), ("0..3(0..1)", 2)])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_local_rules_with_state_are_bit_equal_to_stored(
-    layer: str, rule: lp.Rule, options: dict[str, int]
+    layer: str, rule: lp.Rule, options: dict[str, int], recompute: Any, modules: int
 ) -> None:
-    stored, _ = train(layer, rule, False, 4, **options)
-    again, _ = train(layer, rule, True, 4, **options)
+    stored, _ = train(layer, rule, False, modules, **options)
+    again, _ = train(layer, rule, recompute, modules, **options)
     assert_same(again, stored)
 
 
@@ -113,6 +114,57 @@ def test_each_layer_runs_again_once(rule: lp.Rule) -> None:
     learner.step(BATCHES[0])
     assert runs == [2, 2, 2]
     assert seen == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("recompute", "times"),
+    [
+        ("1..3", [2, 2, 2]),
+        ("1..3(1..2)", [3, 3, 2]),
+        ("1..3(1,2..3)", [3, 2, 2]),
+        ("0..3(0..2(0..1))", [4, 3, 2]),
+        ("1..2(1)", [3, 2, 1]),
+    ],
+)
+def test_inner_stretches_run_once_more(recompute: str, times: list[int]) -> None:
+    model = build("batch norm")
+    learner = lp.Learner(
+        model, lp.end_to_end(), modules=1, optimizer=sgd, sample=BATCHES[0], recompute=recompute
+    )
+    runs = [0, 0, 0]
+    for i in range(3):
+        block = model.get_submodule(str(1 + i))
+        assert isinstance(block, Block)
+
+        def count(x: Tensor, i: int = i, weigh: Any = block.weigh) -> Any:
+            runs[i] += 1
+            return weigh(x)
+
+        block.weigh = count  # type: ignore[method-assign]
+    learner.step(BATCHES[0])
+    assert runs == times
+
+
+def test_a_stretch_keeps_its_input_alone() -> None:
+    """Of eight equal layers in two stretches, an input and one stretch are alive, not eight."""
+    torch.manual_seed(0)
+    layers = [Block() for _ in range(8)]
+    batch = torch.zeros(1000, WIDTH), torch.zeros(1000, dtype=torch.long)
+
+    def read_peak(recompute: Any) -> float:
+        learner = lp.Learner(
+            nn.Sequential(*layers), lp.end_to_end(), modules=1, optimizer=sgd, sample=batch,
+            recompute=recompute,
+        )  # fmt: skip
+        reading = learner.memory()
+        return (reading.peak_bytes - reading.resting_bytes) / (1000 * WIDTH * 4)
+
+    # A layer keeps four tensors as large as its output, which is one of them; while its backward
+    # runs there are up to four more.
+    assert 32 <= read_peak(False) <= 36
+    assert 16 <= read_peak("0..3,4..7") <= 16 + 1 + 4
+    # At most two layers are there again at once, beside the inputs of stretches.
+    assert 8 <= read_peak("0..6(0..3(0..1),4..5)") <= 8 + 3 + 4
 
 
 def test_a_layer_that_changes_others_is_refused_in_the_first_step() -> None:
@@ -244,6 +296,13 @@ def test_caches_among_the_arguments_are_refused() -> None:
         ("nowhere", "'nowhere' names no layer. The layers are: 0, 1, 2"),
         (["1", "x*"], "'x\\*' names no layer"),
         (1.5, "recompute=1.5: it must be True"),
+        ("3..1", "'3..1' names no layer"),
+        ("1..9", "'1..9' names no layer"),
+        ("0..2,1..3", "'0..2' and '1..3' overlap"),
+        ("0..2(1..3)", r"'1..3' must be a smaller part of '0..2'"),
+        ("0..2(0..2)", r"'0..2' must be a smaller part of '0..2'"),
+        ("0..2(1", "brackets hold the stretches inside one"),
+        ("0(0)", "brackets hold the stretches inside one"),
     ],
 )
 def test_choices_that_name_no_layers_are_refused(recompute: Any, message: str) -> None:
@@ -253,7 +312,15 @@ def test_choices_that_name_no_layers_are_refused(recompute: Any, message: str) -
 
 @pytest.mark.parametrize(
     ("recompute", "again"),
-    [(True, [1, 2, 3]), (2, [1, 3]), (["2", "3"], [2, 3]), ("[12]", [1, 2]), (False, [])],
+    [
+        (True, [1, 2, 3]),
+        (2, [1, 3]),
+        (["2", "3"], [2, 3]),
+        ("[12]", [1, 2]),
+        ("1..2", [1, 2]),
+        (["0..1", "3"], [1, 3]),
+        (False, []),
+    ],
 )
 def test_a_choice_of_layers_runs_again(recompute: Any, again: list[int]) -> None:
     model = build("counts calls")
@@ -276,6 +343,7 @@ def test_a_choice_of_layers_runs_again(recompute: Any, again: list[int]) -> None
     [
         (True, "all layers, one by one"),
         (["1", "2"], "1, 2, one by one"),
+        ("0..3(0..1)", r"0..3(0..1)"),
         ("modules", "all layers, those of a module together"),
     ],
 )

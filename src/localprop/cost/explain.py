@@ -50,12 +50,15 @@ def explain(engine: Engine, reading: MemoryReading) -> str:
 
 def _format_recomputed(engine: Engine) -> Iterator[str]:
     """Yield a line for the layers that run again."""
-    layers = sorted(engine.recomputed.layers)
-    if layers:
-        names = [engine.wiring.layers.names[layer] for layer in layers]
-        which = ", ".join(names) if len(names) < len(engine.wiring.layers) else "all layers"
-        how = "those of a module together" if engine.recomputed.together else "one by one"
-        yield f"In the backward run again, as far as that saves memory: {which}, {how}."
+    recomputed, names = engine.recomputed, engine.wiring.layers.names
+    if recomputed.layers:
+        which = ", ".join(stretch.format(names) for stretch in recomputed.stretches)
+        if len(recomputed.stretches) == len(names):
+            which = "all layers"
+        how = ", one by one" if all(len(s.layers) == 1 for s in recomputed.stretches) else ""
+        if recomputed.by_module:
+            how = ", those of a module together"
+        yield f"In the backward run again, as far as that saves memory: {which}{how}."
 
 
 def _format_ties(wiring: Wiring) -> Iterator[str]:

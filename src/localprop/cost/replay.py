@@ -8,17 +8,20 @@ where the engine on fake tensors takes seconds::
     B    live + the layer's peak;   then the graph dies, gradients come
 
 The output of a layer lives as long as somebody holds it: the forward that goes on, the leaf of a
-segment, the graph of the layer or of the next one, losses, frames of Python.
+segment, the graph of the layer or of the next one, losses, frames of Python, a stretch of layers
+that run again from it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from localprop.cost.layer_costs import LayerCosts, ScaledCosts
 from localprop.cost.layer_reading import BackwardCost, Frames, LayerReading
-from localprop.network.recomputed import Recomputed
+from localprop.network.recomputed import Recomputed, Stretch
 from localprop.schedule.flows import Flow
 from localprop.schedule.liveness import Liveness
 from localprop.schedule.operands import Kind, Value
@@ -40,38 +43,6 @@ class Replayed(NamedTuple):
     resting_bytes: int
     flops: int
     at: Action
-
-
-def can_replay(wiring: Wiring, recomputed: Recomputed = Recomputed()) -> bool:  # noqa: B008
-    """Whether figures of single layers say all of a step.
-
-    They know nothing of what goes around layers, of contexts, and of losses that look at inner
-    outputs, differentiate through their module, or copy its parameters.
-    """
-    layers = wiring.layers
-    plain = all(
-        not (o.taps or o.second_order or o.copies) and o.number is None for o in wiring.objectives
-    )
-    one_loss = len(wiring.objectives) == 1
-    trains = all(flow.train for flows in wiring.flows for flow in flows)
-    return (
-        plain
-        and not any(layers.goes_around(layer) for layer in range(len(layers) - 1))
-        and not len(wiring.encoders)
-        and not wiring.tied
-        and not recomputed.together
-        and (trains or not recomputed.layers)
-        # Next to stored layers, those that run again in a hook find other neighbours than measured.
-        # After the first of two flows, calls that ran again hold their outputs a second time.
-        and (not recomputed.layers or not _share_long_segments(wiring))
-        and (one_loss or len(recomputed.layers) in (0, len(wiring.layers)))
-    )
-
-
-def _share_long_segments(wiring: Wiring) -> bool:
-    """Whether several flows go through a segment of several layers."""
-    pairs = zip(wiring.segments, wiring.flows, strict=True)
-    return any(len(flows) > 1 and len(segment.layers) > 1 for segment, flows in pairs)
 
 
 def replay(
@@ -107,7 +78,15 @@ class _Step:
         schedule: Schedule,
         recomputed: Recomputed,
     ) -> None:
-        self._costs, self._wiring, self._again = costs, wiring, recomputed.layers
+        self._costs, self._wiring = costs, wiring
+        spans = [*wiring.list_spans()]
+        stretches = [*recomputed.clip(spans)]
+        self._again = {each.layers[0] for each in stretches if len(each.layers) == 1}
+        self._stretches = {
+            i: each for each in stretches if len(each.layers) > 1 for i in each.layers
+        }
+        self._waiting: list[tuple[Stretch, int]] = []  # stretches to run again, by micro-batch
+        self._dropped = set(_find_dropped_outputs(stretches, spans))
         self._liveness = Liveness(wiring, schedule)
         self._outputs = [reading.output for reading in costs.read("whole")]
         heads = [
@@ -185,19 +164,15 @@ class _Step:
         if has_leaf:
             self._hold(layers[0] - 1, ("leaf", segment, m))
         for layer in layers:
-            reading = self._reading(layer, has_leaf or layer > layers[0])
             frames = self._costs.read("alone")[layer].at_start
             self._enter_frames(frames)
-            self._top(reading.forward.peak)
+            stretch = self._stretches.get(layer)
+            if stretch is None:
+                self._run_layer(layer, m, self._reading(layer, has_leaf or layer > layers[0]))
+            else:
+                self._run_stretch(stretch, layer, m)
             self._leave_frames(frames)
-            self.flops += reading.forward.flops
-            self._add(("graph", layer, m), reading.forward.kept)
-            if reading.forward.keeps_input:
-                self._hold(layer - 1, ("graph", layer, m))
-            if reading.forward.keeps_output:
-                self._hold(layer, ("graph", layer, m))
-            self._hold(layer, ("run",))
-            self._release(layer - 1, ("run",))
+            self._go_on(layer)
         end = layers[-1]
         if Value(Kind.FEATURES, segment, microbatch=m) in writes:
             self._hold(end, ("features", segment, m))
@@ -206,6 +181,71 @@ class _Step:
             self._release(end, ("run",))
         self._frames = Frames() if last else self._costs.read("alone")[end].at_end
         self._enter_frames(self._frames)
+
+    def _run_layer(self, layer: int, m: int, reading: LayerReading) -> None:
+        """Run a layer, which keeps its graph."""
+        self.flops += reading.forward.flops
+        self._keep_graph(layer, m, reading)
+
+    def _keep_graph(self, layer: int, m: int, reading: LayerReading) -> None:
+        self._top(reading.forward.peak)
+        self._add(("graph", layer, m), reading.forward.kept)
+        if reading.forward.keeps_input:
+            self._hold(layer - 1, ("graph", layer, m))
+        if reading.forward.keeps_output and (layer not in self._again or self._keeps_output(layer)):
+            self._hold(layer, ("graph", layer, m))
+
+    def _run_stretch(self, stretch: Stretch, layer: int, m: int) -> None:
+        """Run a layer of a stretch that runs again: nothing stays but the stretch's input."""
+        cost = self._costs.read("whole", recomputed=True)[layer].forward
+        self._top(cost.peak)
+        self.flops += cost.flops
+        if layer == stretch.layers[0]:
+            self._wait(stretch, m)
+        if len(self._wiring.layers.calls[layer]) == 1:  # else its calls hand over what they keep
+            self._add(("rerun", layer, m), cost.kept)
+        if self._keeps_output(layer) and cost.keeps_output:
+            self._hold(layer, ("graph", layer, m))
+
+    def _wait(self, stretch: Stretch, m: int) -> None:
+        self._hold(stretch.layers[0] - 1, ("stretch", *stretch.layers, m))
+        self._waiting.append((stretch, m))
+
+    def _go_on(self, layer: int) -> None:
+        """The layer's output is the next one's input."""
+        self._hold(layer, ("run",))
+        self._release(layer - 1, ("run",))
+
+    def _find_waiting(self, layer: int, m: int) -> Stretch | None:
+        """The innermost stretch that has to run again before the backward of a layer."""
+        waiting = reversed(self._waiting)
+        return next((each for each, at in waiting if at == m and layer in each.layers), None)
+
+    def _keeps_output(self, layer: int) -> bool:
+        """Whether a layer that runs again keeps its output, as the next one keeps its input."""
+        stretch = self._stretches.get(layer)
+        return layer not in self._dropped and (stretch is None or layer == stretch.layers[-1])
+
+    def _run_again(self, stretch: Stretch, layer: int, m: int) -> None:
+        """Run a stretch again up to a layer whose second run is one with its backward."""
+        self._waiting.remove((stretch, m))
+        inner = {i: each for each in stretch.inner for i in each.layers}
+        last = inner.get(layer)
+        for i in range(stretch.layers[0], layer if last is None else last.layers[0]):
+            if i in inner:
+                self._run_stretch(inner[i], i, m)
+            else:
+                self._run_layer(i, m, self._costs.read("whole")[i])
+            self._go_on(i)
+        if last is None:
+            self._hold(layer - 1, ("graph", layer, m))
+            self._release(layer - 1, ("run",))
+        else:
+            self._wait(last, m)
+            self._release(last.layers[0] - 1, ("run",))
+        self._release(stretch.layers[0] - 1, ("stretch", *stretch.layers, m))
+        if last is not None:
+            self._run_again(last, layer, m)
 
     def _loss(self, action: Action) -> None:
         segment, m = action.segment, action.microbatch
@@ -226,8 +266,26 @@ class _Step:
         # Several where the sums of flows are kept apart.
         sums = [v for v in self._writes(action) if v.kind is Kind.WEIGHT_GRADIENT and flow.train]
         for layer in reversed(layers):
+            waiting = self._find_waiting(layer, m)
+            if waiting is not None:
+                self._run_again(waiting, layer, m)
             inner = layer > layers[0]
-            cost = self._find_backward(layer, m, flow, inner=inner, is_last=is_last)
+            again = waiting is not None or (
+                layer in self._again and ("rerun", layer, m) not in self._values
+            )
+            comes_again = again and not self._keeps_output(layer)
+            find = partial(self._find_backward, layer, flow, inner=inner, is_last=is_last)
+            cost = find(again=again)
+            if comes_again:  # with its output, as if it were stored
+                stored = self._costs.read("whole")[layer]
+                self._drop(("graph", layer, m))
+                self._keep_graph(layer, m, stored)
+                flops = cost.flops
+                calls = self._wiring.layers.calls[layer]
+                if stored.forward.keeps_output and (layer in self._stretches or len(calls) == 1):
+                    # All of it runs again.
+                    flops = find(again=False).flops + stored.forward.flops
+                cost = BackwardCost(find(again=False).peak, flops)
             self._top(cost.peak)
             self.flops += cost.flops
             self._drop(("gradient", layer, m, action.flow if layer == layers[-1] else None))
@@ -268,7 +326,7 @@ class _Step:
         return self._costs.read(kind, recomputed=layer in self._again)[layer]
 
     def _find_backward(
-        self, layer: int, m: int, flow: Flow, *, inner: bool, is_last: bool
+        self, layer: int, flow: Flow, *, inner: bool, is_last: bool, again: bool
     ) -> BackwardCost:
         if not flow.train:
             kind = "passing"
@@ -279,9 +337,28 @@ class _Step:
         else:
             kind = "beside" if self._is_held(layer) else "whole"
         # Where an earlier flow has made all of it again, the layer is as if it were stored.
-        again = layer in self._again and ("rerun", layer, m) not in self._values
         return self._costs.read(kind, recomputed=again)[layer].backwards[0]
 
     def _is_held(self, layer: int) -> bool:
         """Whether not only its graph holds a layer's output, but also a hook at its end, say."""
         return any(holder[0] != "graph" for holder in self._holders[layer])
+
+
+def _find_dropped_outputs(
+    stretches: Sequence[Stretch], spans: Sequence[tuple[range, bool]]
+) -> Iterator[int]:
+    """The last layers of stretches that drop their outputs, too.
+
+    That happens where the next layer keeps its input itself, and a later stretch does not.
+    """
+    starts = [each.layers[0] for each in stretches]
+    for span, _ in spans:
+        for each in stretches:
+            end = each.layers[-1] + 1
+            if (
+                end - 1 in span
+                and end in span
+                and end not in starts
+                and any(end < i < span.stop for i in starts)
+            ):
+                yield end - 1

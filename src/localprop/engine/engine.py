@@ -30,12 +30,12 @@ from localprop.engine.communicator import Communicator
 from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
-from localprop.engine.frames import unhooked_saved_tensors
 from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
 from localprop.engine.recompute import make_recompute
+from localprop.engine.saved_tensor_hooks import unhooked_saved_tensors
 from localprop.engine.skips import cut_bundle
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts

@@ -6,7 +6,9 @@
     B    g0 ◄── call ◄── g1         the first saved tensor that is asked for: the call runs again,
                                     and what it saves stays until autograd lets go of it
 
-So a call runs again once, also where several flows follow. What it needs for that are its
+So a call runs again once, also where several flows follow. Calls that run again together share a
+frame, which keeps the arguments of the first; parts of them may run once more, so that the second
+run keeps no more than the arguments of each part. What it needs for that are its
 arguments, which are references, and what recompute.py keeps of the state around it.
 
 The mechanism is that of gradient checkpointing (Chen et al. 2016, arXiv 1604.06174), in the form
@@ -16,7 +18,7 @@ without reentrant backwards that torch.utils.checkpoint has. That one runs again
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -122,6 +124,7 @@ class Held:
     """A saved tensor: itself, or nothing while its frame has dropped it.
 
     Attributes:
+        number: its place in the order of saving.
         tensor: the tensor.
         version: its version counter, which torch leaves to hooks.
     """
@@ -133,11 +136,13 @@ class Held:
         "_is_view",
         "_place",
         "_storage",
+        "number",
         "tensor",
         "version",
     )
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, number: int, tensor: Tensor) -> None:
+        self.number = number
         self.tensor: Tensor | None = tensor
         self.version = tensor._version
 
@@ -186,6 +191,20 @@ class Held:
         self.tensor, self.version = tensor, tensor._version
 
 
+class Saved(NamedTuple):
+    """What a call has saved and may drop.
+
+    Attributes:
+        dropped: nobody else needs it.
+        outputs: what it has also returned: most often that lives on as an argument of the next.
+        gain: bytes that get free, less those that live for the frame alone.
+    """
+
+    dropped: list[Held]
+    outputs: list[Held]
+    gain: int
+
+
 class Frame:
     """What some calls save, each of which runs on what the one before has returned.
 
@@ -194,8 +213,9 @@ class Frame:
         run_again: called where a saved tensor is missing; fills the frame (`SecondRun`).
     """
 
-    def __init__(self, parameters: set[int], run_again: Callable[[Frame], None]) -> None:
+    def __init__(self, parameters: set[int], run_again: Callable[[Frame, Held], None]) -> None:
         self._parameters, self._run_again = parameters, run_again
+        self._begun = 0  # the place of the first tensor that the running call has saved
         # Storages of arguments, with the bytes that live for the frame alone.
         self._arguments: dict[int, int] = {}
         self._held: list[weakref.ref[Held] | None] = []
@@ -222,7 +242,13 @@ class Frame:
         arguments = Arguments([recorded.get(id(leaf), leaf) for leaf in leaves], spec)
         self._hooks = saved_tensors_hooks(self._pack, self._unpack)
         self._hooks.__enter__()
+        self._begun = len(self._held)
         return arguments
+
+    @property
+    def places(self) -> range:
+        """The places of what the last call has saved."""
+        return range(self._begun, len(self._held))
 
     def end(self, output: Any) -> None:
         """The call returns."""
@@ -238,36 +264,27 @@ class Frame:
         storages = map(storage_of, returned)
         self._outputs = {each._cdata for each in storages if each is not None}
 
-    def close(self) -> tuple[list[Held], list[Held]] | None:
-        """Find what to drop of what has been saved.
-
-        Returns:
-            What to drop; and what is returned by the last call and saved, too: most often it lives
-            on as an argument of the next call. None if no more bytes would get free than the frame
-            itself holds.
-        """
-        self._returned = None
+    def find_saved(self) -> Saved:
+        """What the last call has saved and may drop."""
         freed: dict[int, int] = {}
         dropped, outputs = list[Held](), list[Held]()
-        for held in self.list_held().values():
+        for held in self.list_held(self.places):
             storage = held.storage
             if storage._cdata in self._outputs:
                 outputs.append(held)
             else:
                 dropped.append(held)
                 freed[storage._cdata] = storage.nbytes()
-        if sum(freed.values()) <= sum(self._arguments.values()):
-            return None
-        return dropped, outputs
+        return Saved(dropped, outputs, sum(freed.values()) - sum(self._arguments.values()))
 
     def holds(self, storage: torch.UntypedStorage) -> bool:
         """Whether an argument has this storage."""
         return storage._cdata in self._arguments
 
-    def list_held(self) -> dict[int, Held]:
-        """What autograd still has of what was saved, by its place in the order of saving."""
-        found = ((place, ref()) for place, ref in enumerate(self._held) if ref is not None)
-        return {place: held for place, held in found if held is not None}
+    def list_held(self, places: range) -> list[Held]:
+        """What autograd still has of what was saved at some places."""
+        found = (ref() for ref in self._held[places.start : places.stop] if ref is not None)
+        return [held for held in found if held is not None]
 
     def _record(self, tensor: Tensor, copied: bool) -> Any:
         if isinstance(tensor, nn.Parameter):
@@ -287,7 +304,7 @@ class Frame:
         return Argument(kept, tensor.requires_grad, kept._version, copied, dict(vars(tensor)))
 
     def _pack(self, tensor: Tensor) -> Held:
-        held = Held(tensor.detach())  # an output would hold its own graph
+        held = Held(len(self._held), tensor.detach())  # an output would hold its own graph
         self._held.append(weakref.ref(held) if self._may_drop(tensor) else None)
         return held
 
@@ -303,7 +320,7 @@ class Frame:
 
     def _unpack(self, saved: Held) -> Tensor:
         if saved.tensor is None:
-            self._run_again(self)
+            self._run_again(self, saved)
         if saved.tensor is not None and saved.tensor._version != saved.version:
             raise RuntimeError(
                 "a variable needed for gradient computation has been modified by an inplace "
@@ -324,68 +341,57 @@ class SecondRun:
 
     Args:
         frame: the frame.
+        places: of what is to be filled, call by call.
         on_completion: called when all is there; the run goes on if this does not raise.
 
     Attributes:
+        last: the last place to be filled; -1 if all is there.
         is_complete: whether all is there.
     """
 
-    def __init__(self, frame: Frame, on_completion: Callable[[], None]) -> None:
+    def __init__(
+        self, frame: Frame, places: Iterable[range], on_completion: Callable[[], None]
+    ) -> None:
         self._on_completion = on_completion
-        dropped = ((p, held) for p, held in frame.list_held().items() if held.tensor is None)
-        self._missing = {place: held for place, held in dropped if not held.find()}
-        self._last, self._count = max(self._missing, default=0), 0
+        dropped = (held for own in places for held in frame.list_held(own) if held.tensor is None)
+        self._missing = {held.number: held for held in dropped if not held.find()}
+        self.last, self._count, self._keeps = max(self._missing, default=-1), 0, True
         self.is_complete = not self._missing
 
-    def fill(self, run: Callable[[], object]) -> None:
-        """Run calls again.
-
-        Args:
-            run: runs them.
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Fill within the context.
 
         Raises:
-            OtherRun: they saved other tensors than in their first run.
+            OtherRun: calls saved other tensors than in their first run.
         """
-        if self.is_complete:
-            return
-        with torch.enable_grad(), saved_tensors_hooks(self._pack, lambda tensor: tensor):
-            run()
+        with torch.enable_grad(), saved_tensors_hooks(self._pack, self._unpack):
+            yield
         if not self.is_complete:
             raise OtherRun("fewer tensors were saved")
 
-    def _pack(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()
+    def begin(self, places: range, *, keeps: bool) -> None:
+        """A call begins.
+
+        Args:
+            places: of what it has saved in its first run.
+            keeps: whether that is filled now. Else the call runs once more.
+        """
+        self._count, self._keeps = places.start, keeps
+
+    def _pack(self, tensor: Tensor) -> Tensor | None:
         place, self._count = self._count, self._count + 1
+        if not self._keeps:
+            return None
+        tensor = tensor.detach()
         if place in self._missing:
             self._missing[place].fill(tensor)
-        if place == self._last:
+        if place == self.last:
             self.is_complete = True
             self._on_completion()
         return tensor
 
-
-# --- hooks of others ----------------------------------------------------------------------------
-
-
-def has_saved_tensor_hooks() -> bool:
-    """Whether somebody's hooks see what is saved now, as in a checkpoint of the model's own."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-
-
-@contextmanager
-def unhooked_saved_tensors() -> Iterator[None]:
-    """Within the context, autograd saves tensors itself.
-
-    A model that checkpoints its own blocks may be cut within a checkpoint. That counts what is
-    saved, by hooks, and expects as much in its recomputation. What local losses save is not the
-    model's: it must not be counted.
-    """
-    hooks = []
-    while (top := torch._C._autograd._top_saved_tensors_default_hooks(False)) is not None:
-        hooks.append(top)
-        torch._C._autograd._pop_saved_tensors_default_hooks()
-    try:
-        yield
-    finally:
-        for pack, unpack in reversed(hooks):
-            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
+    def _unpack(self, tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            raise OtherRun("a call differentiates within itself")
+        return tensor

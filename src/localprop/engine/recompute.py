@@ -6,6 +6,12 @@ calls, and record what a second run needs besides the arguments::
     F    counter 3 ──► call ──► counter 4          counter 5, 6 ... by other calls
     B    counter 3 ──► the same call ──► counter 4 ──► put right: 6
 
+Calls may run again together, and parts of them once more::
+
+    F    x0 ──► a ──► b ──► c ──► d             only x0 stays
+    B    x0 ──► a ──► b, x2 ──► c ──► d         then the backward of c and d
+         x0 ──► a ──► b                         then the backward of a and b
+
 Nothing outside of the layers runs twice. What is left is compared: the first second run of each
 call must save what its first run has saved, and change nothing that is not set back; of later ones
 a few numbers are compared.
@@ -14,7 +20,8 @@ a few numbers are compared.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -29,20 +36,29 @@ from localprop.engine.frames import (
     Held,
     NotContinued,
     OtherRun,
+    Saved,
     SecondRun,
-    has_saved_tensor_hooks,
     storage_of,
 )
 from localprop.engine.plan import StepPlan
-from localprop.engine.recorded_calls import Autocast, Chain, Draws, RecordedCall, WatchedModule
+from localprop.engine.recorded_calls import (
+    Autocast,
+    Chain,
+    Draws,
+    Part,
+    RecordedCall,
+    WatchedModule,
+)
+from localprop.engine.saved_tensor_hooks import has_saved_tensor_hooks
 from localprop.errors import BadInput
 from localprop.network.attributes import Kept, Snapshot, list_mappings, read_attributes
-from localprop.network.layers import LayerCall
-from localprop.network.recomputed import Recomputed
+from localprop.network.recomputed import Recomputed, RerunCall
 from localprop.schedule.randomness import SeededGenerators
 
 # Numbers that are summed at once; those of a sample, and of how many tensors one is taken.
 _PART, _SAMPLE, _SAMPLED = 2**13, 16, 3
+# The number of the chain of each call that is in no stretch.
+_ALONE = -1
 
 
 def make_recompute(plan: StepPlan, model: nn.Module, recomputed: Recomputed) -> Recompute | None:
@@ -54,9 +70,7 @@ def make_recompute(plan: StepPlan, model: nn.Module, recomputed: Recomputed) -> 
         recomputed: the layers.
     """
     wiring, segments = plan.wiring, plan.stage.segments
-    with_loss = {objective.segment for objective in wiring.objectives}
-    spans = ((wiring.segments[s].layers, s in with_loss) for s in segments)
-    calls = recomputed.list_calls(wiring.layers, spans)
+    calls = [*recomputed.list_calls(wiring.layers, wiring.list_spans(segments))]
     if not calls:
         return None
     starts = (wiring.encoders_at(segment) for segment in segments)
@@ -69,7 +83,7 @@ class Recompute:
 
     Args:
         model: the primary network.
-        calls: those to run again, chain by chain.
+        calls: those to run again.
         encoders: auxiliary networks all of whose calls run again.
         generators: torch's.
         device_type: of the device that the step runs on.
@@ -78,7 +92,7 @@ class Recompute:
     def __init__(
         self,
         model: nn.Module,
-        calls: list[list[LayerCall]],
+        calls: list[RerunCall],
         encoders: Sequence[nn.Module],
         generators: SeededGenerators,
         device_type: str,
@@ -86,14 +100,13 @@ class Recompute:
         self._model, self._generators = model, generators
         self._device_types = tuple(dict.fromkeys((device_type, "cpu")))
         self._watched: dict[nn.Module, WatchedModule] = {}
-        self._last: dict[int, tuple[str, int]] = {}
-        for chain, members in enumerate(calls):
-            for call in members:
-                watched = self._watch(call.name, model.get_submodule(call.name))
-                watched.chains[call.number] = chain
-                if call.is_overwritten:
-                    watched.copied.add(call.number)
-                self._last[chain] = (call.name, call.number)
+        self._places: dict[int, list[tuple[str, int]]] = defaultdict(list)
+        for call, path in calls:
+            watched = self._watch(call.name, model.get_submodule(call.name))
+            watched.paths[call.number] = path
+            if call.is_overwritten:
+                watched.copied.add(call.number)
+            self._places[path[0]].append((call.name, call.number))
         # The dicts of all parameters and buffers.
         self._holders = [
             holder
@@ -170,17 +183,16 @@ class Recompute:
             self._depth += self._open[0] is watched
             return
         watched.count += 1
-        number = watched.chains.get(watched.count) if watched.chains else -1
-        if number is None or not torch.is_grad_enabled() or has_saved_tensor_hooks():
+        path = watched.paths.get(watched.count) if watched.paths else (_ALONE,)
+        if path is None or not torch.is_grad_enabled() or has_saved_tensor_hooks():
             return
         before = watched.attributes.read(), None if self._trusts else watched.draws.read()
         copied = watched.count in watched.copied
-        arguments = self._continue(number, args, kwargs, copied=copied)
+        arguments = self._continue(path[0], args, kwargs, copied=copied)
         assert self._chain is not None
         chain = self._chain[0]
-        chain.calls.append(
-            RecordedCall(watched, watched.count, arguments, Autocast.read(self._device_types))
-        )
+        autocast = Autocast.read(self._device_types)
+        chain.calls.append(RecordedCall(watched, watched.count, arguments, autocast, path))
         self._open = watched, *before
 
     def _continue(
@@ -190,13 +202,12 @@ class Recompute:
         if self._chain is not None and self._chain[0].number == number:
             with suppress(NotContinued):
                 return self._chain[1].begin(args, kwargs, copied=copied)
-        self._close()
         chain = Chain(number)
         frame = Frame(self._parameters, partial(self._run_again, chain))
         self._chain = chain, frame
         arguments = frame.begin(args, kwargs, copied=copied)
         before, self._outputs = self._outputs, None
-        if before is not None and before[0].calls:  # it has not run again meanwhile
+        if before is not None and not before[0].has_run:
             for output in (ref() for ref in before[1]):
                 if output is not None and not frame.holds(output.storage):
                     output.drop()
@@ -215,36 +226,42 @@ class Recompute:
         assert self._chain is not None
         chain, frame = self._chain
         frame.end(output)
+        call = chain.calls[-1]
+        call.places = frame.places
+        may_rerun = not call.arguments.are_overwritten()
+        if not may_rerun:
+            watched.copied.add(call.number)
         try:
             if draws is not None:
-                chain.calls[-1].draws = watched.draws.find_draws(draws)
-            chain.calls[-1].changes = watched.attributes.find_changes(attributes)
+                call.draws = watched.draws.find_draws(draws)
+            call.changes = watched.attributes.find_changes(attributes)
         except LookupError:
-            chain.stored = True
-        if self._last.get(chain.number, watched.place) == watched.place:
-            self._close()
+            may_rerun = False
+        places = self._places.get(chain.number, [watched.place])
+        saved = frame.find_saved()
+        # Of calls that run again together, what the first may drop decides nothing.
+        if may_rerun and (len(places) > 1 or saved.gain > 0):
+            self._drop(call, saved, is_last=watched.place == places[-1])
+        else:
+            chain.calls.pop()
+            self._chain = None
 
-    def _close(self) -> None:
-        """Drop what the calls of the open frame have saved."""
-        if self._chain is None:
-            return
-        (chain, frame), self._chain = self._chain, None
-        for call in chain.calls:
-            if call.arguments.are_overwritten():
-                chain.stored = True
-                call.watched.copied.add(call.number)
-        found = None if chain.stored else frame.close()
-        if found is None:
-            chain.forget()
-            return
-        dropped, outputs = found
+    def _drop(self, call: RecordedCall, saved: Saved, *, is_last: bool) -> None:
+        """Drop what a call has saved."""
+        assert self._chain is not None
+        chain, _ = self._chain
         if not self._trusts:
-            known = all(call.number in call.watched.compared for call in chain.calls)
-            chain.sums = None if known and not self._compares_all else sum_up(frame)
-            chain.samples = take_samples(frame)
-        for held in dropped:
+            known = call.number in call.watched.compared
+            dropped = saved.dropped if is_last else [*saved.dropped, *saved.outputs]
+            call.sums = None if known and not self._compares_all else sum_up(dropped)
+            call.samples = take_samples(dropped)
+        for held in saved.dropped:
             held.drop()
-        self._outputs = chain, [*map(weakref.ref, outputs)]
+        if is_last:
+            self._outputs, self._chain = (chain, [*map(weakref.ref, saved.outputs)]), None
+        else:
+            for held in saved.outputs:
+                held.drop()
 
     # --- the second run -------------------------------------------------------------------------
 
@@ -260,58 +277,66 @@ class Recompute:
         finally:
             self._peeked = None
 
-    def _run_again(self, chain: Chain, frame: Frame) -> None:
+    def _run_again(self, chain: Chain, frame: Frame, held: Held) -> None:
         if self._peeked is not None:
             self._peeked.append(chain)
             return
-        if any(call.arguments.are_overwritten() for call in chain.calls):
+        while held.tensor is None:  # a part that ends with an inner one has not filled that
+            self._run_part(chain, frame, chain.take_part(held.number))
+
+    def _run_part(self, chain: Chain, frame: Frame, part: Part) -> None:
+        if any(call.arguments.are_overwritten() for call in part.calls):
             raise BadInput(
-                f"{chain} cannot run again: something wrote into its arguments after it had "
+                f"{part} cannot run again: something wrote into its arguments after it had "
                 "returned. Leave it out of recompute=."
             )
+        filled = part.list_filled()
         attributes: list[Kept] = []
-        if chain.sums is not None:
+        if any(call.sums is not None for call in filled):
             attributes = read_attributes(list_mappings(self._model.modules()))
-        again = SecondRun(frame, chain.complete)
+        again = SecondRun(frame, [call.places for call in filled], chain.complete)
         self._running.append(chain)
         try:
-            again.fill(lambda: chain.run(again))
+            with again.watch():
+                chain.run(part, again)
         except OtherRun as error:
-            raise BadInput(f"{chain} did other things when it ran again: {error}.") from error
+            raise BadInput(f"{part} did other things when it ran again: {error}.") from error
         finally:
             self._running.pop()
-        self._compare(chain, frame, attributes)
-        chain.forget()
+        _compare(part, frame, attributes)
 
-    def _compare(self, chain: Chain, frame: Frame, attributes: list[Kept]) -> None:
-        first = chain.sums or {}
-        again = sum_up(frame) if first else {}
-        samples = [
-            (sample_of(held), chain.samples[place])
-            for place, held in frame.list_held().items()
-            if place in chain.samples
+
+def _compare(part: Part, frame: Frame, attributes: list[Kept]) -> None:
+    """Compare a second run with the first."""
+    for call in part.list_filled():
+        held = frame.list_held(call.places)
+        sums = call.sums or {}
+        again = sum_up(held) if sums else {}
+        pairs = [(numbers, sums[place]) for place, numbers in again.items() if place in sums]
+        pairs += [
+            (sample_of(each), call.samples[each.number])
+            for each in held
+            if each.number in call.samples
         ]
-        sums = ((numbers, first[place]) for place, numbers in again.items())
-        if not all(_are_near(one, two) for one, two in (*samples, *sums)):
+        if not all(_are_near(one, two) for one, two in pairs):
             raise BadInput(
-                f"{chain} gave other values when it ran again: it reads something that is neither "
+                f"{part} gave other values when it ran again: it reads something that is neither "
                 "among its arguments nor an attribute of its own, and that has changed meanwhile. "
                 "Leave it out of recompute=."
             )
-        changed = [kept.key for kept in attributes if kept.has_changed()]
-        if changed:
-            raise BadInput(
-                f"{chain} changes {', '.join(map(repr, changed))} outside of itself, and did so "
-                "twice when it ran again. Leave it out of recompute=."
-            )
-        for call in chain.calls:
-            call.watched.compared.add(call.number)
+        call.watched.compared.add(call.number)
+    changed = [kept.key for kept in attributes if kept.has_changed()]
+    if changed:
+        raise BadInput(
+            f"{part} changes {', '.join(map(repr, changed))} outside of itself, and did so "
+            "twice when it ran again. Leave it out of recompute=."
+        )
 
 
-def sum_up(frame: Frame) -> dict[int, Tensor]:
-    """Sums of what a frame holds, by place."""
-    held = ((place, each.tensor) for place, each in frame.list_held().items())
-    return {place: _sum(tensor) for place, tensor in held if tensor is not None and _counts(tensor)}
+def sum_up(saved: Iterable[Held]) -> dict[int, Tensor]:
+    """Sums of saved tensors, by place."""
+    tensors = {held.number: held.tensor for held in saved if held.tensor is not None}
+    return {place: _sum(tensor) for place, tensor in tensors.items() if _counts(tensor)}
 
 
 def _counts(tensor: Tensor) -> bool:
@@ -333,13 +358,13 @@ def _sum(tensor: Tensor) -> Tensor:
     return sums
 
 
-def take_samples(frame: Frame) -> dict[int, Tensor]:
-    """A few numbers of the last tensors that a frame holds, by place.
+def take_samples(saved: Sequence[Held]) -> dict[int, Tensor]:
+    """A few numbers of the last of some saved tensors, by place.
 
-    They depend on most of what the calls have read, so they are compared at each second run.
+    They depend on most of what the call has read, so they are compared at each second run.
     """
-    held = ((place, each) for place, each in reversed(frame.list_held().items()) if _tells(each))
-    return {place: sample_of(each) for place, each in islice(held, _SAMPLED)}
+    telling = (held for held in reversed(saved) if _tells(held))
+    return {held.number: sample_of(held) for held in islice(telling, _SAMPLED)}
 
 
 def _tells(held: Held) -> bool:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from localprop.engine.frames import Arguments, Returned, SecondRun, Stopped
-from localprop.network.attributes import AttributeWatch, Kept, Snapshot, put_right
+from localprop.network.attributes import AttributeWatch, Kept, Snapshot, copy_kept, put_right
 from localprop.schedule.randomness import SeededGenerators
 
 # --- random state -------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class WatchedModule:
         generators: torch's.
 
     Attributes:
-        chains: by the number of a call, the chain that it belongs to, which shares a frame.
+        paths: by the number of a call, the stretches that it belongs to (`RerunCall`).
         copied: the numbers of calls into whose arguments the model writes.
         count: how many calls of this forward have begun.
         compared: the numbers of calls whose second run has been compared with the first.
@@ -174,7 +175,7 @@ class WatchedModule:
 
     def __init__(self, name: str, module: nn.Module, generators: SeededGenerators) -> None:
         self.name, self.module = name, module
-        self.chains: dict[int, int] = {}
+        self.paths: dict[int, tuple[int, ...]] = {}
         self.copied: set[int] = set()
         self.count = 0
         self.compared = set[int]()
@@ -216,20 +217,34 @@ class RecordedCall:
         autocast: how it casts.
         draws: the random state before it, if it has drawn.
         changes: the attributes that it has changed, as they were before.
+        path: the stretches that it belongs to (`RerunCall`).
+        places: those of what it has saved, in its frame.
+        sums: of its first run, the sums of what was dropped, by place; None if not compared.
+        samples: a few numbers of the last tensors that were dropped, by place.
     """
 
     watched: WatchedModule
     number: int
     arguments: Arguments
     autocast: Autocast
+    path: tuple[int, ...]
     draws: Draws | None = None
     changes: list[Kept] = field(default_factory=list)
+    places: range = range(0)
+    sums: dict[int, Tensor] | None = None
+    samples: dict[int, Tensor] = field(default_factory=dict)
 
-    def run(self, before: list[Tensor]) -> Any:
-        """What the call returns, given the tensors that the call before has returned."""
+    def run(self, before: list[Tensor], *, is_last: bool) -> Any:
+        """Run the call again.
+
+        Args:
+            before: what the call before has returned.
+            is_last: whether it will not run once more.
+        """
         args, kwargs = self.arguments.give(before)
         draws = self.watched.draws.set_back(self.draws)
-        with put_right(self.changes), draws, self.autocast.applied():
+        changes = self.changes if is_last else copy_kept(self.changes)
+        with put_right(changes), draws, self.autocast.applied():
             try:
                 return self.watched.module(*args, **kwargs)
             except Returned as call:
@@ -239,59 +254,109 @@ class RecordedCall:
 
 
 @dataclass(eq=False)
-class Chain:
-    """Calls that run again together.
+class Part:
+    """Calls of a chain that run again at once.
 
     Attributes:
-        number: of the chain.
-        calls: those that have begun.
-        stored: whether what they save must be kept.
-        sums: of their first run, the sums of what was dropped, by place; None if not compared.
-        samples: a few numbers of the last tensors that were dropped, by place.
+        calls: neighbours.
+        before: what the call before them has returned.
+        depth: how many stretches they are in, at least. Those that are in more run once more.
+    """
+
+    calls: list[RecordedCall]
+    before: list[Tensor]
+    depth: int
+
+    def enter(self) -> list[Tensor]:
+        """What the call before them has returned, for a run from there."""
+        tensors = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self.before]
+        overwrites = self.calls[0].number in self.calls[0].watched.copied
+        return [tensor.clone() for tensor in tensors] if overwrites else tensors
+
+    def list_runs(self) -> list[tuple[bool, list[RecordedCall]]]:
+        """Its calls, those of an inner stretch together, and whether they are of one."""
+        depth = self.depth
+        runs = groupby(self.calls, lambda call: call.path[: depth + 1])
+        return [(len(path) > depth, [*calls]) for path, calls in runs]
+
+    def list_filled(self) -> list[RecordedCall]:
+        """Its calls that run no further time."""
+        return [call for call in self.calls if len(call.path) <= self.depth]
+
+    def __str__(self) -> str:
+        return ", ".join(repr(call.watched.name) for call in self.calls)
+
+
+@dataclass(eq=False)
+class Chain:
+    """Calls that share a frame.
+
+    Attributes:
+        number: of the outermost stretch.
+        parts: what is still to run again; at first all together.
+        has_run: whether something has run again.
         running: the call that runs again now.
         depth: how many calls of its module have begun and not ended: it may call itself.
+        goes_on: whether a second run goes on when all is there, to the beginning of a part.
         at_completion: what was there when all was saved that is needed, if the call ran on.
     """
 
     number: int
-    calls: list[RecordedCall] = field(default_factory=list)
-    stored: bool = False
-    sums: dict[int, Tensor] | None = None
-    samples: dict[int, Tensor] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=lambda: [Part([], [], depth=1)])
+    has_run: bool = False
     running: RecordedCall | None = None
     depth: int = 0
+    goes_on: bool = False
     at_completion: Observed | None = None
 
-    def run(self, again: SecondRun) -> None:
-        """Run the calls again, until all is saved that is needed."""
-        returned: list[Tensor] = []
-        for call in self.calls:
-            self.running, self.depth = call, 0
-            leaves = tree_leaves(call.run(returned))
-            returned = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            if again.is_complete:
-                break
+    @property
+    def calls(self) -> list[RecordedCall]:
+        """The calls that have begun, before anything runs again."""
+        return self.parts[0].calls
+
+    def take_part(self, place: int) -> Part:
+        """The part that has saved the tensor of a place; it is the caller's from here on."""
+        found = (part for part in self.parts if any(place in call.places for call in part.calls))
+        part = next(found)
+        self.parts.remove(part)
+        self.has_run = True
+        return part
+
+    def run(self, part: Part, again: SecondRun) -> None:
+        """Run the calls of a part, until all is saved that is needed."""
+        returned, runs = part.enter(), part.list_runs()
+        last_inner = max((i for i, (is_inner, _) in enumerate(runs) if is_inner), default=-1)
+        for i, (is_inner, calls) in enumerate(runs):
+            if is_inner:
+                inner = Part(calls, returned, part.depth + 1)
+                self.parts.append(inner)
+                returned = inner.before = inner.enter()
+            self.goes_on = i < last_inner
+            for call in calls:
+                if again.is_complete and not self.goes_on:
+                    break
+                self.running, self.depth = call, 0
+                again.begin(call.places, keeps=not is_inner)
+                leaves = tree_leaves(call.run(returned, is_last=not is_inner))
+                returned = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self.running = self.at_completion = None
 
     def complete(self) -> None:
-        """All is saved that is needed: stop, unless the call still has to do something."""
+        """All is saved that is needed: stop, unless there is still something to do."""
         assert self.running is not None
         watched = self.running.watched
-        if self.sums is None and not watched.runs_to_end:
+        if self.running.sums is None and not watched.runs_to_end and not self.goes_on:
             raise Stopped
         self.at_completion = watched.observe()
 
-    def forget(self) -> None:
-        """Let go of what a second run needs."""
-        self.calls.clear()
-        self.sums, self.samples = None, {}
-
     def list_tensors(self) -> Iterator[Tensor]:
         """What is kept for the second run."""
-        for call in self.calls:
-            yield from call.arguments.list_tensors()
-            yield from (tensor for kept in call.changes for tensor in kept.list_tensors())
-        yield from (*(self.sums or {}).values(), *self.samples.values())
+        for part in self.parts:
+            yield from part.before
+            for call in part.calls:
+                yield from call.arguments.list_tensors()
+                yield from (tensor for kept in call.changes for tensor in kept.list_tensors())
+                yield from (*(call.sums or {}).values(), *call.samples.values())
 
     def enter(self, watched: WatchedModule) -> None:
         """A module begins a call, within one that runs again."""
@@ -304,11 +369,9 @@ class Chain:
             if not self.depth:
                 if self.at_completion is not None:
                     watched.runs_to_end |= watched.differs(self.at_completion)
+                    self.at_completion = None
                 # Users' hooks come after this one, and do not see a second return.
                 raise Returned(output)
 
     def _runs(self, watched: WatchedModule) -> bool:
         return self.running is not None and self.running.watched is watched
-
-    def __str__(self) -> str:
-        return ", ".join(repr(call.watched.name) for call in self.calls)

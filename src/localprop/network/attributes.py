@@ -206,6 +206,17 @@ def read_attributes(mappings: Iterable[dict[str, Any]]) -> list[Kept]:
     return kept
 
 
+def copy_kept(changes: Iterable[Kept]) -> list[Kept]:
+    """Copies of what was kept, for a call that will need it once more: it writes into the first."""
+    memo = dict[int, Any]()
+    return [
+        kept
+        if kept.copy is None or isinstance(kept.value, GENERATORS)
+        else kept._replace(copy=copy_value(kept.copy.value, memo, is_deep=kept.copy.is_deep))
+        for kept in changes
+    ]
+
+
 @contextmanager
 def put_right(changes: Iterable[Kept]) -> Iterator[None]:
     """Within the context, attributes are as they were; then as they are now."""

@@ -13,7 +13,8 @@ from localprop.checks import choose_partition
 from localprop.cost.flops import count_flops
 from localprop.cost.layer_costs import LayerCosts, Network, ScaledCosts
 from localprop.cost.memory import predict_memory
-from localprop.cost.replay import can_replay, replay
+from localprop.cost.replay import replay
+from localprop.cost.replayable import can_replay
 from localprop.errors import BadInput
 from localprop.methods.baselines import end_to_end
 from localprop.network.recomputed import choose_recomputed

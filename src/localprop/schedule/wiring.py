@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -176,6 +176,12 @@ class Wiring:
     @cached_property
     def _objective_at(self) -> dict[tuple[int, int | None], Objective]:
         return {objective.key: objective for objective in self.objectives}
+
+    def list_spans(self, segments: Iterable[int] | None = None) -> Iterator[tuple[range, bool]]:
+        """The layers of each segment, or of some, and whether a loss sits at its end."""
+        with_loss = {objective.segment for objective in self.objectives}
+        for s in range(len(self.segments)) if segments is None else segments:
+            yield self.segments[s].layers, s in with_loss
 
     def objective_at(self, segment: int, number: int | None) -> Objective:
         """The objective of the actions L, H and P with this segment and flow field."""

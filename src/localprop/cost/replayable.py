@@ -1,0 +1,54 @@
+"""Which steps can be replayed from what each layer costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from localprop.network.recomputed import Recomputed, Stretch
+from localprop.schedule.wiring import Wiring
+
+
+def can_replay(wiring: Wiring, recomputed: Recomputed = Recomputed()) -> bool:  # noqa: B008
+    """Whether figures of single layers say all of a step.
+
+    They know nothing of what goes around layers, of contexts, and of losses that look at inner
+    outputs, differentiate through their module, or copy its parameters.
+    """
+    layers = wiring.layers
+    plain = all(
+        not (o.taps or o.second_order or o.copies) and o.number is None for o in wiring.objectives
+    )
+    trains = all(flow.train for flows in wiring.flows for flow in flows)
+    return (
+        plain
+        and not any(layers.goes_around(layer) for layer in range(len(layers) - 1))
+        and not len(wiring.encoders)
+        and not wiring.tied
+        and not any(len(each.layers) > 1 for each in _list_ending(wiring, recomputed))
+        and (trains or not recomputed.layers)
+        # After the first of two flows, calls that ran again hold their outputs a second time.
+        and (not recomputed.layers or not _share_long_segments(wiring))
+        # Between two flows, a layer that runs again holds its output as its neighbour does.
+        and (
+            len(recomputed.layers) in (0, len(layers))
+            or not any(recomputed.layers & set(shared) for shared in _list_shared(wiring))
+        )
+    )
+
+
+def _list_ending(wiring: Wiring, recomputed: Recomputed) -> Iterator[Stretch]:
+    """The stretches at whose end a loss sits: what they hold meets what Python's frames hold."""
+    spans = [*wiring.list_spans()]
+    ends = {span[-1] for span, has_loss in spans if has_loss}
+    return (each for each in recomputed.clip(spans) if each.layers[-1] in ends)
+
+
+def _share_long_segments(wiring: Wiring) -> bool:
+    """Whether several flows go through a segment of several layers."""
+    return any(len(layers) > 1 for layers in _list_shared(wiring))
+
+
+def _list_shared(wiring: Wiring) -> Iterator[range]:
+    """The layers of segments through which several flows go."""
+    pairs = zip(wiring.segments, wiring.flows, strict=True)
+    return (segment.layers for segment, flows in pairs if len(flows) > 1)
