@@ -84,6 +84,34 @@ class Network(NamedTuple):
         )
 
 
+class Breaks(NamedTuple):
+    """Where layers cannot run again in one stretch.
+
+    Attributes:
+        before: layers that do not run on what the layer before has returned.
+        within: layers that are no chain of calls, each on what the one before has returned.
+    """
+
+    before: frozenset[int]
+    within: frozenset[int]
+
+
+def find_breaks(network: Network) -> Breaks:
+    """Where layers cannot run again in one stretch, as a step on fake tensors shows."""
+    names = network.layers.names
+    wiring = network.wire(Rule(credit=_train_everything), Partition.uniform(network.layers, 1))
+    engine = network.make_engine(wiring, recompute=f"{names[0]}..{names[-1]}")
+    with faked(engine, [], network.batch) as fake:
+        fake.step()
+        assert fake.engine.recompute is not None
+        begun = set(fake.engine.recompute.begun)
+    calls = [[(call.name, call.number) for call in own] for own in network.layers.calls]
+    return Breaks(
+        before=frozenset(i for i, own in enumerate(calls) if own and own[0] in begun),
+        within=frozenset(i for i, own in enumerate(calls) if not own or begun & set(own[1:])),
+    )
+
+
 class LayerCosts:
     """The costs of a network's layers at one size of the batch. Each step runs when asked for.
 

@@ -118,6 +118,8 @@ class Recompute:
             self._watch("an encoder of contexts", encoder)  # in no chain: calls run one by one
         self._trusts, self._compares_all = False, False
         self._parameters = set[int]()
+        # The calls of this forward that began a frame, by name and number.
+        self.begun: list[tuple[str, int]] = []
         # The chain that calls may still join, with its frame; and the call that runs now.
         self._chain: tuple[Chain, Frame] | None = None
         self._open: tuple[WatchedModule, Snapshot, Draws | None] | None = None
@@ -155,6 +157,7 @@ class Recompute:
 
     def begin_forward(self) -> None:
         """A forward begins."""
+        self.begun.clear()
         for watched in self._watched.values():
             watched.count = 0
         tensors = (each for holder in self._holders for each in holder.values() if each is not None)
@@ -191,6 +194,8 @@ class Recompute:
         arguments = self._continue(path[0], args, kwargs, copied=copied)
         assert self._chain is not None
         chain = self._chain[0]
+        if not chain.calls:
+            self.begun.append(watched.place)
         autocast = Autocast.read(self._device_types)
         chain.calls.append(RecordedCall(watched, watched.count, arguments, autocast, path))
         self._open = watched, *before

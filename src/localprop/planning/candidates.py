@@ -11,16 +11,20 @@ from torch import nn
 
 from localprop.checks import choose_partition
 from localprop.cost.flops import count_flops
-from localprop.cost.layer_costs import LayerCosts, Network, ScaledCosts
+from localprop.cost.layer_costs import Breaks, LayerCosts, Network, ScaledCosts, find_breaks
 from localprop.cost.memory import predict_memory
 from localprop.cost.replay import replay
 from localprop.cost.replayable import can_replay
 from localprop.errors import BadInput
 from localprop.methods.baselines import end_to_end
-from localprop.network.recomputed import choose_recomputed
+from localprop.network.recomputed import Recomputed, choose_recomputed
+from localprop.planning.stretches import list_chain, list_plans
 from localprop.rule.rule import Rule
 from localprop.schedule.schedule import Schedule
 from localprop.schedule.wiring import Wiring
+
+# Tables for nested stretches grow with the cube of the layers.
+_MAX_NESTED = 80
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Way:
         method: the method's text.
         rule: the method.
         modules: local modules.
-        recompute: which layers run again: none (0), all (1), every n-th (n).
+        recompute: which layers run again: none (0), all (1), every n-th (n), or stretches of them,
+            as `Learner` takes them.
         microbatches: the parts that a batch is split into.
         peak_bytes: the most bytes alive at once, weights, optimizer state and batch included.
         resting_bytes: alive between steps: weights, optimizer state and batch.
@@ -45,7 +50,7 @@ class Way:
     method: str
     rule: Rule = field(repr=False)
     modules: int
-    recompute: int
+    recompute: int | str
     microbatches: int
     peak_bytes: int
     resting_bytes: int
@@ -57,19 +62,27 @@ class Way:
     @property
     def kwargs(self) -> dict[str, Any]:
         """The arguments of a `Learner` that trains in this way."""
-        recompute: bool | int = self.recompute if self.recompute > 1 else bool(self.recompute)
         return {
             "rule": self.rule,
             "modules": self.modules,
-            "recompute": recompute,
+            "recompute": self.recompute if self.recompute not in (0, 1) else bool(self.recompute),
             "microbatches": self.microbatches,
         }
+
+    @property
+    def rerun(self) -> str:
+        """Which layers run again, in a word or two."""
+        if isinstance(self.recompute, int):
+            return {0: "no", 1: "all"}.get(self.recompute, f"1 of {self.recompute}")
+        return "nested" if "(" in self.recompute else "stretches"
 
     def __str__(self) -> str:
         parts = [self.method]
         if self.modules > 1:
             parts.append(f"{self.modules} modules")
-        if self.recompute:
+        if isinstance(self.recompute, str):
+            parts.append(f"recompute of {'nested ' * (self.rerun == 'nested')}stretches")
+        elif self.recompute:
             every = "" if self.recompute == 1 else f" of every {_ordinal(self.recompute)} layer"
             parts.append(f"recompute{every}")
         if self.microbatches > 1:
@@ -104,14 +117,16 @@ class Candidates:
 
     def list_end_to_end(self) -> Iterator[Way]:
         """End-to-end training, with recomputed layers and micro-batches."""
+        yield self.plain
         choices = [n for n in (0, 1, 2, 3, 4) if n <= len(self._layers)]
         for microbatches in self.microbatches:
+            way = replace(self.plain, microbatches=microbatches, flops=0)
             for recompute in choices:
                 if recompute or microbatches > 1:
-                    way = replace(self.plain, recompute=recompute, microbatches=microbatches)
-                    yield self._cost(replace(way, flops=0))
-                else:
-                    yield self.plain
+                    yield from self._list_one(replace(way, recompute=recompute))
+            yield from self._list_stretched(way, buckets=600)
+            if len(self._layers) <= _MAX_NESTED:
+                yield from self._list_stretched(way, nested=True, buckets=400)
 
     def list_local(self, method: str, rule: Rule) -> Iterator[Way]:
         """A method with fewer and more modules, stored and recomputed, with micro-batches.
@@ -128,19 +143,12 @@ class Candidates:
                 refused = refused or error
                 continue
             found = True
+            way = replace(self.plain, method=method, rule=rule, modules=modules, flops=0)
             for microbatches in self.microbatches:
+                way = replace(way, microbatches=microbatches)
                 for recompute in (0, 1):
-                    yield from self._list_one(
-                        replace(
-                            self.plain,
-                            method=method,
-                            rule=rule,
-                            modules=modules,
-                            recompute=recompute,
-                            microbatches=microbatches,
-                            flops=0,
-                        )
-                    )
+                    yield from self._list_one(replace(way, recompute=recompute))
+                yield from self._list_stretched(way, buckets=40)
         if refused is not None and not found:
             raise refused
 
@@ -151,6 +159,26 @@ class Candidates:
             yield self._cost(way)
         elif way.microbatches == 1 and not way.recompute and way.modules in (2, 4, 8):
             yield self.confirm(way)
+
+    def _list_stretched(self, way: Way, *, buckets: int, nested: bool = False) -> list[Way]:
+        """A way with the layers of each module run again in stretches, for less and less bytes."""
+        wiring = self._wire(way.rule, way.modules)
+        if not can_replay(wiring):
+            return []
+        costs = self._scale(way.rule, -(-self._samples // way.microbatches))
+        spans = [span for span, _ in wiring.list_spans()]
+        chains = [list_chain(costs, span, self._breaks) for span in spans]
+        starts = [span.start for span in spans]
+        found = []
+        for plan in list_plans(chains, starts, nested=nested, buckets=buckets):
+            text = ",".join(stretch.format(self._layers.names) for stretch in plan)
+            if text and can_replay(wiring, Recomputed(plan)):
+                found.append(self._cost(replace(way, recompute=text)))
+        return keep_front(found)
+
+    @cached_property
+    def _breaks(self) -> Breaks:
+        return find_breaks(self.network)
 
     def confirm(self, way: Way) -> Way:
         """The same way, as an engine on fake tensors reads it.
