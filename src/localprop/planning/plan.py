@@ -17,10 +17,10 @@ from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
 from localprop.planning.candidates import Candidates, Way, find_ways, has_batch_norm, keep_front
 from localprop.planning.sizes import format_size, read_size
-from localprop.report.tables import format_table
 from localprop.rule.rule import Rule
 from localprop.tasks.batch import Batch, unwrap
 from localprop.tasks.task import Task
+from localprop.writing.tables import format_table
 
 __all__ = ["Plan", "plan"]
 
