@@ -64,7 +64,7 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def write_chart(figure: Figure, path: Path, *, title: str, text: str = "", table: str = "") -> None:
+def write_chart(figure: Figure, path: Path, *, title: str, text: str = "", below: str = "") -> None:
     """Write a figure whole, or leave the old file as it was.
 
     Args:
@@ -72,7 +72,7 @@ def write_chart(figure: Figure, path: Path, *, title: str, text: str = "", table
         path: ends in one of `FORMATS`.
         title: of a page.
         text: on a page, above the chart.
-        table: on a page, below the chart, as it prints.
+        below: on a page, below the chart, as HTML.
 
     Raises:
         RunFailed: the file cannot be written.
@@ -83,22 +83,22 @@ def write_chart(figure: Figure, path: Path, *, title: str, text: str = "", table
     else:
         figure.savefig(content, format="svg")
     if path.suffix == ".html":
-        page = _format_page(content.getvalue().decode(), title, text, table)
+        page = _format_page(content.getvalue().decode(), title, text, below)
         content = io.BytesIO(page.encode())
     write_bytes(path, content.getvalue())
 
 
-def _format_page(svg: str, title: str, text: str, table: str) -> str:
-    below = [f"<pre>{escape(table)}</pre>"] if table else []
+def _format_page(svg: str, title: str, text: str, below: str) -> str:
     return "\n".join(
         [
             "<!doctype html>",
             f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
             "<style>body { font-family: sans-serif; margin: 1em }",
-            "svg { max-width: 100%; height: auto } pre { overflow-x: auto }</style></head>",
+            "svg { max-width: 100%; height: auto } td, th { padding: 0 0.6em; text-align: right }",
+            "td:first-child, th:first-child { text-align: left }</style></head>",
             f"<body><h1>{escape(title)}</h1><p>{escape(text)}</p>",
             svg[svg.index("<svg") :],  # without the XML declaration
-            *below,
+            below,
             "</body></html>",
         ]
     )
