@@ -32,6 +32,7 @@ from localprop.writing.tables import format_html_table, format_table
 __all__ = ["Plan", "plan"]
 
 METHODS = ("greedy", "backlink", "interlocking")
+MICROBATCHES = (1, 2, 4, 8, 16)
 FORMAT = "localprop plan 1"
 # How the name of a file ends that a plan is saved in.
 FILES = (".json", *FORMATS)
@@ -140,12 +141,13 @@ class Plan:
         }
 
     def _choose_rows(self) -> list[Way]:
-        return choose_rows(self.ways, self.best, self._fits_budget)
+        return choose_rows(self.ways, self.best, self.fits)
 
     def _format_rows(self) -> list[tuple[str, ...]]:
-        return format_rows(self._choose_rows(), self.best, self._fits_budget)
+        return format_rows(self._choose_rows(), self.best, self.fits)
 
-    def _fits_budget(self, way: Way) -> bool:
+    def fits(self, way: Way) -> bool:
+        """Whether a way fits the budget of the plan."""
         return self._fits(way, self.budget)
 
     def _fits(self, way: Way, budget: int | None) -> bool:
@@ -185,7 +187,7 @@ def plan(
     methods: Sequence[str | Rule] = METHODS,
     task: Task | None = None,
     batch_dims: Any = ...,
-    microbatches: Sequence[int] = (1, 2, 4, 8, 16),
+    microbatches: Sequence[int] = MICROBATCHES,
     split_batch_norm: bool = False,
     precision: str = "fp32",
 ) -> Plan:
@@ -227,7 +229,7 @@ def plan(
     limit = None if budget is None else read_size(budget)
     if precision not in checks.PRECISIONS:
         raise BadInput(f"precision={precision!r}: choose one of {', '.join(checks.PRECISIONS)}.")
-    notes = []
+    notes: list[str] = []
     if optimizer is None:
         optimizer = _make_sgd
         notes.append("the optimizer is taken to be SGD with momentum; pass optimizer= for another.")
@@ -235,16 +237,8 @@ def plan(
     task = checks.resolve_task(task, model, sample, batch_dims)
     layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
     own = Batch.of(sample, task.targets(sample), batch_dims)
-    counts = [1]
-    if split_batch_norm or not has_batch_norm(model):
-        counts = sorted(m for m in {1, *microbatches} if 1 <= m <= own.samples)
-    else:
-        notes.append(
-            "the model has BatchNorm, which micro-batches would change: they are left out "
-            "(split_batch_norm=True takes them in)."
-        )
     network = Network(model, layers, task, own, optimizer, checks.PRECISIONS[precision])
-    candidates = Candidates(network, counts)
+    counts, splits = list_microbatches(network, microbatches, split_batch_norm=split_batch_norm)
     named = {each if isinstance(each, str) else repr(each): parse_rule(each) for each in methods}
     samples_dim = own.dims[own.input]
     made_for = MadeFor(
@@ -254,30 +248,52 @@ def plan(
         type(optimizer([next(model.parameters())])).__name__.lower(),
         precision,
     )
-    return search(candidates, named, limit, notes=notes, made_for=made_for)
+    return search(network, named, limit, counts, notes=(*notes, *splits), made_for=made_for)
+
+
+def list_microbatches(
+    network: Network,
+    microbatches: Sequence[int] = MICROBATCHES,
+    *,
+    split_batch_norm: bool = False,
+) -> tuple[list[int], list[str]]:
+    """The parts that a batch may be split into, and a note where it may not."""
+    if split_batch_norm or not has_batch_norm(network.model):
+        samples = network.batch.samples
+        return sorted(m for m in {1, *microbatches} if 1 <= m <= samples), []
+    return [1], [
+        "the model has BatchNorm, which micro-batches would change: they are left out "
+        "(split_batch_norm=True takes them in)."
+    ]
 
 
 def search(
-    candidates: Candidates,
+    network: Network,
     methods: Mapping[str, Rule],
     budget: int | None,
+    microbatches: Sequence[int],
     *,
+    only: Rule | None = None,
     notes: Sequence[str] = (),
     made_for: MadeFor | None = None,
 ) -> Plan:
     """Cost all ways of some methods, and take the fastest that fits.
 
     Args:
-        candidates: the ways.
+        network: what is trained, and how.
         methods: by their texts, beside end-to-end training.
         budget: in bytes.
+        microbatches: the numbers of parts that a batch may be split into.
+        only: the rule whose ways may be taken; by default all.
         notes: what was assumed.
         made_for: what the plan is made for.
     """
-    ways, refused = find_ways(candidates, dict(methods))
-    layers = candidates.network.layers
+    candidates = Candidates(network, microbatches)
+    others = {name: rule for name, rule in methods.items() if rule != candidates.plain.rule}
+    ways, refused = find_ways(candidates, others)
+    layers = network.layers
     spare = layers.output_shape.numel() * layers.output_dtype.itemsize
-    front = tuple(keep_front(ways))
+    front = tuple(keep_front(way for way in ways if only in (None, way.rule)))
     found = Plan(tuple(ways), front, budget, spare, (*notes, *refused), made_for=made_for)
     return found if budget is None else _confirm(found, candidates, budget)
 
