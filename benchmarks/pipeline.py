@@ -36,8 +36,8 @@ from pipeline_methods import MethodSpec, Sample, find_slowest, gather_objects, r
 from localprop.cost.simulate import simulate
 from localprop.cost.timing import LinkModel, message_bytes
 from localprop.ranks.mesh import join_process_group
-from localprop.report.tables import format_table
 from localprop.schedule.lowering import find_max_in_flight
+from localprop.writing.tables import format_table
 
 BASELINE = f"torch 1F1B, {MICROBATCHES}"
 MIB = 2**20

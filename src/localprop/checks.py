@@ -41,6 +41,7 @@ def find_argument_problems(
     optimizer: object,
     microbatches: object,
     task: object,
+    budget: object,
 ) -> Iterator[str]:
     """What is wrong with a learner's arguments by their types alone."""
     if not isinstance(model, nn.Module):
@@ -54,8 +55,11 @@ def find_argument_problems(
             f"The rule is a {_name(rule)}, but must be a localprop.Rule: call a method, as in "
             "localprop.greedy()."
         )
-    if (modules is None) == (partition is None):
-        yield "Give either modules=K (cut uniformly) or partition=Partition.at(...)."
+    if budget is None and (modules is None) == (partition is None):
+        yield (
+            "Give either modules=K (cut uniformly) or partition=Partition.at(...); or "
+            "budget='8GB', which chooses."
+        )
     if partition is not None and not isinstance(partition, Partition):
         yield (
             f"partition is a {_name(partition)}, but must be a localprop.Partition: make one with "

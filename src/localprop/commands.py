@@ -9,20 +9,23 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from localprop import experiments
 from localprop.errors import check
 from localprop.experiments import Recipe
-from localprop.ranks.launch import get_rank
+from localprop.ranks.launch import get_rank, get_world_size
 from localprop.report.compare import ShowProgress as ShowRuns
 from localprop.report.compare import hide_progress as hide_runs
 from localprop.report.compare import run_compare
 from localprop.report.method_spec import Methods
 from localprop.report.tasks import find_task
 from localprop.training import run
+from localprop.training.build import load_data
 from localprop.training.config import Config
 from localprop.training.idle_flags import check_flags
+from localprop.training.plan_file import read_plan
 from localprop.training.run import ShowProgress, hide_progress
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
 
@@ -32,6 +35,7 @@ __all__ = ["compare", "recipes", "train"]
 def train(
     recipe: str | Recipe | None = None,
     *,
+    plan: str | Path | None = None,
     out: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -45,6 +49,9 @@ def train(
 
     Args:
         recipe: a published experiment, or its name (see `recipes`); `fields` override its values.
+        plan: a file of `Plan.save`, whose best way is taken: method, modules, recompute and
+            micro-batches, and the model, batch size, optimizer and precision that it was made for.
+            Fields that contradict it are refused.
         out: the directory for config, metrics, checkpoint and summary, or None.
         resume: continue the run in `out`, with its config.
         overwrite: replace the run in `out`.
@@ -73,8 +80,14 @@ def train(
     _check_fields(fields)
     name = recipe.name if isinstance(recipe, Recipe) else recipe
     info = experiments.recipe_info(name, fields)
-    chosen = fields
-    if not resume:  # a resumed run has its own values for the other fields
+    chosen, load_dataset = fields, load_data
+    if plan is not None:
+        check(_find_plan_problems(plan, name, resume=resume))
+        saved = read_plan(plan)
+        chosen = saved.merge(fields)
+        load_dataset = lambda config: saved.check_data(load_data(config))  # noqa: E731
+        check_flags(fields, Config(**chosen))
+    elif not resume:  # a resumed run has its own values for the other fields
         tell = on_note if get_rank() == 0 else lambda line: None
         chosen = experiments.fields_of(name, fields, tell)
         check_flags(fields, Config(**chosen))
@@ -86,6 +99,7 @@ def train(
         recipe={key: info[key] for key in ("recipe", "replaced") if key in info},
         show_progress=_add_callbacks(show_progress, on_epoch, on_step),
         on_note=on_note,
+        load_dataset=load_dataset,
     )
 
 
@@ -161,6 +175,16 @@ def recipes(word: str = "") -> list[Recipe]:
         ['vgg19_imagenet_dgl_k2', 'vgg19_imagenet_dgl_k4']
     """
     return [experiments.find(name) for name in experiments.names(word)]
+
+
+def _find_plan_problems(plan: str | Path, recipe: str | None, *, resume: bool) -> Iterator[str]:
+    """What cannot be trained by a plan."""
+    if recipe is not None:
+        yield f"The recipe {recipe} and plan={str(plan)!r} both name a method: leave one out."
+    if resume:
+        yield f"plan={str(plan)!r}, but a resumed run goes on as it began: leave the plan out."
+    if get_world_size() > 1:
+        yield f"plan={str(plan)!r} is for one process: start without torchrun."
 
 
 def _check_fields(names: Iterable[str], without: Iterable[str] = ()) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import torch
@@ -18,28 +17,26 @@ from localprop.cost.explain import explain, explain_values
 from localprop.cost.flops import count_flops
 from localprop.cost.memory import MemoryReading, predict_memory
 from localprop.data.dataset import Normalization
-from localprop.engine.engine import Engine
 from localprop.engine.loss import Losses
-from localprop.engine.optimizers import Optimizers
 from localprop.engine.store import Backward, Observer
 from localprop.engine.user_optimizers import (
     OptimizerFactory,
     exchange_parameters,
     extend_optimizer,
-    find_owned_parameters,
-    make_optimizers,
 )
 from localprop.errors import BadInput, check
 from localprop.network.contextual import add_contexts
 from localprop.network.find_layers import layers_of, look_again
 from localprop.network.modes import evaluation_mode
 from localprop.network.partition import Partition
-from localprop.network.recomputed import RecomputeChoice, choose_recomputed
+from localprop.network.recomputed import RecomputeChoice
+from localprop.planning.budget import choose_within, find_budget_problems, summarise
+from localprop.planning.plan import Plan
+from localprop.ranks.own_engine import make_own_engine
 from localprop.ranks.pipeline import Ranks
-from localprop.ranks.stages import gather_network, join_pipeline, make_predictor
+from localprop.ranks.stages import gather_network, make_predictor
 from localprop.rule.rule import Rule
 from localprop.schedule.notes import find_notes
-from localprop.schedule.schedule import Schedule
 from localprop.schedule.wire import wire
 from localprop.state import carry_over, collect_by_name, restore, state_of
 from localprop.tasks.batch import Batch, unwrap
@@ -56,6 +53,9 @@ class Learner:
         rule: the training rule, from `localprop.methods` or composed of parts.
         modules: the number of local modules, cut uniformly; or give `partition`.
         partition: the cuts.
+        budget: instead of both, the bytes that a step may take, such as "8GB": then modules,
+            recompute and microbatches are those of the fastest way of the rule that fits
+            (`lp.plan`), and `learner.plan` has the others.
         optimizer: a factory, called with the parameters of each segment and of each local loss; or
             an existing optimizer, which gains the parameters of heads and encoders as a group and
             steps once, after the last backward.
@@ -99,6 +99,7 @@ class Learner:
         sample: Any,
         modules: int | None = None,
         partition: Partition | None = None,
+        budget: int | str | None = None,
         task: Task | Callable[..., Any] | None = None,
         batch_dims: Any = ...,
         recompute: RecomputeChoice = False,
@@ -110,10 +111,24 @@ class Learner:
     ) -> None:
         check(
             checks.find_argument_problems(
-                model, rule, modules, partition, precision, optimizer, microbatches, task
+                model, rule, modules, partition, precision, optimizer, microbatches, task, budget
             )
         )
         check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
+        if budget is not None:
+            given = modules, partition, recompute, microbatches, optimizer, ranks
+            check(find_budget_problems(*given))
+        self.model, self.rule = model, rule
+        self.seed, self.steps = seed, 0
+        sample = checks.add_targets(unwrap(sample))
+        task = checks.resolve_task(task, model, sample, batch_dims)
+        self.plan: Plan | None = None
+        if budget is not None:
+            self.plan, partition, recompute, microbatches = choose_within(
+                budget, model, rule, sample, task, batch_dims, optimizer, precision
+            )
+        cuts = modules if partition is None else partition
+        self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
         self._arguments: dict[str, Any] = {
             "optimizer": optimizer,
             "task": task,
@@ -125,13 +140,6 @@ class Learner:
             "normalization": normalization,
             "ranks": ranks,
         }
-        self.model, self.rule = model, rule
-        self.seed = seed
-        self.steps = 0
-        sample = checks.add_targets(unwrap(sample))
-        task = checks.resolve_task(task, model, sample, batch_dims)
-        cuts = modules if partition is None else partition
-        self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
         own = Batch.of(sample, task.targets(sample), batch_dims).clone().to(torch.device("cpu"))
         self._sample = own.forget_classes().data
         named = model.named_parameters()
@@ -152,31 +160,21 @@ class Learner:
         self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders
         self.network = add_contexts(model, self.encoders, self.partition, self.wiring.sources)
-        if not ranks.is_used():
-            microbatches *= ranks.replicas  # one process runs the replicas' shares as micro-batches
-        self.pipeline, stage = None, None
-        if ranks.is_used():
-            self.pipeline = join_pipeline(ranks, self.wiring, microbatches, model, own, seed)
-            self.schedule, stage = self.pipeline.schedule, self.pipeline.stage
-        else:
-            self.schedule = Schedule.compile(self.wiring, microbatches)
-        owned = find_owned_parameters(model, self.wiring, stage.segments if stage else None)
-        self.engine = Engine(
+        self.engine, self.pipeline, trained = make_own_engine(
             model,
             self.wiring,
-            self.schedule,
-            Optimizers(make_optimizers(optimizer, owned)),
-            device=self.device,
+            own,
+            optimizer,
+            recompute=recompute,
+            microbatches=microbatches,
             autocast=checks.PRECISIONS[precision],
             seed=seed,
-            stage=stage,
-            communicator=self.pipeline.transport if self.pipeline else None,
-            recomputed=choose_recomputed(self.partition.layers, recompute),
+            ranks=ranks,
         )
-        self.engine.initialise_copies()
+        self.schedule = self.engine.schedule
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
             unreached = self.partition.layers.unreached
-            extend_optimizer(self._shared, model, chain(*owned.values()), unreached)
+            extend_optimizer(self._shared, model, trained, unreached)
         self._named = list(self.named_parameters())
 
     def rebuild(self, *, modules: int | None = None, partition: Partition | None = None) -> None:
@@ -198,12 +196,8 @@ class Learner:
         self.flush()
         if modules is None and partition is None:
             cuts = [module[-1] for module in self.partition.modules[:-1]]
-            layers = layers_of(
-                self.model,
-                self._sample,
-                task=self.wiring.task,
-                batch_dims=self._arguments["batch_dims"],
-            )
+            dims, task = self._arguments["batch_dims"], self.wiring.task
+            layers = layers_of(self.model, self._sample, task=task, batch_dims=dims)
             partition = Partition.at(layers, cuts)
         before = collect_by_name(self, self._named)
         arguments = {**self._arguments, "modules": modules, "partition": partition}
@@ -365,6 +359,11 @@ class Learner:
         """
         reading = self.values()
         return f"{explain(self.engine, reading.memory)}\n{explain_values(reading, every=values)}"
+
+    def summary(self) -> str:
+        """One sentence: the predicted peak; with a budget also what end-to-end training takes."""
+        modules = len(self.partition.modules)
+        return summarise(self.memory(), self._like(None), self.plan, modules, self._arguments)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

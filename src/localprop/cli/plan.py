@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from localprop.cli.flags import Subparsers, add_command, add_flag, add_input_shape
@@ -21,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_flag(parser, "--classes", "outputs of the network", accepts=int, default=10)
     add_flag(parser, "--batch", "samples of a batch", accepts=int, default=128)
     add_flag(parser, "--budget", "bytes, such as 8GB or 7.5GiB (default: only the table)")
-    add_flag(parser, "--optimizer", "sgd (with momentum) or adamw", default="sgd", metavar="NAME")
+    add_flag(parser, "--optimizer", "as for train", default="sgd")
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -34,6 +35,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "--split-batch-norm",
         action="store_true",
         help="split batches though the model has BatchNorm, which then sees less of them",
+    )
+    parser.add_argument(
+        "--out",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="files for the plan: .json (for train --plan), .png, .svg or .html (chart and table)",
     )
     parser.set_defaults(run=run)
 
@@ -54,20 +63,23 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
 
     from localprop.errors import check, collect_problems
     from localprop.models import create_model, takes_tokens
-    from localprop.planning.plan import METHODS, plan
+    from localprop.planning.plan import FILES, METHODS, plan
     from localprop.planning.sizes import read_size
+    from localprop.training.config import CHOICES, Config
+    from localprop.training.optimizers import make_optimizer_factory
+    from localprop.writing.charts import check_path
 
-    makers = {
-        "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
-        "adamw": lambda params: torch.optim.AdamW(params, lr=1e-3),
-    }
     problems = []
-    if args.optimizer not in makers:
-        problems.append(f"optimizer={args.optimizer!r}: choose one of {', '.join(makers)}.")
+    if args.optimizer not in CHOICES["optimizer"]:
+        choices = ", ".join(CHOICES["optimizer"])
+        problems.append(f"optimizer={args.optimizer!r}: choose one of {choices}.")
     if args.batch < 1:
         problems.append(f"batch={args.batch}: a batch has at least 1 sample.")
     with collect_problems(problems):
         read_size(1 if args.budget is None else args.budget)
+    for path in args.out:
+        with collect_problems(problems):
+            check_path(path, FILES)
     # Sizes are all that counts, so nothing is allocated.
     with torch.device("meta"):
         with collect_problems(problems):
@@ -81,9 +93,14 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
         model,
         (inputs, targets),
         budget=args.budget,
-        optimizer=makers[args.optimizer],
+        optimizer=make_optimizer_factory(Config(optimizer=args.optimizer)),
         methods=args.methods or METHODS,
         split_batch_norm=args.split_batch_norm,
         precision=args.precision,
     )
+    assert found.made_for is not None
+    made_for = found.made_for._replace(model=args.model, classes=args.classes)
+    found = replace(found, made_for=made_for)
+    for path in args.out:
+        found.save(path)
     return {**found.as_json(), "table": str(found)}

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from localprop import experiments
-from localprop.cli.flags import Subparsers, add_command, add_config, collect_fields
+from localprop.cli.flags import Subparsers, add_command, add_config, add_flag, collect_fields
 from localprop.cli.output import print_json
 from localprop.cli.recipe_argument import add_recipe, format_published
 from localprop.ranks.launch import get_rank
@@ -20,6 +20,12 @@ def add_parser(subparsers: Subparsers) -> None:
     add_recipe(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="directory for config, metrics, checkpoint and summary"
+    )
+    add_flag(
+        parser,
+        "--plan",
+        "a plan.json of `localprop plan --out`, whose best way is taken; flags may not contradict",
+        metavar="FILE",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
@@ -57,6 +63,7 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
 
     return commands.train(
         args.recipe,
+        plan=args.plan,
         out=args.out,
         resume=args.resume,
         overwrite=args.overwrite,

@@ -68,6 +68,20 @@ def parse_rule(text: str | Rule) -> Rule:
     return value
 
 
+def imports_module(text: str) -> bool:
+    """Whether to read a method's text means to import a module. Nothing is imported here.
+
+    Raises:
+        BadInput: the text is no expression.
+
+    Example:
+        >>> imports_module("greedy(aux=my_heads:Small())"), imports_module("greedy()")
+        (True, False)
+    """
+    nodes = ast.walk(_parse_expression(text))
+    return any(isinstance(node, ast.expr) and _split_module(node)[0] for node in nodes)
+
+
 def _list_choices() -> str:
     return (
         f"choose {_join(find_methods())}, or Rule(...); write NAME or NAME(argument=value), and "

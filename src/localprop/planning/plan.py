@@ -1,10 +1,12 @@
-"""The planner: will a training step fit into so many bytes, and what makes it fit at least cost?"""
+"""Plans: predict what ways to train a network cost, and choose one for a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,20 +15,49 @@ from localprop import checks
 from localprop.cost.layer_costs import Network
 from localprop.engine.user_optimizers import OptimizerFactory
 from localprop.errors import BadInput
+from localprop.methods.names import format_method
 from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
 from localprop.planning.candidates import Candidates, Way, find_ways, has_batch_norm, keep_front
+from localprop.planning.chart import draw_front
 from localprop.planning.sizes import format_size, read_size
-from localprop.report.tables import format_table
+from localprop.planning.table import HEADER, choose_rows, format_rows
 from localprop.rule.rule import Rule
 from localprop.tasks.batch import Batch, unwrap
 from localprop.tasks.task import Task
+from localprop.writing.charts import FORMATS, check_path, write_chart
+from localprop.writing.files import to_json, write_text
+from localprop.writing.tables import format_html_table, format_table
 
 __all__ = ["Plan", "plan"]
 
 METHODS = ("greedy", "backlink", "interlocking")
+MICROBATCHES = (1, 2, 4, 8, 16)
+FORMAT = "localprop plan 1"
+# How the name of a file ends that a plan is saved in.
+FILES = (".json", *FORMATS)
 # Of a budget this is kept back, and one output of the network: the host's loop may hold that.
 _MARGIN = 0.001
+
+
+class MadeFor(NamedTuple):
+    """What a plan holds for.
+
+    Attributes:
+        model: the model's class, or the name that the command line knows it by.
+        batch_size: samples.
+        input_shape: the shape of one of them.
+        optimizer: its class, in small letters.
+        precision: as for `Learner`.
+        classes: outputs of the network, where the command line was told.
+    """
+
+    model: str
+    batch_size: int
+    input_shape: tuple[int, ...]
+    optimizer: str
+    precision: str
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +72,7 @@ class Plan:
         spare: kept back of each budget, in bytes, besides 0.1 %.
         notes: what was assumed, and which methods were left out.
         best: the way for the budget, confirmed; None if nothing fits, or without a budget.
+        made_for: the model, the batch, the optimizer and the precision.
     """
 
     ways: tuple[Way, ...] = field(repr=False)
@@ -49,6 +81,7 @@ class Plan:
     spare: int
     notes: tuple[str, ...] = ()
     best: Way | None = None
+    made_for: MadeFor | None = field(default=None, repr=False)
 
     @property
     def plain(self) -> Way:
@@ -67,30 +100,55 @@ class Plan:
         limit = read_size(budget)
         return next((way for way in reversed(self.front) if self._fits(way, limit)), None)
 
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file, whole or not at all.
+
+        Args:
+            path: ends in .json, which `localprop train --plan` reads; in .png or .svg, a chart of
+                bytes against time; or in .html, one page with chart and table.
+
+        Raises:
+            BadInput: another ending, no such folder, or a chart without matplotlib.
+            RunFailed: the file cannot be written.
+
+        Example:
+            >>> batch = torch.zeros(8, 3, 8, 8), torch.zeros(8).long()
+            >>> found = lp.plan(lp.models.resnet8(), batch, budget="3MB", methods=["greedy"])
+            >>> found.save("plan.json")
+            >>> found.save("plan.svg")
+        """
+        path = check_path(path, FILES)
+        if path.suffix == ".json":
+            write_text(path, to_json(self.as_json()))
+            return
+        figure = draw_front(self.ways, self.front, self.budget, self.best)
+        notes = "".join(f"<p>Note: {escape(note)}</p>" for note in self.notes)
+        table = format_html_table(HEADER, self._format_rows())
+        title = "Ways to train" if self.made_for is None else f"Ways to train {self.made_for.model}"
+        write_chart(figure, path, title=title, text=self.describe(), below=table + notes)
+
     def as_json(self) -> dict[str, Any]:
-        """The plan as plain values."""
+        """The plan as plain values: what the file .json holds."""
         return {
+            "format": FORMAT,
+            "made_for": None if self.made_for is None else self.made_for._asdict(),
             "budget_bytes": self.budget,
             "best": None if self.best is None else _as_json(self.best),
             "front": [_as_json(way) for way in self.front],
-            "rows": [_as_json(way) for way in self.choose_rows()],
+            "rows": [_as_json(way) for way in self._choose_rows()],
+            "summary": self.describe(),
             "notes": list(self.notes),
         }
 
-    def choose_rows(self) -> list[Way]:
-        """The rows of the table: the plain loop, and of each method the fastest that fits, or else
-        the smallest.
-        """
-        rows = [self.plain]
-        kinds = dict.fromkeys((w.method, w.microbatches > 1, w.recompute > 0) for w in self.ways)
-        for kind in kinds:
-            own = [w for w in self.ways if (w.method, w.microbatches > 1, w.recompute > 0) == kind]
-            front = keep_front(own)
-            fitting = (way for way in reversed(front) if self._fits(way, self.budget))
-            rows.append(next(fitting, front[0]))
-        if self.best is not None:
-            rows = [self.best if _same(row, self.best) else row for row in rows]
-        return list(dict.fromkeys(rows))
+    def _choose_rows(self) -> list[Way]:
+        return choose_rows(self.ways, self.best, self.fits)
+
+    def _format_rows(self) -> list[tuple[str, ...]]:
+        return format_rows(self._choose_rows(), self.best, self.fits)
+
+    def fits(self, way: Way) -> bool:
+        """Whether a way fits the budget of the plan."""
+        return self._fits(way, self.budget)
 
     def _fits(self, way: Way, budget: int | None) -> bool:
         return budget is not None and way.peak_bytes <= budget * (1 - _MARGIN) - self.spare
@@ -116,12 +174,8 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        header = ("method", "modules", "recompute", "micro-batches", "peak", "time", "")
-        rows = [
-            _format_row(way, self._fits(way, self.budget), self.best) for way in self.choose_rows()
-        ]
         notes = (f"Note: {note}" for note in self.notes)
-        return "\n".join([format_table(header, rows), "", self.describe(), *notes])
+        return "\n".join([format_table(HEADER, self._format_rows()), "", self.describe(), *notes])
 
 
 def plan(
@@ -133,7 +187,7 @@ def plan(
     methods: Sequence[str | Rule] = METHODS,
     task: Task | None = None,
     batch_dims: Any = ...,
-    microbatches: Sequence[int] = (1, 2, 4, 8, 16),
+    microbatches: Sequence[int] = MICROBATCHES,
     split_batch_norm: bool = False,
     precision: str = "fp32",
 ) -> Plan:
@@ -175,7 +229,7 @@ def plan(
     limit = None if budget is None else read_size(budget)
     if precision not in checks.PRECISIONS:
         raise BadInput(f"precision={precision!r}: choose one of {', '.join(checks.PRECISIONS)}.")
-    notes = []
+    notes: list[str] = []
     if optimizer is None:
         optimizer = _make_sgd
         notes.append("the optimizer is taken to be SGD with momentum; pass optimizer= for another.")
@@ -183,24 +237,65 @@ def plan(
     task = checks.resolve_task(task, model, sample, batch_dims)
     layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
     own = Batch.of(sample, task.targets(sample), batch_dims)
-    counts = [1]
-    if split_batch_norm or not has_batch_norm(model):
-        counts = sorted(m for m in {1, *microbatches} if 1 <= m <= own.samples)
-    else:
-        notes.append(
-            "the model has BatchNorm, which micro-batches would change: they are left out "
-            "(split_batch_norm=True takes them in)."
-        )
     network = Network(model, layers, task, own, optimizer, checks.PRECISIONS[precision])
-    candidates = Candidates(network, counts)
+    counts, splits = list_microbatches(network, microbatches, split_batch_norm=split_batch_norm)
     named = {each if isinstance(each, str) else repr(each): parse_rule(each) for each in methods}
-    ways, refused = find_ways(candidates, named)
+    samples_dim = own.dims[own.input]
+    made_for = MadeFor(
+        type(model).__name__,
+        own.samples,
+        tuple(size for dim, size in enumerate(own.inputs.shape) if dim != samples_dim),
+        type(optimizer([next(model.parameters())])).__name__.lower(),
+        precision,
+    )
+    return search(network, named, limit, counts, notes=(*notes, *splits), made_for=made_for)
+
+
+def list_microbatches(
+    network: Network,
+    microbatches: Sequence[int] = MICROBATCHES,
+    *,
+    split_batch_norm: bool = False,
+) -> tuple[list[int], list[str]]:
+    """The parts that a batch may be split into, and a note where it may not."""
+    if split_batch_norm or not has_batch_norm(network.model):
+        samples = network.batch.samples
+        return sorted(m for m in {1, *microbatches} if 1 <= m <= samples), []
+    return [1], [
+        "the model has BatchNorm, which micro-batches would change: they are left out "
+        "(split_batch_norm=True takes them in)."
+    ]
+
+
+def search(
+    network: Network,
+    methods: Mapping[str, Rule],
+    budget: int | None,
+    microbatches: Sequence[int],
+    *,
+    only: Rule | None = None,
+    notes: Sequence[str] = (),
+    made_for: MadeFor | None = None,
+) -> Plan:
+    """Cost all ways of some methods, and take the fastest that fits.
+
+    Args:
+        network: what is trained, and how.
+        methods: by their texts, beside end-to-end training.
+        budget: in bytes.
+        microbatches: the numbers of parts that a batch may be split into.
+        only: the rule whose ways may be taken; by default all.
+        notes: what was assumed.
+        made_for: what the plan is made for.
+    """
+    candidates = Candidates(network, microbatches)
+    others = {name: rule for name, rule in methods.items() if rule != candidates.plain.rule}
+    ways, refused = find_ways(candidates, others)
+    layers = network.layers
     spare = layers.output_shape.numel() * layers.output_dtype.itemsize
-    front = tuple(keep_front(ways))
-    found = Plan(tuple(ways), front, limit, spare, (*notes, *refused))
-    if limit is None:
-        return found
-    return _confirm(found, candidates, limit)
+    front = tuple(keep_front(way for way in ways if only in (None, way.rule)))
+    found = Plan(tuple(ways), front, budget, spare, (*notes, *refused), made_for=made_for)
+    return found if budget is None else _confirm(found, candidates, budget)
 
 
 def _confirm(found: Plan, candidates: Candidates, limit: int) -> Plan:
@@ -221,17 +316,11 @@ def _make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
 
-def _same(one: Way, other: Way) -> bool:
-    return str(one) == str(other)
-
-
 def _as_json(way: Way) -> dict[str, Any]:
     return {
         "method": way.method,
-        "rule": repr(way.rule),
-        "modules": way.modules,
-        "recompute": way.kwargs["recompute"],
-        "microbatches": way.microbatches,
+        "rule": format_method(way.rule),
+        "learner": {name: value for name, value in way.kwargs.items() if name != "rule"},
         "peak_bytes": way.peak_bytes,
         "resting_bytes": way.resting_bytes,
         "flops": way.flops,
@@ -239,18 +328,3 @@ def _as_json(way: Way) -> dict[str, Any]:
         "confirmed": way.confirmed,
         "splits_batch_norm": way.splits_batch_norm,
     }
-
-
-def _format_row(way: Way, fits: bool, best: Way | None) -> tuple[str, ...]:
-    recompute = {0: "no", 1: "all"}.get(way.recompute, f"1 of {way.recompute}")
-    mark = "◄" if best is not None and _same(way, best) else "fits" if fits else ""
-    peak = format_size(way.peak_bytes) + ("" if way.confirmed else " ~")
-    return (
-        way.method,
-        str(way.modules),
-        recompute,
-        str(way.microbatches),
-        peak,
-        f"{way.time:.2f}",
-        mark,
-    )

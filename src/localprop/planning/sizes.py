@@ -34,9 +34,9 @@ def format_size(nbytes: int) -> str:
     """Format a number of bytes, in units of 10^3.
 
     Example:
-        >>> format_size(7_600_000_000), format_size(12_340_000)
-        ('7.60 GB', '12.3 MB')
+        >>> format_size(7_600_000_000), format_size(12_340_000), format_size(900)
+        ('7.60 GB', '12.3 MB', '0.9 kB')
     """
     if nbytes >= 10**9:
         return f"{nbytes / 1e9:.2f} GB"
-    return f"{nbytes / 1e6:.1f} MB"
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 10**6 else f"{nbytes / 1e3:.1f} kB"

@@ -24,10 +24,10 @@ from localprop.report.method_spec import (
     filter_trainable,
     parse_and_check_methods,
 )
-from localprop.report.tables import MIB, format_table
 from localprop.report.value_checks import find_range_problems
 from localprop.tasks.batch import Batch
 from localprop.training.environment import describe_environment
+from localprop.writing.tables import MIB, format_table
 
 Progress = Callable[[str], object]
 

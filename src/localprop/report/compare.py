@@ -37,9 +37,9 @@ from localprop.tasks.batch import Batch
 from localprop.training.build import build, load_data
 from localprop.training.config import Config
 from localprop.training.environment import describe_environment
-from localprop.training.files import to_json, write_text
 from localprop.training.optimizers import make_optimizer_factory
 from localprop.training.trainer import Score, score_test_split, train
+from localprop.writing.files import to_json, write_text
 
 # Called with what is running, and with the number of epochs finished since the last call.
 Progress = Callable[[str, int], object]

@@ -9,9 +9,9 @@ from typing import Any
 
 from localprop.data import is_text
 from localprop.report.costs import BaselineCosts, MethodCosts
-from localprop.report.tables import MIB, format_table
 from localprop.training.config import Config
 from localprop.training.trainer import Score
+from localprop.writing.tables import MIB, format_table
 
 # The result of a run: its score, or one sentence that says why it failed.
 Outcome = Score | str

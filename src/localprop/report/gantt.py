@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import os
 import textwrap
 from collections.abc import Iterator, Mapping
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localprop.cost.simulate import Event, Timeline, Wait
-from localprop.errors import BadInput
 from localprop.schedule.schedule import Op
+from localprop.writing.charts import check_path, write_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-FORMATS = (".html", ".png", ".svg")
 
 _WEIGHT_GRADIENTS = "postponed gradients of weights"
 _WAITS = "waits for the rank ... (in white)"
@@ -58,43 +53,23 @@ def draw_gantt(timelines: Mapping[str, Timeline], path: str | Path, note: str = 
         note: printed below the chart.
 
     Raises:
-        BadInput: for another file type, or if matplotlib is not installed.
+        BadInput: for another file type or folder, or if matplotlib is not installed.
+        RunFailed: the file cannot be written.
 
     Example:
         >>> from localprop.schedule.schedule import Action
         >>> forward = Event(0, Action(Op.F, 0), 0, 0.0, 1.0)
         >>> draw_gantt({"one forward": Timeline(1, 1, (forward,), (), {}, (0.0,))}, "chart.svg")
     """
-    path = Path(os.path.expanduser(path))
-    if path.suffix not in FORMATS:
-        raise BadInput(
-            f"A chart cannot be written to {path.name}: its name must end in {', '.join(FORMATS)}."
-        )
-    if path.suffix == ".html":
-        path.write_text(_format_page(_draw_figure(timelines), note))
-    else:
-        _draw_figure(timelines, note).savefig(path, dpi=120)
-
-
-def require_matplotlib() -> None:
-    """Check that charts can be drawn, before hours of work.
-
-    Raises:
-        BadInput: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise BadInput(
-            f"Charts need matplotlib ({error}): pip install 'localprop[report]'."
-        ) from error
+    path = check_path(path)
+    figure = _draw_figure(timelines, "" if path.suffix == ".html" else note)
+    write_chart(figure, path, title="Which rank waits for which", text=note)
 
 
 # --- the figure -----------------------------------------------------------------------------------
 
 
 def _draw_figure(timelines: Mapping[str, Timeline], note: str = "") -> Figure:
-    require_matplotlib()
     from matplotlib.figure import Figure
 
     heights = [0.5 + min(0.25 * timeline.ranks, 4.0) for timeline in timelines.values()]
@@ -185,21 +160,3 @@ def _label_items(timeline: Timeline, rank: int) -> Iterator[tuple[str, Event | W
     for wait in timeline.waits:
         if wait.rank == rank:
             yield _WAITS, wait
-
-
-def _format_page(figure: Figure, note: str) -> str:
-    drawing = io.StringIO()
-    figure.savefig(drawing, format="svg")
-    svg = drawing.getvalue()
-    title = "Which rank waits for which"
-    return "\n".join(
-        [
-            "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-            "<style>body { font-family: sans-serif; margin: 1em }",
-            "svg { max-width: 100%; height: auto }</style></head>",
-            f"<body><h1>{title}</h1><p>{escape(note)}</p>",
-            svg[svg.index("<svg") :],  # without the XML declaration
-            "</body></html>",
-        ]
-    )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from localprop.errors import BadInput, check, collect_problems
+from localprop.errors import check, collect_problems
 from localprop.network.layers import Layers
-from localprop.report.gantt import FORMATS, draw_gantt, require_matplotlib
+from localprop.report.gantt import draw_gantt
 from localprop.report.method_spec import (
     Methods,
     MethodSpec,
@@ -27,8 +25,9 @@ from localprop.report.pipelines import (
     measure_methods,
     simulate_method,
 )
-from localprop.report.tables import MIB, format_table
 from localprop.training.environment import describe_environment
+from localprop.writing.charts import check_path
+from localprop.writing.tables import MIB, format_table
 
 
 def run_simulation(
@@ -93,18 +92,9 @@ def _find_layers_and_methods(
     specs = parse_and_check_methods(methods, problems)
     if out is not None:
         with collect_problems(problems):
-            _check_chart(out)
+            check_path(out)
     check(problems)
     return setting.find_layers(), specs
-
-
-def _check_chart(out: str) -> None:
-    path = Path(os.path.expanduser(out))
-    if path.suffix not in FORMATS:
-        raise BadInput(f"out={out!r} is not a chart: its name must end in {', '.join(FORMATS)}.")
-    if not path.parent.is_dir():
-        raise BadInput(f"out={out!r}: there is no folder {path.parent}; create it first.")
-    require_matplotlib()
 
 
 # --- output ---------------------------------------------------------------------------------------

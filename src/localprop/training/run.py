@@ -16,7 +16,7 @@ from localprop.methods.names import format_method
 from localprop.methods.parse import parse_rule
 from localprop.ranks.launch import get_attempt, get_rank, get_world_size
 from localprop.rule.rule import Rule
-from localprop.training.build import build_phase_schedule, prepare
+from localprop.training.build import build_phase_schedule, load_data, prepare
 from localprop.training.config import MAY_DIFFER, Config
 from localprop.training.phase_schedule import PhaseSchedule
 from localprop.training.run_directory import RunDirectory
@@ -51,6 +51,7 @@ def run(
     recipe: Mapping[str, Any] = MappingProxyType({}),
     show_progress: ShowProgress = hide_progress,
     on_note: Callable[[str], object] = lambda note: None,
+    load_dataset: Callable[[Config], Dataset] = load_data,
 ) -> dict[str, Any]:
     """Train, save each epoch in the run directory if there is one, and score the test split.
 
@@ -63,6 +64,7 @@ def run(
             A resumed run has its own.
         show_progress: shows epochs and steps.
         on_note: called before the first epoch with each note of `Learner.notes`.
+        load_dataset: loads the data set of a config.
 
     Returns:
         The summary: recipe, notes, config, rule, accuracies and losses, every epoch, parameters and
@@ -90,7 +92,7 @@ def run(
         config = Config(**given)
     _outlive_sigterm()
     unused = None if resume else directory
-    dataset, learner, phase_schedule = _prepare(config, unused, overwrite)
+    dataset, learner, phase_schedule = _prepare(config, unused, overwrite, load_dataset)
     config = _resolve_defaults(config, learner)
     learners = (learner, *phase_schedule.others.values())
     notes = [*dict.fromkeys(note for each in learners for note in each.notes)]
@@ -132,7 +134,7 @@ def _read_config(
         f"{name}={value!r}, but the run in {directory.path} has {getattr(config, name)!r}: leave "
         "it out, or start a new run."
         for name, value in given.items()
-        if name not in MAY_DIFFER and not _are_same(name, value, getattr(config, name))
+        if name not in MAY_DIFFER and not are_same(name, value, getattr(config, name))
     ]
     named, stored = recipe.get("recipe"), directory.read_recipe().get("recipe")
     if named not in (None, stored):
@@ -144,8 +146,13 @@ def _read_config(
     return replace(config, **given)
 
 
-def _are_same(name: str, given: object, stored: object) -> bool:
-    """Whether two values of a field mean the same; a method may be written in several ways."""
+def are_same(name: str, given: object, stored: object) -> bool:
+    """Whether two values of a field mean the same; a method may be written in several ways.
+
+    Example:
+        >>> are_same("method", "backlink", "backlink(layers=1)")
+        True
+    """
     if name == "method" and isinstance(given, str | Rule) and isinstance(stored, str):
         try:
             one, other = parse_rule(given), parse_rule(stored)
@@ -156,7 +163,10 @@ def _are_same(name: str, given: object, stored: object) -> bool:
 
 
 def _prepare(
-    config: Config, directory: RunDirectory | None, overwrite: bool
+    config: Config,
+    directory: RunDirectory | None,
+    overwrite: bool,
+    load_dataset: Callable[[Config], Dataset],
 ) -> tuple[Dataset, Learner, PhaseSchedule]:
     """Build everything, and check the directory of a new run. Reports the problems of both."""
     problems: list[str] = []
@@ -164,7 +174,7 @@ def _prepare(
         if directory:
             directory.refuse_used(overwrite=overwrite)
     with collect_problems(problems):
-        dataset, learner = prepare(config)
+        dataset, learner = prepare(config, load_dataset)
         phase_schedule = build_phase_schedule(config, dataset, learner)
     check(problems)
     return dataset, learner, phase_schedule

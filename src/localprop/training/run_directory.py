@@ -24,8 +24,8 @@ from localprop.ranks.launch import get_launch_id
 from localprop.training import checkpoint
 from localprop.training.config import Config
 from localprop.training.environment import describe_environment
-from localprop.training.files import to_json, write_text
 from localprop.training.trainer import EpochReport
+from localprop.writing.files import to_json, write_text
 
 _CONFIG = "config.json"
 _ENV = "env.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localprop.report.tables import format_table
+from localprop.writing.tables import format_table
 
 
 def test_the_first_column_is_left_aligned_and_the_others_right() -> None:

@@ -32,9 +32,21 @@ def write_text(path: Path, text: str) -> None:
     Example:
         >>> write_text(Path("summary.json"), to_json({"a": 1}))
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file. A failure leaves the old file unchanged.
+
+    Raises:
+        RunFailed: the file cannot be written.
+
+    Example:
+        >>> write_bytes(Path("chart.png"), b"...")
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, "utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         raise RunFailed(

@@ -1,8 +1,9 @@
-"""Tables of figures that read well in Markdown and in a terminal."""
+"""Tables of figures that read well in Markdown and in a terminal, and the same as HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from html import escape
 
 MIB = 2**20  # bytes
 
@@ -26,6 +27,21 @@ def format_table(header: Cells, rows: Iterable[Cells]) -> str:
     lines = [_format_row(header, widths), f"|{'|'.join(alignments)}|"]
     lines += [_format_row(row, widths) for row in body]
     return "\n".join(lines)
+
+
+def format_html_table(header: Cells, rows: Iterable[Cells]) -> str:
+    """Format a table for a page.
+
+    Example:
+        >>> format_html_table(["method"], [["a < b"]])
+        '<table><tr><th>method</th></tr><tr><td>a &lt; b</td></tr></table>'
+    """
+    cells = [_format_html_row("th", header), *(_format_html_row("td", row) for row in rows)]
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _format_html_row(kind: str, cells: Cells) -> str:
+    return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"
 
 
 def _format_row(cells: Cells, widths: Sequence[int]) -> str:

@@ -1,0 +1,80 @@
+"""The ways of a plan as a chart: bytes against time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from localprop.planning.candidates import Way, keep_front
+from localprop.planning.sizes import format_size
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Both differ from method to method, so that the chart reads without colours.
+_MARKERS = "osD^vP*X<>hp"
+_LINES = ("-", "--", "-.", ":")
+
+
+def draw_front(
+    ways: Sequence[Way], front: Sequence[Way], budget: int | None, best: Way | None
+) -> Figure:
+    """Draw each method's own front, and the front of all.
+
+    Args:
+        ways: all ways, the plain loop first.
+        front: those to which no other is equal or better, in the order of bytes.
+        budget: in bytes, a vertical line.
+        best: the way that is taken, which is marked.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes: Axes = figure.subplots()
+    unit = 1e9 if max(way.peak_bytes for way in ways) >= 1e9 else 1e6
+    axes.step(
+        [way.peak_bytes / unit for way in front],
+        [way.time for way in front],
+        where="post",
+        color="0.75",
+        linewidth=5,
+        label="least time within so many bytes",
+    )
+    for number, method in enumerate(dict.fromkeys(way.method for way in ways)):
+        own = keep_front(way for way in ways if way.method == method)
+        axes.plot(
+            [way.peak_bytes / unit for way in own],
+            [way.time for way in own],
+            marker=_MARKERS[number % len(_MARKERS)],
+            linestyle=_LINES[number % len(_LINES)],
+            fillstyle="none",
+            label=method,
+        )
+    if budget is not None:
+        axes.axvline(budget / unit, color="black", linestyle="--")
+        text = f"budget {format_size(budget)}"
+        transform = axes.get_xaxis_transform()
+        axes.text(budget / unit, 1.01, text, transform=transform, ha="center", va="bottom")
+    for name, way in (("plain loop", ways[0]), ("taken", best)):
+        if way is not None:
+            _point_at(axes, way, name, unit)
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
+    axes.margins(y=0.15)
+    axes.set_xlabel(f"peak of a step, {'GB' if unit == 1e9 else 'MB'}")
+    axes.set_ylabel("operations, as a multiple of the plain loop's")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _point_at(axes: Axes, way: Way, name: str, unit: float) -> None:
+    place = way.peak_bytes / unit, way.time
+    axes.plot(*place, marker="o", markersize=16, fillstyle="none", color="black", linestyle="none")
+    axes.annotate(
+        name if name == "plain loop" else f"{name}: {way}",
+        place,
+        xytext=(-10, 12),
+        textcoords="offset points",
+        ha="right",
+        fontsize="small",
+    )

@@ -1,0 +1,56 @@
+"""The table of a plan: a few of its ways, one a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from localprop.planning.candidates import Way, keep_front
+from localprop.planning.sizes import format_size
+
+HEADER = ("method", "modules", "recompute", "micro-batches", "peak", "time", "")
+
+
+def choose_rows(ways: Sequence[Way], best: Way | None, fits: Callable[[Way], bool]) -> list[Way]:
+    """The plain loop, and of each method the fastest way that fits, or else the smallest.
+
+    Args:
+        ways: all ways, the plain loop first.
+        best: the way that is taken, which stands in the place of the same way unconfirmed.
+        fits: whether a way fits the budget.
+    """
+    rows = [ways[0]]
+    for kind in dict.fromkeys(map(_kind_of, ways)):
+        front = keep_front(way for way in ways if _kind_of(way) == kind)
+        rows.append(next((way for way in reversed(front) if fits(way)), front[0]))
+    if best is not None:
+        rows = [best if is_same(row, best) else row for row in rows]
+    return list(dict.fromkeys(rows))
+
+
+def is_same(one: Way, other: Way | None) -> bool:
+    """Whether two ways differ only in whether an engine has read them."""
+    return other is not None and str(one) == str(other)
+
+
+def format_rows(
+    rows: Iterable[Way], best: Way | None, fits: Callable[[Way], bool]
+) -> list[tuple[str, ...]]:
+    """The cells below `HEADER`."""
+    return [_format_row(way, best, fits) for way in rows]
+
+
+def _kind_of(way: Way) -> tuple[str, bool, bool]:
+    return way.method, way.microbatches > 1, bool(way.recompute)
+
+
+def _format_row(way: Way, best: Way | None, fits: Callable[[Way], bool]) -> tuple[str, ...]:
+    recompute = {0: "no", 1: "all"}.get(way.recompute, f"1 of {way.recompute}")
+    return (
+        way.method,
+        str(way.modules),
+        recompute,
+        str(way.microbatches),
+        format_size(way.peak_bytes) + ("" if way.confirmed else " ~"),
+        f"{way.time:.2f}",
+        "◄" if is_same(way, best) else "fits" if fits(way) else "",
+    )
