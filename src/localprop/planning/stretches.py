@@ -82,11 +82,11 @@ class Grid(NamedTuple):
 
     Attributes:
         bucket: bytes of one.
-        count: their number.
+        size: their number.
     """
 
     bucket: float
-    count: int
+    size: int
 
     @classmethod
     def over(cls, chains: Iterable[Sequence[ChainLayer]], count: int) -> Grid:
@@ -148,7 +148,7 @@ def _find_single(
     chain: Sequence[ChainLayer], grid: Grid, first: int
 ) -> list[tuple[Stretch, ...] | None]:
     """The plan of one level for each number of buckets left; None where nothing fits."""
-    buckets = grid.count
+    buckets = grid.size
     count = len(chain)
     costs = np.full((count + 1, buckets + 1), _INFINITE)
     ends = np.zeros((count, buckets + 1), int)  # of a stretch; 0 where the layer is stored
@@ -225,7 +225,7 @@ def _find_nested(
         tuple(_read_nested(chain, grid, cuts, 0, count - 1, left, first))
         if whole[left] < _INFINITE
         else None
-        for left in range(grid.count + 1)
+        for left in range(grid.size + 1)
     ]
 
 
@@ -241,9 +241,9 @@ def _solve(
     gradient = chain[last].output if last < len(chain) - 1 else 0
     need = max(layer.forward + gradient, layer.saved + 2 * layer.output + layer.backward)
     keep = grid.count_buckets(layer.saved + layer.output)
-    following = np.zeros(grid.count + 1) if start == last else costs[start + 1, last]
+    following = np.zeros(grid.size + 1) if start == last else costs[start + 1, last]
     shifted = _shift(following, 0 if start == last else keep, grid.count_buckets(need))
-    best, cut = shifted + layer.flops, np.zeros(grid.count + 1, int)
+    best, cut = shifted + layer.flops, np.zeros(grid.size + 1, int)
     passing = flops = 0
     for k in range(start + 1, last + 1):
         before = chain[k - 1]
@@ -253,7 +253,7 @@ def _solve(
         passing = max(passing, before.passing + previous + gradient)
         flops += before.flops
         need_buckets = grid.count_buckets(passing)
-        if need_buckets > grid.count:
+        if need_buckets > grid.size:
             break
         keep = _count_kept(chain, grid, start, k)
         after = _shift(costs[k, last], keep, need_buckets)

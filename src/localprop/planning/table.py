@@ -29,7 +29,7 @@ def choose_rows(ways: Sequence[Way], best: Way | None, fits: Callable[[Way], boo
 
 def is_same(one: Way, other: Way | None) -> bool:
     """Whether two ways differ only in whether an engine has read them."""
-    return other is not None and str(one) == str(other)
+    return other is not None and (one.method, one.kwargs) == (other.method, other.kwargs)
 
 
 def format_rows(
@@ -39,16 +39,16 @@ def format_rows(
     return [_format_row(way, best, fits) for way in rows]
 
 
-def _kind_of(way: Way) -> tuple[str, bool, bool]:
-    return way.method, way.microbatches > 1, bool(way.recompute)
+def _kind_of(way: Way) -> tuple[str, bool, str]:
+    kind = "1 of n" if way.rerun.startswith("1 of") else way.rerun
+    return way.method, way.microbatches > 1, kind
 
 
 def _format_row(way: Way, best: Way | None, fits: Callable[[Way], bool]) -> tuple[str, ...]:
-    recompute = {0: "no", 1: "all"}.get(way.recompute, f"1 of {way.recompute}")
     return (
         way.method,
         str(way.modules),
-        recompute,
+        way.rerun,
         str(way.microbatches),
         format_size(way.peak_bytes) + ("" if way.confirmed else " ~"),
         f"{way.time:.2f}",
