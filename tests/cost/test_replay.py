@@ -17,6 +17,7 @@ from localprop.cost.memory import predict_memory
 from localprop.cost.replay import replay
 from localprop.cost.replayable import can_replay
 from localprop.network.recomputed import choose_recomputed
+from localprop.schedule.liveness import Liveness
 from localprop.tasks.batch import Batch
 from localprop.tasks.classification import Classification
 from tests.helpers.reference import sgd
@@ -87,7 +88,7 @@ def test_peaks_and_operations(
     if not can_replay(engine.wiring, recomputed):
         pytest.skip("figures of single layers do not say it; the engine reads such a step")
     at = costs if microbatches == 1 else ScaledCosts(costs, measure(name, 32), 16)
-    found = replay(at, costs.resting, engine.wiring, engine.schedule, recomputed)
+    found = replay(at, costs.resting, Liveness(engine.wiring, engine.schedule), recomputed)
     read = predict_memory(engine, [], network.batch)
     # What plans keep back: a thousandth, and one output of the network.
     outputs = layers.output_shape.numel() * 4

@@ -19,6 +19,9 @@ from localprop.planning.sizes import read_size
 from localprop.tasks.batch import Batch
 from tests.helpers.networks_with_skips import UNet
 
+# One worker makes each plan once.
+pytestmark = pytest.mark.xdist_group("plan")
+
 IMAGES = torch.randn(32, 3, 32, 32), torch.randint(10, (32,))
 TOKENS = torch.randint(20, (16, 16)), torch.randint(20, (16, 16))
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
@@ -38,7 +41,10 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 @cache
 def make_plan(name: str, budget: str | None = None) -> lp.Plan:
     build, batch, task = MODELS[name]
-    return lp.plan(build(), batch, budget=budget, optimizer=adamw, task=task)
+    return lp.plan(
+        build(), batch, budget=budget, optimizer=adamw, task=task,
+        methods=("greedy", "backlink"), microbatches=(1, 4),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -59,8 +65,9 @@ def test_a_smaller_budget_gets_no_larger_peak_and_a_larger_one_no_slower_way(nam
     assert before.time <= 1
 
 
-@pytest.mark.parametrize("percent", [40, 60, 90])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "percent"), [("resnet8", 40), ("resnet8", 90), ("transformer", 40)]
+)
 def test_what_is_chosen_stays_within_its_budget(name: str, percent: int) -> None:
     build, batch, task = MODELS[name]
     budget = make_plan(name).plain.peak_bytes * percent // 100
@@ -83,16 +90,42 @@ def test_what_is_chosen_stays_within_its_budget(name: str, percent: int) -> None
 def test_a_model_without_data_gets_the_same_plan() -> None:
     with torch.device("meta"):
         model = lp.models.resnet8()
-    found = lp.plan(model, IMAGES, optimizer=adamw)
+    found = lp.plan(model, IMAGES, optimizer=adamw, methods=("greedy", "backlink"))
     assert [way.peak_bytes for way in found.front] == [
         way.peak_bytes for way in make_plan("resnet8").front
     ]
 
 
+def test_stretches_that_are_executed_take_what_was_planned() -> None:
+    batch = torch.zeros(512, 48), torch.zeros(512, dtype=torch.long)
+
+    def build() -> nn.Module:
+        return lp.models.mlp(48, (64,) * 14)
+
+    found = lp.plan(build(), batch, optimizer=adamw, methods=("greedy",))
+    own = [w for w in found.ways if w.method == "end_to_end" and w.microbatches == 1]
+    assert {way.rerun for way in own} >= {"no", "all", "1 of 2", "stretches", "nested"}
+    chosen = [way for way in own if way.rerun in ("stretches", "nested")]
+    # What is chosen is never worse than what people write by hand.
+    for way in own:
+        assert any(
+            other.peak_bytes <= 1.01 * way.peak_bytes and other.time <= way.time + 0.01
+            for other in (found.plain, *chosen)
+        ), way
+    # The deepest of each kind, and one in modules.
+    inner = [w for w in found.ways if w.method == "greedy" and w.rerun == "stretches"]
+    for ways in ([w for w in chosen if w.rerun == k] for k in ("stretches", "nested")):
+        inner.append(min(ways, key=lambda way: way.peak_bytes))
+    for way in inner[-3:]:
+        learner = lp.Learner(build(), **way.kwargs, optimizer=adamw, sample=batch)
+        assert learner.memory().peak_bytes == pytest.approx(way.peak_bytes, rel=1e-3)
+        assert learner.flops(batch) == pytest.approx(way.flops, rel=1e-2)
+
+
 def test_micro_batches_are_left_out_where_they_change_the_result() -> None:
     assert all(way.microbatches == 1 for way in make_plan("resnet8").ways)
     assert any("BatchNorm" in note for note in make_plan("resnet8").notes)
-    assert any(way.microbatches == 8 for way in make_plan("transformer").ways)
+    assert any(way.microbatches == 4 for way in make_plan("transformer").ways)
     split = lp.plan(lp.models.resnet8(), IMAGES, methods=(), split_batch_norm=True)
     assert {way.splits_batch_norm for way in split.ways if way.microbatches > 1} == {True}
 
@@ -108,11 +141,11 @@ def test_a_network_with_skips_is_read_by_the_engine() -> None:
         assert learner.memory().peak_bytes == way.peak_bytes
 
 
-@pytest.mark.parametrize("samples", [2, 3, 4])
+@pytest.mark.parametrize("samples", [2, 3])
 def test_tiny_batches(samples: int) -> None:
     batch = tuple(each[:samples] for each in TOKENS)
     build, _, task = MODELS["transformer"]
-    found = lp.plan(build(), batch, optimizer=adamw, task=task, methods=("greedy",))
+    found = lp.plan(build(), batch, optimizer=adamw, task=task, methods=())
     assert max(way.microbatches for way in found.ways) == samples - samples % 2
 
 

@@ -25,8 +25,7 @@ from localprop.network.recomputed import Recomputed, Stretch
 from localprop.schedule.flows import Flow
 from localprop.schedule.liveness import Liveness
 from localprop.schedule.operands import Kind, Value
-from localprop.schedule.schedule import Action, Op, Schedule
-from localprop.schedule.wiring import Wiring
+from localprop.schedule.schedule import Action, Op
 
 
 class Replayed(NamedTuple):
@@ -48,8 +47,7 @@ class Replayed(NamedTuple):
 def replay(
     costs: LayerCosts | ScaledCosts,
     resting: int,
-    wiring: Wiring,
-    schedule: Schedule,
+    liveness: Liveness,
     recomputed: Recomputed = Recomputed(),  # noqa: B008
 ) -> Replayed:
     """Replay a step.
@@ -57,12 +55,11 @@ def replay(
     Args:
         costs: of the layers, at the size of a micro-batch.
         resting: bytes that are alive between steps, with the whole batch, without heads.
-        wiring: the segments and losses.
-        schedule: of one process.
+        liveness: of the schedule of one process.
         recomputed: the layers that run again.
     """
-    step = _Step(costs, resting, wiring, schedule, recomputed)
-    for action in schedule:
+    step = _Step(costs, resting, liveness, recomputed)
+    for action in liveness.schedule:
         step.run(action)
     return Replayed(step.peak, step.resting, step.flops, step.at)
 
@@ -74,11 +71,11 @@ class _Step:
         self,
         costs: LayerCosts | ScaledCosts,
         resting: int,
-        wiring: Wiring,
-        schedule: Schedule,
+        liveness: Liveness,
         recomputed: Recomputed,
     ) -> None:
-        self._costs, self._wiring = costs, wiring
+        wiring, first = liveness.wiring, liveness.schedule[0]
+        self._costs, self._wiring, self._liveness = costs, wiring, liveness
         spans = [*wiring.list_spans()]
         stretches = [*recomputed.clip(spans)]
         self._again = {each.layers[0] for each in stretches if len(each.layers) == 1}
@@ -87,18 +84,17 @@ class _Step:
         }
         self._waiting: list[tuple[Stretch, int]] = []  # stretches to run again, by micro-batch
         self._dropped = set(_find_dropped_outputs(stretches, spans))
-        self._liveness = Liveness(wiring, schedule)
         self._outputs = [reading.output for reading in costs.read("whole")]
         heads = [
             costs.read("alone")[self._end(o.segment)].loss.held for o in wiring.objectives[:-1]
         ]
         self.resting = resting + sum(heads)
         self.live = self.peak = self.resting
-        self.flops, self.at = 0, schedule[0]
+        self.flops, self.at = 0, first
         self._holders: dict[int, set[tuple[object, ...]]] = defaultdict(set)
         self._values: dict[tuple[Any, ...], int] = {}
         self._frames = Frames()  # while the actions after a forward run
-        self._action = schedule[0]
+        self._action = first
         self._run = {Op.F: self._forward, Op.L: self._loss, Op.B: self._backward}
 
     def run(self, action: Action) -> None:

@@ -20,6 +20,7 @@ from localprop.methods.baselines import end_to_end
 from localprop.network.recomputed import Recomputed, choose_recomputed
 from localprop.planning.stretches import list_chain, list_plans
 from localprop.rule.rule import Rule
+from localprop.schedule.liveness import Liveness
 from localprop.schedule.schedule import Schedule
 from localprop.schedule.wiring import Wiring
 
@@ -109,6 +110,7 @@ class Candidates:
         self._costs: dict[tuple[str, int], LayerCosts] = {}
         self._scaled: dict[tuple[str, int], ScaledCosts] = {}
         self._wirings: dict[tuple[str, int], Wiring] = {}
+        self._orders: dict[tuple[str, int, int], Liveness] = {}
 
     @cached_property
     def plain(self) -> Way:
@@ -125,7 +127,7 @@ class Candidates:
                 if recompute or microbatches > 1:
                     yield from self._list_one(replace(way, recompute=recompute))
             yield from self._list_stretched(way, buckets=600)
-            if len(self._layers) <= _MAX_NESTED:
+            if microbatches == 1 and len(self._layers) <= _MAX_NESTED:
                 yield from self._list_stretched(way, nested=True, buckets=400)
 
     def list_local(self, method: str, rule: Rule) -> Iterator[Way]:
@@ -148,7 +150,8 @@ class Candidates:
                 way = replace(way, microbatches=microbatches)
                 for recompute in (0, 1):
                     yield from self._list_one(replace(way, recompute=recompute))
-                yield from self._list_stretched(way, buckets=40)
+                if microbatches == 1:
+                    yield from self._list_stretched(way, buckets=40)
         if refused is not None and not found:
             raise refused
 
@@ -157,6 +160,9 @@ class Candidates:
         recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
         if can_replay(self._wire(way.rule, way.modules), recomputed):
             yield self._cost(way)
+        elif way.modules == 1:
+            if way.recompute in ((0, 1, 2) if way.microbatches == 1 else (0, 1)):
+                yield self.confirm(way)
         elif way.microbatches == 1 and not way.recompute and way.modules in (2, 4, 8):
             yield self.confirm(way)
 
@@ -167,6 +173,8 @@ class Candidates:
             return []
         costs = self._scale(way.rule, -(-self._samples // way.microbatches))
         spans = [span for span, _ in wiring.list_spans()]
+        # A replay takes as long as there are micro-batches.
+        buckets = max(10, buckets // way.microbatches)
         chains = [list_chain(costs, span, self._breaks) for span in spans]
         starts = [span.start for span in spans]
         found = []
@@ -186,26 +194,30 @@ class Candidates:
         Raises:
             BadInput: the model does not run on them.
         """
-        network = self.network
-        engine = network.make_engine(
+        batch, microbatches = self.network.batch, way.microbatches
+        if microbatches > 2 and self._samples % microbatches == 0:
+            # All of its equal parts but the first take the same: two are enough.
+            batch, microbatches = batch.select(2 * self._samples // microbatches), 2
+        engine = self.network.make_engine(
             self._wire(way.rule, way.modules),
             recompute=way.kwargs["recompute"],
-            microbatches=way.microbatches,
+            microbatches=microbatches,
         )
-        memory = predict_memory(engine, [], network.batch)
-        flops = way.flops or count_flops(engine, [], network.batch)
-        return self._finish(way, memory.peak_bytes, memory.resting_bytes, flops, confirmed=True)
+        memory = predict_memory(engine, [], batch)
+        peak, resting = memory.peak_bytes, memory.resting_bytes
+        if microbatches < way.microbatches:
+            peak, resting = peak + way.resting_bytes - resting, way.resting_bytes
+        flops = way.flops or count_flops(engine, [], batch) * way.microbatches // microbatches
+        return self._finish(way, peak, resting, flops, confirmed=True)
 
     def _cost(self, way: Way) -> Way:
-        wiring = self._wire(way.rule, way.modules)
         recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
-        if not can_replay(wiring, recomputed):
+        if not can_replay(self._wire(way.rule, way.modules), recomputed):
             return self.confirm(way)
         found = replay(
             self._scale(way.rule, -(-self._samples // way.microbatches)),
             self._measure(way.rule, self._samples).resting,
-            wiring,
-            Schedule.compile(wiring, way.microbatches),
+            self._order(way),
             recomputed,
         )
         return self._finish(way, found.peak_bytes, found.resting_bytes, found.flops)
@@ -230,6 +242,14 @@ class Candidates:
             partition = choose_partition(self._layers, rule, self.network.task, modules)
             self._wirings[key] = self.network.wire(rule, partition)
         return self._wirings[key]
+
+    def _order(self, way: Way) -> Liveness:
+        key = repr(way.rule), way.modules, way.microbatches
+        if key not in self._orders:
+            wiring = self._wire(way.rule, way.modules)
+            schedule = Schedule.compile(wiring, way.microbatches)
+            self._orders[key] = Liveness(wiring, schedule)
+        return self._orders[key]
 
     def _measure(self, rule: Rule, samples: int) -> LayerCosts:
         """The costs at a size of the batch, with the heads of a rule."""
