@@ -26,6 +26,7 @@ from localprop.schedule.schedule import (
     Schedule,
     unroll,
 )
+from localprop.schedule.turns import run_in_turns
 
 
 class Event(NamedTuple):
@@ -188,7 +189,9 @@ def simulate(
         _Rank(shared, number, rank_schedule, steps)
         for number, rank_schedule in enumerate(rank_schedules)
     ]
-    _run_ranks(ranks)
+    run_in_turns(rank_schedules, lambda rank: ranks[rank].advance())
+    if positions := [rank.describe_position() for rank in ranks if rank.actions]:
+        raise RuntimeError(f"Ranks wait for each other: {', '.join(positions)}.")
     return Timeline(
         len(ranks),
         steps,
@@ -197,21 +200,6 @@ def simulate(
         {pair: nbytes / steps for pair, nbytes in shared.sent_bytes.items()},
         tuple(rank.reduced_bytes / steps for rank in ranks),
     )
-
-
-def _run_ranks(ranks: Sequence[_Rank]) -> None:
-    """Advance the ranks in turn until all have run their actions.
-
-    The order of turns does not matter: each rank has a clock of its own, and messages carry the
-    time of their arrival.
-    """
-    running = list(ranks)
-    while running:
-        advanced = [rank.advance() for rank in running]
-        if not any(advanced):
-            positions = ", ".join(rank.describe_position() for rank in running)
-            raise RuntimeError(f"Ranks wait for each other: {positions}.")
-        running = [rank for rank in running if rank.actions]
 
 
 @dataclass
@@ -245,7 +233,11 @@ class _SharedState:
 
 
 class _Rank:
-    """One rank: its clock, and the actions that it has yet to run."""
+    """One rank: its clock, and the actions that it has yet to run.
+
+    The order of turns does not matter: each rank has a clock of its own, and messages carry the
+    time of their arrival.
+    """
 
     def __init__(
         self, shared: _SharedState, number: int, rank_schedule: Schedule, steps: int

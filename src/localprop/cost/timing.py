@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -243,6 +244,7 @@ def message_bytes(wiring: Wiring, samples: int) -> ActionCost:
         samples: of one micro-batch.
     """
 
+    @cache
     def count_bytes(action: Action) -> int:
         if action.op in SENDS:
             shape, dtype = wiring.message_shape(
@@ -257,8 +259,8 @@ def message_bytes(wiring: Wiring, samples: int) -> ActionCost:
 def _count_parameter_bytes(wiring: Wiring, action: Action) -> int:
     """Count the bytes of the parameters whose gradients an action sums over the replicas."""
     if action.op is Op.REDUCE_H:
-        (loss,) = (o.loss for o in wiring.objectives if o.key == (action.segment, action.flow))
-        return sum(p.numel() * p.itemsize for p in wiring.heads[str(loss)].parameters())
+        head = wiring.head(wiring.objective_at(action.segment, action.flow))
+        return sum(p.numel() * p.itemsize for p in head.parameters())
     segment, encoders = wiring.segments[action.segment], wiring.encoders_at(action.segment)
     sizes = {
         name: size * wiring.layers.dtypes[layer].itemsize
