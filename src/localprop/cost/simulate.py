@@ -11,7 +11,7 @@ import statistics
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from localprop.cost.timing import LinkModel
@@ -177,8 +177,8 @@ def simulate(
     """
     check([f"steps={steps} must be 1 or more."] if steps < 1 else [])
     shared = _SharedState(
-        cost,
-        message_bytes,
+        cache(cost),  # each is asked for once per step
+        cache(message_bytes),
         link,
         replicas,
         max_in_flight,

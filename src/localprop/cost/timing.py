@@ -18,7 +18,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -133,22 +132,25 @@ def measure_seconds(
         True
     """
     check([f"rounds={rounds} must be 1 or more."] if rounds < 1 else [])
-    stopwatch = Stopwatch(engine, batch, clock)
+    stopwatch = Stopwatch(_copy_engine(engine), batch, clock)
     for _ in range(rounds):
         stopwatch.time_round()
     return stopwatch.seconds()
 
 
 class Stopwatch:
-    """Times the actions of a copy of an engine, round by round, so that several can take turns.
+    """Times the actions of an engine, round by round, so that several can take turns.
 
-    The arguments are those of `measure_seconds`.
+    Args:
+        engine: of one process. It trains.
+        batch: one micro-batch for each of the engine's.
+        clock: as in `measure_seconds`.
     """
 
     def __init__(
         self, engine: Engine, batch: Batch, clock: Callable[[], float] | None = None
     ) -> None:
-        self._engine = _copy_engine(engine)
+        self._engine = engine
         self._batch = batch
         self._clock = clock or (lambda: _read_clock(engine.device))
         self._spent: dict[ActionKind, list[float]] = defaultdict(list)
@@ -244,7 +246,6 @@ def message_bytes(wiring: Wiring, samples: int) -> ActionCost:
         samples: of one micro-batch.
     """
 
-    @cache
     def count_bytes(action: Action) -> int:
         if action.op in SENDS:
             shape, dtype = wiring.message_shape(
