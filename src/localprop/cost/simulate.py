@@ -190,7 +190,7 @@ def simulate(
         for number, rank_schedule in enumerate(rank_schedules)
     ]
     run_in_turns(rank_schedules, lambda rank: ranks[rank].advance())
-    if positions := [rank.describe_position() for rank in ranks if rank.actions]:
+    if positions := [rank.describe_position() for rank in ranks if not rank.has_ended]:
         raise RuntimeError(f"Ranks wait for each other: {', '.join(positions)}.")
     return Timeline(
         len(ranks),
@@ -244,7 +244,8 @@ class _Rank:
     ) -> None:
         self.shared = shared
         self.number = number
-        self.actions = deque(unroll(rank_schedule, steps))
+        self._actions = unroll(rank_schedule, steps)
+        self._next = next(self._actions, None)
         self.events: list[Event] = []
         self.waits: list[Wait] = []
         self.reduced_bytes = 0.0
@@ -258,14 +259,19 @@ class _Rank:
         self._unfinished: Counter[tuple[int, int]] = Counter()
 
     def describe_position(self) -> str:
-        return f"rank {self.number} at {self.actions[0][1]}"
+        assert self._next is not None
+        return f"rank {self.number} at {self._next[1]}"
+
+    @property
+    def has_ended(self) -> bool:
+        return self._next is None
 
     def advance(self) -> bool:
         """Run actions until one needs another rank; return whether any ran."""
-        before = len(self.actions)
-        while self.actions and self._try_action(*self.actions[0]):
-            self.actions.popleft()
-        return len(self.actions) < before
+        before = self._next
+        while self._next is not None and self._try_action(*self._next):
+            self._next = next(self._actions, None)
+        return self._next is not before
 
     def _try_action(self, step: int, action: Action) -> bool:
         """Run an action; return False if another rank must advance first."""

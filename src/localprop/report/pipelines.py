@@ -56,7 +56,8 @@ def measure_methods(
     Raises:
         BadInput: if the network cannot be trained with a method.
     """
-    if setting.cuts == "seconds":
+    # With a module for each layer there is nothing to balance.
+    if setting.cuts == "seconds" and setting.module_count < len(layers):
         learners = _cut_by_seconds(setting, layers, specs, progress)
     else:
         cuts = Partition.uniform(layers, setting.module_count).cuts

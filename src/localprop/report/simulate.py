@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from localprop.cost.simulate import Timeline
 from localprop.errors import BadInput, check, collect_problems
 from localprop.network.layers import Layers
 from localprop.report.gantt import FORMATS, draw_gantt, require_matplotlib
@@ -63,11 +64,14 @@ def run_simulation(
     plain_seconds = sum(segment_seconds)
     runs = [(baseline, order) for order in PIPELINES]
     runs += [(other, PipelineOrder()) for other in others]
-    results = [simulate_method(setting, method, order, plain_seconds) for method, order in runs]
-    rows = [row for row, _ in results]
+    rows, timelines = list[PipelineRow](), dict[str, Timeline]()
+    for method, order in runs:
+        row, timeline = simulate_method(setting, method, order, plain_seconds)
+        rows.append(row)
+        if out is not None:  # that of many ranks has millions of events
+            timelines[_format_title(row)] = timeline
     assumptions = _list_assumptions(setting, baseline.learner.device)
     if out is not None:
-        timelines = {_format_title(row): timeline for row, timeline in results}
         draw_gantt(timelines, out, f"{setting.model}. {' '.join(assumptions)}")
     lines = [_format_rows(rows), "", _format_legend(plain_seconds), *assumptions]
     lines += [f"Left out: {problem}" for problem in left_out]

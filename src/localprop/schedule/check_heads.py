@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
 from localprop.network.fake_tensors import VALUES_READ, FakeMode, quiet_fakes
@@ -32,11 +32,13 @@ def check_heads(wiring: Wiring, batch: Batch) -> None:
         BadInput: some of them do not work; with all reasons.
     """
     layers = look_again(wiring.layers, wiring.task.forward, batch)
-    mode = FakeMode(wiring.heads.parameters())
-    with untouched(wiring.heads), quiet_fakes():
+    objectives = list(_list_different(wiring, layers, batch))
+    heads = nn.ModuleList(wiring.head(objective) for objective in objectives)
+    mode = FakeMode(heads.parameters())
+    with untouched(heads), quiet_fakes():
         problems = [
             problem
-            for objective in _list_different(wiring, layers, batch)
+            for objective in objectives
             for problem in _find_problems(wiring, objective, layers, batch, mode)
         ]
     check(dict.fromkeys(problems))  # many modules, one reason
