@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -65,11 +66,17 @@ def run_simulation(
     runs = [(baseline, order) for order in PIPELINES]
     runs += [(other, PipelineOrder()) for other in others]
     rows, timelines = list[PipelineRow](), dict[str, Timeline]()
-    for method, order in runs:
-        row, timeline = simulate_method(setting, method, order, plain_seconds)
-        rows.append(row)
-        if out is not None:  # that of many ranks has millions of events
-            timelines[_format_title(row)] = timeline
+    # The learners stay to the end. A timeline has so many events that Python would look through all
+    # that the learners hold again and again, which takes as long as the simulation itself.
+    gc.freeze()
+    try:
+        for method, order in runs:
+            row, timeline = simulate_method(setting, method, order, plain_seconds)
+            rows.append(row)
+            if out is not None:
+                timelines[_format_title(row)] = timeline
+    finally:
+        gc.unfreeze()
     assumptions = _list_assumptions(setting, baseline.learner.device)
     if out is not None:
         draw_gantt(timelines, out, f"{setting.model}. {' '.join(assumptions)}")
