@@ -46,3 +46,14 @@ def test_balanced_cuts_with_added_costs_against_brute_force(
         for each in combinations(range(1, len(costs)), parts - 1)
     ]
     assert find_highest_cost(costs, cuts, added) == min(highest)
+
+
+def test_as_many_groups_as_items_and_few_groups_of_many_items() -> None:
+    count = 1500  # a search through all starts of all groups would take minutes
+    assert find_balanced_cuts([1.0] * count, count) == tuple(range(1, count))
+    assert find_balanced_cuts([1.0] * count, 3) == (500, 1000)
+
+
+def test_of_equal_cuts_the_first_is_taken() -> None:
+    assert find_balanced_cuts([1, 1, 5, 0, 0], groups=3) == (1, 2)
+    assert find_balanced_cuts([0, 0, 0], groups=2) == (1,)

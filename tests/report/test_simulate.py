@@ -111,7 +111,7 @@ def test_losses_that_look_at_pixels(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (24, "--ranks 24 --modules 24"),
         (16, "--ranks 16 --replicas 64"),
-        pytest.param(64, "--ranks 64 --modules 64", marks=pytest.mark.long),
+        pytest.param(1024, "--ranks 1024", marks=pytest.mark.long),
     ],
 )
 def test_many_devices(capsys: pytest.CaptureFixture[str], layers: int, devices: str) -> None:

@@ -30,7 +30,7 @@ from localprop.engine.optimizers import Optimizers
 from localprop.errors import BadInput, StepFailed
 from localprop.network.fake_tensors import VALUES_READ
 from localprop.schedule.schedule import RECEIVES, REDUCES, Action, Op, Schedule
-from localprop.schedule.stage import Stage, release_parameters
+from localprop.schedule.stage import Stage, list_idle, released
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch
 
@@ -95,18 +95,29 @@ def faked(
         batch: only its shapes and dtypes are used.
         rank_slice: what a rank runs of the step, if not all that the engine runs.
     """
-    outside = list(optimizers)
+    outside, model, wiring = list(optimizers), engine.model, engine.wiring
+    if rank_slice is None and engine.communicator is not None:
+        rank_slice = RankSlice(engine.stage, engine.schedule, engine.communicator.max_in_flight)
+    stage = rank_slice.stage if rank_slice else engine.stage
+    own = Optimizers(
+        {
+            step: optimizer
+            for step, optimizer in engine.optimizers.by_action.items()
+            if step.segment in stage.segments
+        }
+    )
     mode = FakeTensorMode()
-    stand_ins = StandIns(_FakeMaker(mode, values=True))
-    modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
+    # What a rank never runs stays as it is: there is much of it where there are many ranks.
+    stand_ins = StandIns(_FakeMaker(mode, values=True), list_idle(wiring, stage, model))
     with (
-        stand_ins.placed(*modules, engine.optimizers.all(), outside),
+        released(wiring, stage, model),
+        stand_ins.placed(model, wiring.heads, wiring.encoders, own.all(), outside),
         torch.compiler.set_stance("force_eager"),
         mode,
         _Corrections(mode, stand_ins),
     ):
         fake_batch = batch.map(_FakeMaker(mode, values=False))
-        yield FakeEngine(_make_engine(engine, rank_slice), outside, fake_batch)
+        yield FakeEngine(_make_engine(engine, rank_slice, own), outside, fake_batch)
 
 
 def list_held_tensors(
@@ -286,30 +297,22 @@ class NullCommunicator:
         self.sums.pop((action.op, action.segment, action.flow), None)
 
 
-def _make_engine(engine: Engine, rank_slice: RankSlice | None) -> Engine:
+def _make_engine(engine: Engine, rank_slice: RankSlice | None, optimizers: Optimizers) -> Engine:
     """An engine of the same parts, which hold fakes."""
-    model, wiring, by_action = engine.model, engine.wiring, engine.optimizers.by_action
     device = torch.device("cpu") if engine.device.type == "meta" else engine.device
-    if rank_slice is None and engine.communicator is not None:
-        rank_slice = RankSlice(engine.stage, engine.schedule, engine.communicator.max_in_flight)
-    stage, communicator = None, None
+    communicator = None
     if rank_slice is not None:
-        stage = rank_slice.stage
-        release_parameters(wiring, stage, model)
-        by_action = {
-            step: optimizer
-            for step, optimizer in by_action.items()
-            if step.segment in rank_slice.stage.segments
-        }
-        communicator = NullCommunicator(wiring, engine.autocast, device, rank_slice.max_in_flight)
+        communicator = NullCommunicator(
+            engine.wiring, engine.autocast, device, rank_slice.max_in_flight
+        )
     fake = Engine(
-        model,
-        wiring,
+        engine.model,
+        engine.wiring,
         rank_slice.schedule if rank_slice else engine.schedule,
-        Optimizers(by_action),
+        optimizers,
         device=device,
         autocast=engine.autocast,
-        stage=stage,
+        stage=rank_slice.stage if rank_slice else None,
         communicator=communicator,
         recomputed=engine.recomputed,
     )

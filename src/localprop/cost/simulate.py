@@ -11,7 +11,7 @@ import statistics
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from localprop.cost.timing import LinkModel
@@ -26,6 +26,7 @@ from localprop.schedule.schedule import (
     Schedule,
     unroll,
 )
+from localprop.schedule.turns import run_in_turns
 
 
 class Event(NamedTuple):
@@ -176,8 +177,8 @@ def simulate(
     """
     check([f"steps={steps} must be 1 or more."] if steps < 1 else [])
     shared = _SharedState(
-        cost,
-        message_bytes,
+        cache(cost),  # each is asked for once per step
+        cache(message_bytes),
         link,
         replicas,
         max_in_flight,
@@ -188,7 +189,9 @@ def simulate(
         _Rank(shared, number, rank_schedule, steps)
         for number, rank_schedule in enumerate(rank_schedules)
     ]
-    _run_ranks(ranks)
+    run_in_turns(rank_schedules, lambda rank: ranks[rank].advance())
+    if positions := [rank.describe_position() for rank in ranks if not rank.has_ended]:
+        raise RuntimeError(f"Ranks wait for each other: {', '.join(positions)}.")
     return Timeline(
         len(ranks),
         steps,
@@ -197,21 +200,6 @@ def simulate(
         {pair: nbytes / steps for pair, nbytes in shared.sent_bytes.items()},
         tuple(rank.reduced_bytes / steps for rank in ranks),
     )
-
-
-def _run_ranks(ranks: Sequence[_Rank]) -> None:
-    """Advance the ranks in turn until all have run their actions.
-
-    The order of turns does not matter: each rank has a clock of its own, and messages carry the
-    time of their arrival.
-    """
-    running = list(ranks)
-    while running:
-        advanced = [rank.advance() for rank in running]
-        if not any(advanced):
-            positions = ", ".join(rank.describe_position() for rank in running)
-            raise RuntimeError(f"Ranks wait for each other: {positions}.")
-        running = [rank for rank in running if rank.actions]
 
 
 @dataclass
@@ -245,14 +233,19 @@ class _SharedState:
 
 
 class _Rank:
-    """One rank: its clock, and the actions that it has yet to run."""
+    """One rank: its clock, and the actions that it has yet to run.
+
+    The order of turns does not matter: each rank has a clock of its own, and messages carry the
+    time of their arrival.
+    """
 
     def __init__(
         self, shared: _SharedState, number: int, rank_schedule: Schedule, steps: int
     ) -> None:
         self.shared = shared
         self.number = number
-        self.actions = deque(unroll(rank_schedule, steps))
+        self._actions = unroll(rank_schedule, steps)
+        self._next = next(self._actions, None)
         self.events: list[Event] = []
         self.waits: list[Wait] = []
         self.reduced_bytes = 0.0
@@ -266,14 +259,19 @@ class _Rank:
         self._unfinished: Counter[tuple[int, int]] = Counter()
 
     def describe_position(self) -> str:
-        return f"rank {self.number} at {self.actions[0][1]}"
+        assert self._next is not None
+        return f"rank {self.number} at {self._next[1]}"
+
+    @property
+    def has_ended(self) -> bool:
+        return self._next is None
 
     def advance(self) -> bool:
         """Run actions until one needs another rank; return whether any ran."""
-        before = len(self.actions)
-        while self.actions and self._try_action(*self.actions[0]):
-            self.actions.popleft()
-        return len(self.actions) < before
+        before = self._next
+        while self._next is not None and self._try_action(*self._next):
+            self._next = next(self._actions, None)
+        return self._next is not before
 
     def _try_action(self, step: int, action: Action) -> bool:
         """Run an action; return False if another rank must advance first."""

@@ -18,7 +18,7 @@ import random
 import sys
 from argparse import Namespace
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
@@ -46,6 +46,7 @@ class StandIns:
     Args:
         make: makes the stand-in of a tensor. It is called once for each, so that what shares a
             tensor shares its stand-in.
+        left: objects that nobody looks into.
 
     Example:
         >>> import torch
@@ -58,11 +59,11 @@ class StandIns:
         False
     """
 
-    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, make: Callable[[Tensor], Tensor], left: Iterable[object] = ()) -> None:
         self._make = make
         self._made: dict[int, Tensor] = {}
         # By id. The objects are kept, so that no other one can get the id of one that has gone.
-        self._known: dict[int, object] = {}
+        self._known: dict[int, object] = {id(each): each for each in left}
         self._waiting: list[Any] = []
         self._undo = ExitStack()  # goes on where one of its calls fails
 

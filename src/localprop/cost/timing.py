@@ -132,22 +132,25 @@ def measure_seconds(
         True
     """
     check([f"rounds={rounds} must be 1 or more."] if rounds < 1 else [])
-    stopwatch = Stopwatch(engine, batch, clock)
+    stopwatch = Stopwatch(_copy_engine(engine), batch, clock)
     for _ in range(rounds):
         stopwatch.time_round()
     return stopwatch.seconds()
 
 
 class Stopwatch:
-    """Times the actions of a copy of an engine, round by round, so that several can take turns.
+    """Times the actions of an engine, round by round, so that several can take turns.
 
-    The arguments are those of `measure_seconds`.
+    Args:
+        engine: of one process. It trains.
+        batch: one micro-batch for each of the engine's.
+        clock: as in `measure_seconds`.
     """
 
     def __init__(
         self, engine: Engine, batch: Batch, clock: Callable[[], float] | None = None
     ) -> None:
-        self._engine = _copy_engine(engine)
+        self._engine = engine
         self._batch = batch
         self._clock = clock or (lambda: _read_clock(engine.device))
         self._spent: dict[ActionKind, list[float]] = defaultdict(list)
@@ -257,8 +260,8 @@ def message_bytes(wiring: Wiring, samples: int) -> ActionCost:
 def _count_parameter_bytes(wiring: Wiring, action: Action) -> int:
     """Count the bytes of the parameters whose gradients an action sums over the replicas."""
     if action.op is Op.REDUCE_H:
-        (loss,) = (o.loss for o in wiring.objectives if o.key == (action.segment, action.flow))
-        return sum(p.numel() * p.itemsize for p in wiring.heads[str(loss)].parameters())
+        head = wiring.head(wiring.objective_at(action.segment, action.flow))
+        return sum(p.numel() * p.itemsize for p in head.parameters())
     segment, encoders = wiring.segments[action.segment], wiring.encoders_at(action.segment)
     sizes = {
         name: size * wiring.layers.dtypes[layer].itemsize

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from localprop.errors import check
 from localprop.network.partition import Partition
@@ -65,9 +67,10 @@ class BackwardLinks:
 
     def __call__(self, partition: Partition) -> CreditTable:
         links = [self._find_linked_layers(partition, k) for k in range(len(partition.modules))]
+        counts = Counter(chain.from_iterable(links))
 
         def make_entry(k: int, layer: int, module: int) -> Entry | None:
-            count = sum(layer in link for link in links)
+            count = counts[layer]
             if k == module:
                 return self._make_own_entry(count)
             if layer not in links[k]:

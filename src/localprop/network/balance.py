@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
+
 from localprop.errors import check
 
 
@@ -30,23 +32,26 @@ def find_balanced_cuts(
         >>> find_balanced_cuts([1, 1, 1, 1], groups=2, added=[2, 0])  # a head costs two layers
         (1,)
     """
-    count, sums = len(costs), [0.0, *accumulate(costs)]
+    count = len(costs)
     if not 1 <= groups <= count:
         check([f"{groups} groups of {count} items: choose 1 to {count}."])
     if len(added) not in (0, groups):
         check([f"{len(added)} added costs for {groups} groups: give one for each."])
-    # Dynamic programming. After group g, best[n] holds, for the first n items in g groups, the cost
-    # of the costliest group and where the groups end.
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for extra in added or [0.0] * groups:
-        previous, best = best, {}
-        for end in range(min(previous) + 1, count + 1):
-            costliest = {
-                start: max(previous[start][0], sums[end] - sums[start] + extra)
-                for start in previous
-                if start < end
-            }
-            # `min` takes the first of equal ones, so ties do not depend on anything else.
-            start = min(costliest, key=costliest.__getitem__)
-            best[end] = costliest[start], (*previous[start][1], end)
-    return best[count][1][:-1]
+    # Dynamic programming. No group is empty, so group g begins at one of the items g .. g + width.
+    # For each end of a group, `costliest` has the cost of the costliest group so far by its start.
+    sums, width = np.array([0.0, *accumulate(costs)]), count - groups
+    places = np.arange(width + 1)
+    too_late = np.where(places > places[:, None], np.inf, 0.0)  # a start after the end
+    best = np.where(places > 0, np.inf, 0.0)
+    starts = []
+    for group, extra in enumerate(added or [0.0] * groups):
+        bounds = sums[group : group + width + 2]
+        costliest = np.maximum(best, bounds[1:, None] - bounds[:-1] + extra) + too_late
+        # `argmin` takes the first of equal ones, so ties do not depend on anything else.
+        starts.append(costliest.argmin(axis=1))
+        best = costliest.min(axis=1)
+    cuts, place = [], width
+    for group in reversed(range(1, groups)):
+        place = int(starts[group][place])
+        cuts.append(group + place)
+    return tuple(reversed(cuts))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from localprop.errors import BadInput
 from localprop.network.layers import Layers, Submodule, TensorShape
@@ -191,7 +192,9 @@ def _make_zeros(layers: Layers, tensor: TensorShape, batch: Batch) -> Tensor:
     shape = layers.shape_for(tensor.shape, tensor.growth, batch.samples)
     # An expanded scalar has the shape without the memory, but one element stands for all, so the
     # model cannot write into it.
-    zeros = torch.zeros((), dtype=tensor.dtype, device=batch.inputs.device).expand(shape)
+    # Nobody looks at it, whatever counts bytes or makes fakes: with many ranks there are many.
+    with _disable_current_modes():
+        zeros = torch.zeros((), dtype=tensor.dtype, device=batch.inputs.device).expand(shape)
     return zeros.clone() if tensor.modified_in_place else zeros
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from localprop.cost.fake_engine import RankSlice
 from localprop.cost.memory import predict_memory
 from localprop.cost.simulate import Timeline, simulate
-from localprop.cost.timing import Seconds, Stopwatch, measure_seconds, message_bytes
+from localprop.cost.timing import Seconds, Stopwatch, message_bytes
 from localprop.errors import check
 from localprop.learner import Learner
 from localprop.network.balance import find_balanced_cuts
@@ -56,7 +56,8 @@ def measure_methods(
     Raises:
         BadInput: if the network cannot be trained with a method.
     """
-    if setting.cuts == "seconds":
+    # With a module for each layer there is nothing to balance.
+    if setting.cuts == "seconds" and setting.module_count < len(layers):
         learners = _cut_by_seconds(setting, layers, specs, progress)
     else:
         cuts = Partition.uniform(layers, setting.module_count).cuts
@@ -85,7 +86,7 @@ def _cut_by_seconds(
     """
     progress("measuring each layer")
     layerwise = setting.make_learner(END_TO_END, layers, range(1, len(layers)))
-    seconds = measure_seconds(layerwise.engine, setting.make_microbatch(), setting.rounds)
+    seconds = _measure_seconds(setting, layerwise, setting.rounds)
     layer_seconds = seconds.per_segment(layerwise.wiring, setting.microbatches)
     learners = []
     for spec in specs:
@@ -103,7 +104,7 @@ def _make_balanced_learner(
     """
     count = setting.module_count
     learner = setting.make_learner(spec, layers, find_balanced_cuts(layer_seconds, count))
-    seconds = measure_seconds(learner.engine, setting.make_microbatch(), rounds=1)
+    seconds = _measure_seconds(setting, learner, rounds=1)
     module_seconds = seconds.per_module(learner.wiring, setting.microbatches)
     added_seconds = []
     for measured, module in zip(module_seconds, learner.partition.modules, strict=True):
@@ -111,6 +112,14 @@ def _make_balanced_learner(
         added_seconds.append(max(0.0, measured - without_method))
     cuts = find_balanced_cuts(layer_seconds, count, added_seconds)
     return learner if cuts == learner.partition.cuts else setting.make_learner(spec, layers, cuts)
+
+
+def _measure_seconds(setting: PipelineSetting, learner: Learner, rounds: int) -> Seconds:
+    """Time a learner that is made for this, so that no copy of it need train."""
+    stopwatch = Stopwatch(learner.engine, setting.make_microbatch())
+    for _ in range(rounds):
+        stopwatch.time_round()
+    return stopwatch.seconds()
 
 
 # --- simulate -------------------------------------------------------------------------------------
@@ -192,14 +201,15 @@ def simulate_method(
     module_seconds = seconds.per_module(learner.wiring, setting.microbatches)
     placement = Placement.balanced(learner.wiring, setting.ranks, module_seconds)
     rank_schedules = _lower_method(setting, measured, placement, order)
+    max_in_flight = find_max_in_flight(rank_schedules)
     timeline, one_batch = (
-        _simulate_steps(setting, measured, rank_schedules, order, steps)
+        _simulate_steps(setting, measured, rank_schedules, order, max_in_flight, steps)
         for steps in (_SIMULATED_STEPS, 1)
     )
     step_seconds, replicas = timeline.seconds_per_step, setting.replicas
     memory_bytes = None
     if not order.weight_share:
-        memory_bytes = predict_peaks(setting, learner, placement, rank_schedules)
+        memory_bytes = predict_peaks(setting, learner, placement, rank_schedules, max_in_flight)
     row = PipelineRow(
         method=", ".join(filter(None, (measured.spec.label, order.label))),
         step_seconds=step_seconds,
@@ -237,6 +247,7 @@ def _simulate_steps(
     measured: MeasuredMethod,
     rank_schedules: tuple[Schedule, ...],
     order: PipelineOrder,
+    max_in_flight: int,
     steps: int,
 ) -> Timeline:
     return simulate(
@@ -246,7 +257,7 @@ def _simulate_steps(
         setting.link_model,
         steps=steps,
         replicas=setting.replicas,
-        max_in_flight=find_max_in_flight(rank_schedules),
+        max_in_flight=max_in_flight,
         weight_share=order.weight_share,
     )
 
@@ -256,6 +267,7 @@ def predict_peaks(
     learner: Learner,
     placement: Placement,
     rank_schedules: tuple[Schedule, ...],
+    max_in_flight: int,
 ) -> dict[int, int]:
     """Predict the peak bytes of ranks, including their messages, without running them.
 
@@ -264,11 +276,12 @@ def predict_peaks(
         learner: of one process.
         placement: of its segments on the ranks.
         rank_schedules: of all ranks.
+        max_in_flight: messages of one kind between two ranks that may be sent but not received.
 
     Returns:
         The peak by rank: of all ranks, or of the first, the middle and the last of many.
     """
-    count, max_in_flight = len(rank_schedules), find_max_in_flight(rank_schedules)
+    count = len(rank_schedules)
     ranks = range(count) if count <= _MAX_PREDICTED_RANKS else (0, count // 2, count - 1)
     # Only shapes and dtypes of the whole batch count.
     batch = setting.make_microbatch().map(

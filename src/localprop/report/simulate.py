@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from localprop.cost.simulate import Timeline
 from localprop.errors import check, collect_problems
 from localprop.network.layers import Layers
 from localprop.report.gantt import draw_gantt
@@ -62,11 +64,20 @@ def run_simulation(
     plain_seconds = sum(segment_seconds)
     runs = [(baseline, order) for order in PIPELINES]
     runs += [(other, PipelineOrder()) for other in others]
-    results = [simulate_method(setting, method, order, plain_seconds) for method, order in runs]
-    rows = [row for row, _ in results]
+    rows, timelines = list[PipelineRow](), dict[str, Timeline]()
+    # The learners stay to the end. A timeline has so many events that Python would look through all
+    # that the learners hold again and again, which takes as long as the simulation itself.
+    gc.freeze()
+    try:
+        for method, order in runs:
+            row, timeline = simulate_method(setting, method, order, plain_seconds)
+            rows.append(row)
+            if out is not None:
+                timelines[_format_title(row)] = timeline
+    finally:
+        gc.unfreeze()
     assumptions = _list_assumptions(setting, baseline.learner.device)
     if out is not None:
-        timelines = {_format_title(row): timeline for row, timeline in results}
         draw_gantt(timelines, out, f"{setting.model}. {' '.join(assumptions)}")
     lines = [_format_rows(rows), "", _format_legend(plain_seconds), *assumptions]
     lines += [f"Left out: {problem}" for problem in left_out]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from localprop.errors import BadInput, check
 from localprop.network.fake_tensors import VALUES_READ, FakeMode, quiet_fakes
@@ -14,6 +14,7 @@ from localprop.network.find_layers import look_again
 from localprop.network.layers import Layers
 from localprop.network.untouched import untouched
 from localprop.rule.local_loss import LossInputs
+from localprop.schedule.fingerprint import take_fingerprint
 from localprop.schedule.wiring import Objective, Wiring
 from localprop.tasks.batch import Batch
 
@@ -31,15 +32,34 @@ def check_heads(wiring: Wiring, batch: Batch) -> None:
         BadInput: some of them do not work; with all reasons.
     """
     layers = look_again(wiring.layers, wiring.task.forward, batch)
-    mode = FakeMode(wiring.heads.parameters())
-    with untouched(wiring.heads), quiet_fakes():
+    objectives = list(_list_different(wiring, layers, batch))
+    heads = nn.ModuleList(wiring.head(objective) for objective in objectives)
+    mode = FakeMode(heads.parameters())
+    with untouched(heads), quiet_fakes():
         problems = [
             problem
-            for objective in wiring.objectives
-            if not objective.second_order and not objective.taps
+            for objective in objectives
             for problem in _find_problems(wiring, objective, layers, batch, mode)
         ]
     check(dict.fromkeys(problems))  # many modules, one reason
+
+
+def _list_different(wiring: Wiring, layers: Layers, batch: Batch) -> Iterator[Objective]:
+    """The objectives to run, of equal ones on equal features the first."""
+    seen: set[object] = set()
+    for objective in wiring.objectives:
+        if objective.second_order or objective.taps:
+            continue
+        fingerprint = take_fingerprint(wiring.head(objective), weights=False)
+        features = _find_features(wiring, objective, layers, batch)
+        key = fingerprint, features, _find_module_input(wiring, objective, layers, batch)
+        try:
+            known = key in seen
+            seen.add(key)
+        except TypeError:  # the head holds something that has no hash
+            known = False
+        if not known:
+            yield objective
 
 
 def _find_problems(

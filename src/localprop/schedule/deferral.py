@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 from localprop.schedule.placement import Placement
@@ -53,7 +54,7 @@ def find_remote_dependents(
         placement: the segments of each rank.
     """
     remote: set[Action] = set()
-    for action in _sort_by_dependencies(waits):
+    for action in TopologicalSorter(waits).static_order():
         # Forwards wait for the rank before, too. But these messages come from the same batch, and
         # a batch cannot go on without its forwards, so forwards are never deferred.
         if action.op is Op.F:
@@ -64,21 +65,6 @@ def find_remote_dependents(
             if from_other_rank or before in remote or before.op in REDUCES:
                 remote.add(action)
     return remote
-
-
-def _sort_by_dependencies(waits: Mapping[Action, set[Action]]) -> Iterator[Action]:
-    """All actions, each after those that it waits for."""
-    done: set[Action] = set()
-    waiting = list(waits)
-    while waiting:
-        still_waiting = []
-        for action in waiting:
-            if waits[action] <= done:
-                done.add(action)
-                yield action
-            else:
-                still_waiting.append(action)
-        waiting = still_waiting
 
 
 def split_deferred(actions: Sequence[Action], remote: set[Action]) -> SplitActions:
@@ -156,8 +142,8 @@ def _find_deadlines(wiring: Wiring, action: Action, forwards: Mapping[int, int])
     # losses at its end, so its position covers the steps of heads (H) and copies (P) as well.
     yield forwards[action.segment]
     if action.op is Op.S:
-        yield from (at for s, at in forwards.items() if action.segment in wiring.steps_of(s))
-        for objective in wiring.objectives:
-            reads = any(copy.source_segment == action.segment for copy in objective.copies)
-            if reads and objective.segment in forwards:
-                yield forwards[objective.segment]
+        for s, at in forwards.items():
+            copies = (copy for each in wiring.objectives_of(s) for copy in each.copies)
+            reads = any(copy.source_segment == action.segment for copy in copies)
+            if reads or action.segment in wiring.steps_of(s):
+                yield at

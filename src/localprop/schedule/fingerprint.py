@@ -17,7 +17,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _PLAIN = (int, float, complex, str, bytes, type(None), type, CodeType, torch.dtype, torch.device)
 
 
-def take_fingerprint(built: object) -> object:
+def take_fingerprint(built: object, *, weights: bool = True) -> object:
     """Describe a module, or another object, by all that decides what it computes.
 
     Two fingerprints are equal only if classes, attributes, shapes and the values of all tensors
@@ -25,30 +25,35 @@ def take_fingerprint(built: object) -> object:
 
     Args:
         built: an auxiliary network, a loss, an encoder, or anything that such a module holds.
+        weights: whether the values of parameters count, besides their shapes.
 
     Example:
         >>> take_fingerprint(nn.ReLU()) == take_fingerprint(nn.ReLU())
         True
         >>> take_fingerprint(nn.Dropout(0.1)) == take_fingerprint(nn.Dropout(0.2))
         False
+        >>> one, other = nn.Linear(2, 3), nn.Linear(2, 3)
+        >>> take_fingerprint(one, weights=False) == take_fingerprint(other, weights=False)
+        True
     """
-    return _describe(built, ())
+    return _describe(built, (), weights=weights)
 
 
-def _describe(value: Any, outer: tuple[int, ...]) -> object:
+def _describe(value: Any, outer: tuple[int, ...], *, weights: bool) -> object:
     """Describe a value inside of others.
 
     Args:
         value: the value.
         outer: the ids of the objects around it. One of these again is a circle.
+        weights: whether the values of parameters count.
     """
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
-        return _describe_tensor(value)
+        return _describe_tensor(value, values=weights or not isinstance(value, nn.Parameter))
     if id(value) in outer:
         return "circle", len(outer) - outer.index(id(value))
-    inside = partial(_describe, outer=(*outer, id(value)))
+    inside = partial(_describe, outer=(*outer, id(value)), weights=weights)
     if isinstance(value, tuple | list):
         return type(value), *map(inside, value)
     if isinstance(value, set | frozenset):
@@ -64,9 +69,9 @@ def _describe(value: Any, outer: tuple[int, ...]) -> object:
     return value if attributes is None else (type(value), inside(attributes))
 
 
-def _describe_tensor(tensor: Tensor) -> object:
+def _describe_tensor(tensor: Tensor, *, values: bool) -> object:
     facts = (tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
-    if tensor.is_meta:
+    if tensor.is_meta or not values:
         return facts
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return *facts, blake2b(data.numpy().tobytes(), digest_size=16).digest()

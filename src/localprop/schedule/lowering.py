@@ -43,6 +43,7 @@ from localprop.schedule.schedule import (
     find_dependencies,
     unroll,
 )
+from localprop.schedule.turns import run_in_turns
 from localprop.schedule.wiring import Wiring
 
 ORDERS = ("1f1b", "gpipe")
@@ -79,7 +80,7 @@ def lower(
     split = [
         split_deferred(actions, remote) for actions in insert_sends(wiring, placement, ordered)
     ]
-    complete = [insert_receives(wiring, placement, rank, split) for rank in range(len(stages))]
+    complete = insert_receives(wiring, placement, split)
     return tuple(
         Schedule(merge_deferred(wiring, stage, actions))
         for stage, actions in zip(stages, complete, strict=True)
@@ -122,9 +123,12 @@ def _add_pipeline_order(
                 rank 1      F0 B0 F1 B1 F2 B2 F3 B3   1
         gpipe   rank 0   F0 F1 F2 F3 B0 B1 B2 B3      4
     """
-    backwards = [action for action in waits if action.op is Op.B]
+    backwards: dict[int, list[Action]] = defaultdict(list)
+    for action in waits:
+        if action.op is Op.B:
+            backwards[action.segment].append(action)
     for rank, stage in enumerate(stages):
-        on_rank = [action for action in backwards if action.segment in stage]
+        on_rank = [action for segment in stage for action in backwards[segment]]
         if order == "gpipe":
             for backward in on_rank:
                 waits[backward].add(Action(Op.F, stage[-1], None, microbatches - 1))
@@ -173,25 +177,30 @@ class _MessageReplay:
     def __init__(self, rank_schedules: tuple[Schedule, ...], allowed: int) -> None:
         # The first step has no deferred actions and the last one runs them at its end, so three
         # steps are the fewest with a step of the steady loop between two others.
+        self._schedules = rank_schedules
         self._actions = [list(unroll(actions, steps=3)) for actions in rank_schedules]
+        self._positions = [0] * len(rank_schedules)
         self._allowed = allowed
         self._queues: dict[tuple[int, int, Op], deque[tuple[int, Action]]] = defaultdict(deque)
 
     def find_stuck_ranks(self) -> list[str]:
         """The ranks that cannot finish, each with the action that it waits at."""
-        positions = [0] * len(self._actions)
-        progress = True
-        while progress:
-            progress = False
-            for rank, actions in enumerate(self._actions):
-                while positions[rank] < len(actions) and self._run(rank, *actions[positions[rank]]):
-                    positions[rank] += 1
-                    progress = True
+        run_in_turns(self._schedules, self._advance)
+        places = zip(self._actions, self._positions, strict=True)
         return [
             f"rank {rank} at {actions[position][1]}"
-            for rank, (actions, position) in enumerate(zip(self._actions, positions, strict=True))
+            for rank, (actions, position) in enumerate(places)
             if position < len(actions)
         ]
+
+    def _advance(self, rank: int) -> bool:
+        """Run a rank until it has to wait, and say whether anything ran."""
+        actions, start = self._actions[rank], self._positions[rank]
+        position = start
+        while position < len(actions) and self._run(rank, *actions[position]):
+            position += 1
+        self._positions[rank] = position
+        return position > start
 
     def _run(self, rank: int, step: int, action: Action) -> bool:
         """Run an action if it does not have to wait, and say whether it ran."""

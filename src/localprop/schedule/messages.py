@@ -74,9 +74,10 @@ def _list_context_segments(wiring: Wiring, s: int) -> Iterator[int]:
 
 
 def insert_receives(
-    wiring: Wiring, placement: Placement, rank: int, split: Sequence[SplitActions]
-) -> SplitActions:
-    """A rank's actions with its receives, each before its first use and in the sender's order.
+    wiring: Wiring, placement: Placement, split: Sequence[SplitActions]
+) -> Iterator[SplitActions]:
+    """The actions of each rank with its receives, each before its first use and in the sender's
+    order.
 
     A channel has no names for its messages: the receiver takes them in the order in which they were
     sent. Where a later message is used first, the earlier ones are received before it, too::
@@ -88,33 +89,39 @@ def insert_receives(
     Args:
         wiring: flows and contexts.
         placement: the segments of each rank.
-        rank: the receiving rank.
         split: the actions of all ranks with their sends.
     """
-    actions = split[rank].join()
-    first_uses = _find_first_uses(wiring, placement, rank, actions)
-    receives_before: dict[int, list[Action]] = defaultdict(list)
-    for sender, sender_actions in enumerate(split):
-        for send in SENDS:
-            incoming = _list_incoming(sender_actions, send, sender, rank)
-            uses_backwards = [first_uses[receive] for receive in reversed(incoming)]
+    incoming = _find_incoming(split)
+    for rank, mine in enumerate(split):
+        actions = mine.join()
+        first_uses = _find_first_uses(wiring, placement, rank, actions)
+        receives_before: dict[int, list[Action]] = defaultdict(list)
+        for channel in incoming[rank]:
+            uses_backwards = [first_uses[receive] for receive in reversed(channel)]
             positions_backwards = accumulate(uses_backwards, min)
-            for receive, position in zip(reversed(incoming), positions_backwards, strict=True):
+            for receive, position in zip(reversed(channel), positions_backwards, strict=True):
                 receives_before[position].insert(0, receive)
-    current = len(split[rank].current)
-    return SplitActions(
-        current=_interleave(receives_before, actions, range(current)),
-        deferred=_interleave(receives_before, actions, range(current, len(actions))),
-    )
+        current = len(mine.current)
+        yield SplitActions(
+            current=_interleave(receives_before, actions, range(current)),
+            deferred=_interleave(receives_before, actions, range(current, len(actions))),
+        )
 
 
-def _list_incoming(actions: SplitActions, send: Op, sender: int, rank: int) -> list[Action]:
-    """The receives on a rank that match the sends of a sender, in the sender's order."""
-    return [
-        action._replace(op=SENDS[send], peer=sender)
-        for action in actions.join()
-        if action.op is send and action.peer == rank
-    ]
+def _find_incoming(split: Sequence[SplitActions]) -> list[list[list[Action]]]:
+    """For each rank, the receives of each of its channels, in the sender's order."""
+    incoming: list[list[list[Action]]] = [[] for _ in split]
+    for sender, actions in enumerate(split):
+        channels: dict[tuple[Op, int | None], list[Action]] = defaultdict(list)
+        for action in actions.join():
+            if action.op in SENDS:
+                receive = action._replace(op=SENDS[action.op], peer=sender)
+                channels[action.op, action.peer].append(receive)
+        for send in SENDS:
+            for (op, receiver), channel in channels.items():
+                if op is send and receiver is not None:
+                    incoming[receiver].append(channel)
+    return incoming
 
 
 def _interleave(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from localprop.errors import BadInput
@@ -81,9 +82,13 @@ class Placement:
         sums = [sum(costs[a:b]) for a, b in pairwise([*starts, count])]
         return cls.at(wiring, [starts[place] for place in find_balanced_cuts(sums, stages)])
 
+    @cached_property
+    def _stage_of(self) -> dict[int, int]:
+        return {segment: i for i, stage in enumerate(self.stages) for segment in stage}
+
     def stage_of(self, segment: int) -> int:
         """The stage that runs a segment."""
-        return next(i for i, stage in enumerate(self.stages) if segment in stage)
+        return self._stage_of[segment]
 
 
 def _list_starts(wiring: Wiring) -> list[int]:

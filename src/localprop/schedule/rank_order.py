@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 
 from localprop.schedule.schedule import REDUCES, Action, ActionCost, Op, urgency
 
@@ -46,38 +47,52 @@ class _ListScheduler:
                 self._followers[earlier].append(action)
         # For each rank, the ready actions and the time from which each of them can run.
         self._ready: list[dict[Action, float]] = [{} for _ in stages]
+        # A heap of the times at which ranks can start. What a rank can start changes, so it has
+        # several entries, of which only the one that is still true counts.
+        self._starts: list[tuple[float, int]] = []
         for action, count in self._missing.items():
             if count == 0:
                 self._ready[self._stage_of[action.segment]][action] = 0.0
+        for rank in range(len(stages)):
+            self._note_start(rank)
 
     def run(self) -> list[list[Action]]:
         orders = [list[Action]() for _ in self._ready]
-        while any(self._ready):
-            start, rank = min(self._find_earliest_starts())
+        while self._starts:
+            start, rank = heappop(self._starts)
+            if start != self._find_earliest_start(rank):
+                continue
             ready = self._ready[rank]
             startable = (a for a in ready if self._find_start(rank, a) == start)
             action = min(startable, key=urgency)
             del ready[action]
             orders[rank].append(action)
             self._ended_at[action] = self._free_at[rank] = start + self._cost(action)
-            self._release_followers(action)
+            changed = {rank, *self._release_followers(action)}
+            for each in changed:
+                self._note_start(each)
         return orders
 
-    def _find_earliest_starts(self) -> Iterator[tuple[float, int]]:
-        for rank, ready in enumerate(self._ready):
-            if ready:
-                yield min(self._find_start(rank, action) for action in ready), rank
+    def _note_start(self, rank: int) -> None:
+        start = self._find_earliest_start(rank)
+        if start is not None:
+            heappush(self._starts, (start, rank))
+
+    def _find_earliest_start(self, rank: int) -> float | None:
+        return min((self._find_start(rank, action) for action in self._ready[rank]), default=None)
 
     def _find_start(self, rank: int, action: Action) -> float:
         return max(self._free_at[rank], self._ready[rank][action])
 
-    def _release_followers(self, action: Action) -> None:
+    def _release_followers(self, action: Action) -> Iterator[int]:
+        """The ranks that have more ready actions now."""
         for follower in self._followers[action]:
             self._missing[follower] -= 1
             if self._missing[follower] == 0:
                 rank = self._stage_of[follower.segment]
                 arrivals = (self._find_arrival(a, rank) for a in self._waits[follower])
                 self._ready[rank][follower] = max(arrivals)
+                yield rank
 
     def _find_arrival(self, action: Action, rank: int) -> float:
         """The time at which the result of an action is on a rank."""

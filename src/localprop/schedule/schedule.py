@@ -229,8 +229,8 @@ def find_dependencies(
 
 def find_contributors(wiring: Wiring, segment: int, flow: int, microbatch: int) -> Iterator[Action]:
     """The losses and backwards whose errors a flow sums."""
-    for objective in wiring.objectives:
-        if objective.segment == segment and objective.flow == flow:
+    for objective in wiring.objectives_of(segment):
+        if objective.flow == flow:
             yield Action(Op.L, *objective.key, microbatch)
     if segment + 1 < len(wiring.segments):
         for f, ahead in enumerate(wiring.flows[segment + 1]):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from localprop.rule.source import Source
 from localprop.rule.table import CreditTable
 from localprop.schedule.flows import Flow
 from localprop.tasks.task import Task
+
+_T = TypeVar("_T")
 
 
 class Segment(NamedTuple):
@@ -169,9 +171,13 @@ class Wiring:
     encoders: nn.ModuleDict
     task: Task
 
+    @cached_property
+    def _segments_of(self) -> dict[int, list[int]]:
+        return _group(range(len(self.segments)), [segment.module for segment in self.segments])
+
     def segments_of(self, module: int) -> list[int]:
         """The segments of a module."""
-        return [s for s, segment in enumerate(self.segments) if segment.module == module]
+        return self._segments_of.get(module, [])
 
     @cached_property
     def _objective_at(self) -> dict[tuple[int, int | None], Objective]:
@@ -187,6 +193,14 @@ class Wiring:
         """The objective of the actions L, H and P with this segment and flow field."""
         return self._objective_at[segment, number]
 
+    @cached_property
+    def _objectives_of(self) -> dict[int, list[Objective]]:
+        return _group(self.objectives, [objective.segment for objective in self.objectives])
+
+    def objectives_of(self, segment: int) -> list[Objective]:
+        """The objectives at the end of a segment."""
+        return self._objectives_of.get(segment, [])
+
     def flow_number(self, segment: int, flow: int) -> int | None:
         """The flow field of an action: the flow's number, or None if the segment has one flow."""
         # None keeps the common case readable: a segment of one flow prints 3B and not 3B.0.
@@ -201,7 +215,7 @@ class Wiring:
         assert isinstance(encoders, nn.ModuleList)
         return encoders
 
-    @property
+    @cached_property
     def odd_ends(self) -> list[int]:
         """The segments that do not end where a module, at its only call, hands one tensor on to the
         next segment.
@@ -218,9 +232,7 @@ class Wiring:
 
     def has_second_order_loss(self, segment: int) -> bool:
         """Whether a loss differentiates through a segment and trains it."""
-        return any(
-            objective.second_order for objective in self.objectives if objective.segment == segment
-        )
+        return any(objective.second_order for objective in self.objectives_of(segment))
 
     @cached_property
     def _steps(self) -> list[tuple[int, ...]]:
@@ -328,6 +340,14 @@ class Wiring:
     def end_name(self, segment: int) -> str:
         """The module of the network at whose return a segment ends."""
         return self.layers.names[self.segments[segment].layers[-1]]
+
+
+def _group(values: Iterable[_T], keys: Iterable[int]) -> dict[int, list[_T]]:
+    """The values with each key, in their order."""
+    groups: dict[int, list[_T]] = {}
+    for value, key in zip(values, keys, strict=True):
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 # --- objectives -------------------------------------------------------------------------------
