@@ -19,7 +19,7 @@ def create_without_data(name: str, num_classes: int, input_shape: tuple[int, ...
         BadInput: as `create_model`; or a function of the user's needs values.
 
     Example:
-        >>> create_without_data("resnet8", 10, (3, 32, 32)).linear.weight.device
+        >>> next(create_without_data("resnet8", 10, (3, 32, 32)).parameters()).device
         device(type='meta')
     """
     with torch.device("meta"):

@@ -97,7 +97,7 @@ def read_plan(path: str | Path) -> SavedPlan:
 
     Example:
         >>> batch = torch.zeros(8, 1, 8, 8), torch.zeros(8).long()
-        >>> found = lp.plan(lp.models.mlp(64), batch, budget="3MB", methods=["greedy"])
+        >>> found = lp.plan(lp.models.mlp(64), batch, budget="30MB", methods=["greedy"])
         >>> found.save("plan.json")
         >>> read_plan("plan.json").fields["batch_size"]
         8
