@@ -101,9 +101,9 @@ def test_the_command(code: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("make", "is no MODULE:FUNCTION"),
+        ("make", "no model 'make'"),
         ("no_such_module:make", "ModuleNotFoundError"),
-        ("checked_code:missing", "AttributeError"),
+        ("checked_code:missing", "The module checked_code has no 'missing'"),
         ("checked_code:fail", "OSError: no weights here"),
     ],
 )

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import localprop as lp
 from localprop.cost.fake_engine import list_held_tensors
@@ -16,23 +15,12 @@ from localprop.cost.memory import measure_peak
 from localprop.planning.candidates import Way
 from localprop.planning.sizes import read_size
 from localprop.tasks.batch import Batch
-
-BATCH = torch.randn(512, 16), torch.randint(10, (512,))
-
-
-def build() -> nn.Sequential:
-    """Layers whose activations weigh more than their weights, and no BatchNorm."""
-    blocks = [nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)) for _ in range(2)]
-    return nn.Sequential(*blocks, nn.Linear(16, 10))
-
-
-def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3)
+from tests.helpers.plans import BATCH, adamw, build_rows
 
 
 def make(budget: Any, rule: lp.Rule | None = None, **options: Any) -> lp.Learner:
     chosen: dict[str, Any] = {"optimizer": adamw, "sample": BATCH, **options}
-    return lp.Learner(build(), rule or lp.greedy(), budget=budget, **chosen)
+    return lp.Learner(build_rows(), rule or lp.greedy(), budget=budget, **chosen)
 
 
 @cache
@@ -93,7 +81,9 @@ def test_the_summary_of_a_budget() -> None:
 
 def test_the_summary_of_any_learner() -> None:
     options: dict[str, Any] = {"optimizer": adamw, "sample": BATCH, "precision": "bf16"}
-    learner = lp.Learner(build(), lp.greedy(), modules=2, recompute=2, microbatches=4, **options)
+    learner = lp.Learner(
+        build_rows(), lp.greedy(), modules=2, recompute=2, microbatches=4, **options
+    )
     peak = f"{learner.memory().peak_bytes / 1e3:.1f}"
     assert learner.summary() == (
         f"peak {peak} kB predicted for 512 x (16,) in bf16: 2 modules, recompute=2, 4 micro-batches"
@@ -108,7 +98,7 @@ def test_what_a_budget_chooses_cannot_be_given() -> None:
 
 
 def test_an_optimizer_of_all_parameters_is_refused() -> None:
-    optimizer = torch.optim.SGD(build().parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(build_rows().parameters(), lr=0.1)
     with pytest.raises(lp.BadInput, match="budget= needs a factory"):
         make("300kB", optimizer=optimizer)
 
@@ -141,7 +131,7 @@ def test_a_rule_that_cannot_train_the_network_says_why() -> None:
 
 
 def test_a_learner_that_is_rebuilt_keeps_its_cuts() -> None:
-    learner = make("240kB")
+    learner, _, _ = make_once("200kB")
     cuts = learner.partition.modules
     learner.rebuild()
     assert learner.partition.modules == cuts

@@ -86,6 +86,10 @@ def test_a_file_imports_nothing_by_itself(plan: Path, monkeypatch: pytest.Monkey
     change(plan, "best", "method", value="greedy(aux=hostile_plan:Head())")
     with pytest.raises(lp.BadInput, match="name it yourself, with --method"):
         lp.train(plan=plan, epochs=2)
+    change(plan, "best", "method", value="greedy()")
+    change(plan, "made_for", "model", value=f"{plan.parent}/hostile_plan.py:make")
+    with pytest.raises(lp.BadInput, match="name it yourself, with --model"):
+        lp.train(plan=plan, epochs=2)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 from typing import Any
 
-from localprop.cli.flags import Subparsers, add_command
+from localprop.cli.flags import Subparsers, add_command, add_flag, add_input_shape
 from localprop.errors import BadInput
 
 
@@ -17,9 +16,13 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "source",
-        metavar="MODULE:FUNCTION",
-        help="a function without arguments that returns (model, batch), such as my_code:make",
+        metavar="MODEL",
+        help="a function without arguments that returns (model, batch), such as my_code:make, or a "
+        "model as for train",
     )
+    add_input_shape(parser)
+    add_flag(parser, "--classes", "outputs of the network", accepts=int, default=10)
+    add_flag(parser, "--batch", "samples of a batch", accepts=int, default=8)
     parser.set_defaults(run=run)
 
 
@@ -28,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from localprop.cli.output import print_json
     from localprop.model_check import check
 
-    found = check(*_make(args.source))
+    found = check(*_make(args))
     if args.json:
         print_json(found.as_json())
     else:
@@ -36,27 +39,38 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.ok else 1
 
 
-def _make(source: str) -> tuple[Any, Any]:
-    """The model and the batch that a function of the user's returns.
+def _make(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and the batch: what a function of the user's returns, or a model and zeros.
 
     Raises:
-        BadInput: there is no such function, it fails, or it returns something else.
+        BadInput: there is no such function or model, it fails, or it returns something else.
     """
     from torch import nn
 
-    module, colon, name = source.partition(":")
-    if not module or not colon or not name:
-        raise BadInput(f"{source!r} is no MODULE:FUNCTION: write for example my_code:make.")
-    try:
-        made = getattr(import_module(module), name)()
-    except Exception as error:  # code of the user's may raise anything
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise BadInput(
-            f"{source} cannot be called ({type(error).__name__}: {lines[0]}): it must be a "
-            "function without arguments, in a module that Python finds from here."
-        ) from error
-    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
-        raise BadInput(
-            f"{source} returned a {type(made).__name__}, but must return (model, batch)."
-        )
-    return made[0], made[1]
+    from localprop.methods.names import find_required
+    from localprop.models.create import names_function
+    from localprop.models.sample import create_without_data, make_zero_batch
+    from localprop.user_code import describe_error, import_named
+
+    source, shape = args.source, args.input_shape
+    if args.batch < 1:
+        raise BadInput(f"batch={args.batch}: a batch has at least 1 sample.")
+    if names_function(source) and "," not in source:
+        make: Any = import_named(*source.split(":"))
+        try:
+            needs_nothing = callable(make) and not find_required(make)
+            made = make() if needs_nothing else None
+        except Exception as error:  # code of the user's may raise anything
+            raise BadInput(
+                f"{source} cannot be called ({describe_error(error)}): it must be a function "
+                "without arguments that returns (model, batch), or one that returns a model."
+            ) from error
+        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+            return made[0], made[1]
+        if made is not None and not isinstance(made, nn.Module):
+            raise BadInput(
+                f"{source} returned a {type(made).__name__}, but must return (model, batch), or a "
+                "model."
+            )
+    model = create_without_data(source, args.classes, shape)
+    return model, make_zero_batch(model, shape, args.batch)

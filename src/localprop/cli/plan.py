@@ -59,10 +59,8 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BadInput: the model, the sizes, the budget or a method has problems.
     """
-    import torch
-
     from localprop.errors import check, collect_problems
-    from localprop.models import create_model, takes_tokens
+    from localprop.models.sample import create_without_data, make_zero_batch
     from localprop.planning.plan import FILES, METHODS, plan
     from localprop.planning.sizes import read_size
     from localprop.training.config import CHOICES, Config
@@ -80,18 +78,13 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
     for path in args.out:
         with collect_problems(problems):
             check_path(path, FILES)
-    # Sizes are all that counts, so nothing is allocated.
-    with torch.device("meta"):
-        with collect_problems(problems):
-            model = create_model(args.model, args.classes, args.input_shape)
-        check(problems)
-        tokens = takes_tokens(args.model)
-        shape = (args.batch, *args.input_shape)
-        inputs = torch.zeros(shape, dtype=torch.long) if tokens else torch.zeros(shape)
-    targets = torch.zeros(shape if tokens else args.batch, dtype=torch.long)
+    with collect_problems(problems):
+        model = create_without_data(args.model, args.classes, args.input_shape)
+    check(problems)
+    batch = make_zero_batch(model, args.input_shape, args.batch)
     found = plan(
         model,
-        (inputs, targets),
+        batch,
         budget=args.budget,
         optimizer=make_optimizer_factory(Config(optimizer=args.optimizer)),
         methods=args.methods or METHODS,

@@ -9,17 +9,16 @@ from __future__ import annotations
 import ast
 import inspect
 import io
-import sys
 import tokenize
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from importlib import import_module
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from localprop.errors import BadInput, check
 from localprop.methods.names import find_methods, find_parts, find_required
+from localprop.user_code import describe_error, import_named
 
 if TYPE_CHECKING:
     from localprop.rule.rule import Rule
@@ -191,31 +190,18 @@ class _Reader:
                 raise
             # The user's own code, which may raise anything.
             self.problems.append(
-                f"{name} failed ({_describe_error(error)}): call it in Python to see where."
+                f"{name} failed ({describe_error(error)}): call it in Python to see where."
             )
             return _FAILED
 
     def _import(self, module: str, name: str) -> object:
         """What a module of the user's calls by this name, or _FAILED."""
-        if module.partition(".")[0] in sys.stdlib_module_names:
-            self.problems.append(f"{module} is part of Python, which has no methods: name another.")
-            return _FAILED
         try:
-            imported = import_module(module)
-        except Exception as error:
-            self.problems.append(
-                f"The module {module} of {module}:{name} cannot be imported "
-                f"({_describe_error(error)}): correct the name or the module, or start where "
-                f"`python -c 'import {module}'` works."
-            )
+            found = import_named(module, name)
+        except BadInput as error:
+            self.problems += error.problems
             return _FAILED
-        found = getattr(imported, name, _FAILED)
-        if found is _FAILED:
-            names = [each for each in vars(imported) if not each.startswith("_")]
-            close = get_close_matches(name, names, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "correct the name."
-            self.problems.append(f"The module {module} has no {name!r}: {hint}")
-        elif callable(found) and _find_signature(found) is None:
+        if callable(found) and _find_signature(found) is None:
             self.problems.append(
                 f"{module}:{name} does not say which arguments it takes: name a function."
             )
@@ -297,11 +283,6 @@ def _find_signature(make: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(make)
     except (ValueError, TypeError):  # some functions written in C have none
         return None
-
-
-def _describe_error(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _unparse(node: ast.expr) -> str:

@@ -5,7 +5,7 @@
 >>> model = models.create_model("timm:vit_tiny_patch16_224", 10, (3, 32, 32))
 """
 
-from localprop.models.create import create_model, takes_tokens
+from localprop.models.create import create_model, takes_images, takes_tokens
 from localprop.models.densenet import DenseLayer, DenseNetBC, densenet_bc_100_12
 from localprop.models.grouped import ConvClassifier, GroupedResNet, grouped_resnet
 from localprop.models.mlp import mlp
@@ -53,6 +53,7 @@ __all__ = [
     "resnet110",
     "small_resnet",
     "swin_t",
+    "takes_images",
     "takes_tokens",
     "transformer_lm",
     "vgg8b",

@@ -1,7 +1,7 @@
-"""Create models by name: localprop's own, torchvision's and timm's."""
+"""Create models by name: localprop's own, those of libraries, and what a user's function makes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -10,6 +10,7 @@ from torch import nn
 
 from localprop.errors import BadInput, check
 from localprop.models import densenet, grouped, resnet, swin, transformer, vgg
+from localprop.models.hugging_face import build_hugging_face_model
 from localprop.models.libraries import (
     build_timm_model,
     build_torchvision_model,
@@ -19,6 +20,7 @@ from localprop.models.libraries import (
 from localprop.models.mlp import mlp
 from localprop.models.small_resnet import small_resnet
 from localprop.models.spec import FORM, find_option_problems, parse_model_spec
+from localprop.user_code import describe_error, import_named
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet.resnet8,
@@ -58,8 +60,11 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
     Args:
         name: a network of `localprop.models`: "resnet8" to "resnet128", "resnet18_cifar" to
             "resnet152_cifar", "grouped_resnet", "densenet_bc_100_12", "vgg8b", "vgg11b", "vgg13",
-            "vgg19", "swin_t", "transformer", "mlp" or "mlp:512,512" (hidden widths); or
-            "timm:NAME" or "torchvision:NAME".
+            "vgg19", "swin_t", "transformer", "mlp" or "mlp:512,512" (hidden widths);
+            "timm:NAME" or "torchvision:NAME"; "hf:TYPE" or "hf:PATH", a model type of transformers
+            or a config.json; or a function of your own that returns a module, "my_code.py:make" or
+            "my_package.my_module:make". It gets those of num_classes, input_shape, in_chans,
+            in_features, vocabulary and context that it has arguments for.
         num_classes: outputs of the classifier, or the vocabulary of a language model.
         input_shape: shape of one sample, without the batch: (C, H, W) for images, (T,) for language
             models, where T is the longest sequence.
@@ -70,8 +75,8 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
 
     Raises:
         BadInput: for an unknown name (with close matches), options that the model does not have, a
-            package that is not installed, an input shape that the model does not take, and counts
-            less than one.
+            package that is not installed, an input shape that the model does not take, counts
+            less than one, and a function that cannot be imported, fails or returns no module.
 
     Example:
         >>> create_model("mlp:32,32", 10, (1, 8, 8))(torch.zeros(2, 1, 8, 8)).shape
@@ -84,6 +89,12 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
     prefix, _, rest = name.partition(":")
     if prefix in LIBRARIES:
         return _create_library_model(prefix, rest, num_classes, input_shape)
+    if prefix == "hf":
+        spec = parse_model_spec(rest, separator=",")
+        check(_find_nameless_values(name, spec.values))
+        return build_hugging_face_model(spec.name, spec.options, num_classes, input_shape)
+    if names_function(name):
+        return _call_function(name, num_classes, input_shape)
     if prefix not in NETWORKS:
         raise BadInput(_describe_unknown(prefix))
     build = NETWORKS[prefix]
@@ -108,13 +119,64 @@ def takes_tokens(name: str) -> bool:
     return build is not None and "context" in signature(build).parameters
 
 
+def takes_images(name: str) -> bool:
+    """Whether a model of this name takes images alone. Of functions and configurations only they
+    themselves know.
+
+    Example:
+        >>> takes_images("timm:resnet18"), takes_images("transformer"), takes_images("hf:llama")
+        (True, False, False)
+    """
+    prefix = name.partition(":")[0]
+    return prefix in LIBRARIES or (prefix in NETWORKS and not takes_tokens(name))
+
+
+def names_function(name: str) -> bool:
+    """Whether this names a function of the user's, MODULE:NAME or FILE.py:NAME.
+
+    Example:
+        >>> names_function("my_code.py:make"), names_function("resnet32:widen=2")
+        (True, False)
+    """
+    module, _, rest = name.partition(":")
+    function = rest.partition(",")[0]
+    is_module = module.endswith(".py") or all(part.isidentifier() for part in module.split("."))
+    return is_module and function.isidentifier() and module not in {*NETWORKS, *LIBRARIES, "hf"}
+
+
+def _call_function(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    module, _, rest = name.partition(":")
+    spec = parse_model_spec(rest, separator=",")
+    make = import_named(module, spec.name)
+    check(_find_nameless_values(name, spec.values))
+    problem = "must be a function that returns a torch.nn.Module"
+    if not callable(make):
+        raise BadInput(f"{name} is a {type(make).__name__}, but {problem}.")
+    try:
+        arguments = _select_data_arguments(make, num_classes, input_shape)
+        model = make(**arguments, **spec.options)
+    except Exception as error:  # code of the user's may raise anything
+        raise BadInput(
+            f"{name} failed ({describe_error(error)}): it {problem}, with arguments that have "
+            "defaults, or are given in the name as ,argument=value."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{name} returned a {type(model).__name__}, but {problem}.")
+    return model
+
+
+def _find_nameless_values(text: str, values: tuple[Any, ...]) -> Iterator[str]:
+    if values:
+        yield f"{text} gives {values} without a name: {FORM}."
+
+
 def _describe_unknown(name: str) -> str:
     """Suggest the same name with a suffix or prefix if there is one, and else similar names."""
     cifar_name = f"{name}_cifar"
     same = [*([cifar_name] if cifar_name in NETWORKS else []), *find_in_libraries(name)]
     if same:
         return f"localprop has no model {name!r}: did you mean {' or '.join(same)}?"
-    advice = "Models of other libraries take a prefix, timm:NAME or torchvision:NAME."
+    advice = "Models of other libraries take a prefix, timm:NAME, torchvision:NAME or hf:TYPE."
     return f"{describe_unknown_model('localprop', name, NETWORKS)} {advice}"
 
 
@@ -137,9 +199,7 @@ def _create_library_model(
 ) -> nn.Module:
     """Build "LIBRARY:NAME,option=value,...", whose text after the colon is `text`."""
     spec = parse_model_spec(text, separator=",")
-    problems = []
-    if spec.values:
-        problems.append(f"{library}:{text} gives {spec.values} without a name: {FORM}.")
+    problems = [*_find_nameless_values(f"{library}:{text}", spec.values)]
     if len(input_shape) != 3:
         problems.append(_describe_non_image(f"{library}:{text}", input_shape))
     check(problems)

@@ -21,7 +21,7 @@ def import_library(name: str) -> ModuleType:
     """Import an optional package.
 
     Args:
-        name: "timm" or "torchvision.models".
+        name: "timm", "torchvision.models" or "transformers".
 
     Raises:
         BadInput: if it is not installed. The message has the pip command that installs it.
@@ -34,8 +34,9 @@ def import_library(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
+        wanted = "'localprop[vision]'" if package in ("timm", "torchvision") else package
         raise BadInput(
-            f"The package {package} cannot be imported ({error}): pip install 'localprop[vision]'."
+            f"The package {package} cannot be imported ({error}): pip install {wanted}."
         ) from error
 
 

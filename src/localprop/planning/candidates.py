@@ -140,7 +140,7 @@ class Candidates:
         found = False
         for modules in _choose_counts(len(self._layers)):
             try:
-                self._wire(rule, modules)
+                self.wire(rule, modules)
             except BadInput as error:  # a head that finds no map large enough, for example
                 refused = refused or error
                 continue
@@ -158,7 +158,7 @@ class Candidates:
     def _list_one(self, way: Way) -> Iterator[Way]:
         """A way that can be replayed; of others only a few, since an engine has to read them."""
         recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
-        if can_replay(self._wire(way.rule, way.modules), recomputed):
+        if can_replay(self.wire(way.rule, way.modules), recomputed):
             yield self._cost(way)
         elif way.modules == 1:
             if way.recompute in ((0, 1, 2) if way.microbatches == 1 else (0, 1)):
@@ -168,10 +168,10 @@ class Candidates:
 
     def _list_stretched(self, way: Way, *, buckets: int, nested: bool = False) -> list[Way]:
         """A way with the layers of each module run again in stretches, for less and less bytes."""
-        wiring = self._wire(way.rule, way.modules)
+        wiring = self.wire(way.rule, way.modules)
         if not can_replay(wiring):
             return []
-        costs = self._scale(way.rule, -(-self._samples // way.microbatches))
+        costs = self.scale(way.rule, -(-self._samples // way.microbatches))
         spans = [span for span, _ in wiring.list_spans()]
         # A replay takes as long as there are micro-batches.
         buckets = max(10, buckets // way.microbatches)
@@ -199,7 +199,7 @@ class Candidates:
             # All of its equal parts but the first take the same: two are enough.
             batch, microbatches = batch.select(2 * self._samples // microbatches), 2
         engine = self.network.make_engine(
-            self._wire(way.rule, way.modules),
+            self.wire(way.rule, way.modules),
             recompute=way.kwargs["recompute"],
             microbatches=microbatches,
         )
@@ -212,12 +212,12 @@ class Candidates:
 
     def _cost(self, way: Way) -> Way:
         recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
-        if not can_replay(self._wire(way.rule, way.modules), recomputed):
+        if not can_replay(self.wire(way.rule, way.modules), recomputed):
             return self.confirm(way)
         found = replay(
-            self._scale(way.rule, -(-self._samples // way.microbatches)),
-            self._measure(way.rule, self._samples).resting,
-            self._order(way),
+            self.scale(way.rule, -(-self._samples // way.microbatches)),
+            self.measure(way.rule, self._samples).resting,
+            self.order(way),
             recomputed,
         )
         return self._finish(way, found.peak_bytes, found.resting_bytes, found.flops)
@@ -236,22 +236,24 @@ class Candidates:
             splits_batch_norm=self._has_batch_norm and way.microbatches > 1,
         )
 
-    def _wire(self, rule: Rule, modules: int) -> Wiring:
+    def wire(self, rule: Rule, modules: int) -> Wiring:
+        """The wiring of a rule with so many modules."""
         key = repr(rule), modules
         if key not in self._wirings:
             partition = choose_partition(self._layers, rule, self.network.task, modules)
             self._wirings[key] = self.network.wire(rule, partition)
         return self._wirings[key]
 
-    def _order(self, way: Way) -> Liveness:
+    def order(self, way: Way) -> Liveness:
+        """The actions of a way's step, and who reads what last."""
         key = repr(way.rule), way.modules, way.microbatches
         if key not in self._orders:
-            wiring = self._wire(way.rule, way.modules)
+            wiring = self.wire(way.rule, way.modules)
             schedule = Schedule.compile(wiring, way.microbatches)
             self._orders[key] = Liveness(wiring, schedule)
         return self._orders[key]
 
-    def _measure(self, rule: Rule, samples: int) -> LayerCosts:
+    def measure(self, rule: Rule, samples: int) -> LayerCosts:
         """The costs at a size of the batch, with the heads of a rule."""
         key = _name_heads(rule), samples
         if key not in self._costs:
@@ -259,15 +261,16 @@ class Candidates:
             self._costs[key] = LayerCosts(self.network._replace(batch=batch), rule)
         return self._costs[key]
 
-    def _scale(self, rule: Rule, samples: int) -> LayerCosts | ScaledCosts:
-        whole = self._measure(rule, self._samples)
+    def scale(self, rule: Rule, samples: int) -> LayerCosts | ScaledCosts:
+        """The costs at another size of the batch."""
+        whole = self.measure(rule, self._samples)
         if samples == self._samples:
             return whole
         key = _name_heads(rule), samples
         if key not in self._scaled:
             # BatchNorm has nothing to compare one sample with, so tiny batches are doubled.
             other = self._samples // 2 if self._samples > 3 else 2 * self._samples
-            self._scaled[key] = ScaledCosts(whole, self._measure(rule, other), samples)
+            self._scaled[key] = ScaledCosts(whole, self.measure(rule, other), samples)
         return self._scaled[key]
 
 

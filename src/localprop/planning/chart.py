@@ -20,7 +20,7 @@ _LINES = ("-", "--", "-.", ":")
 def draw_front(
     ways: Sequence[Way], front: Sequence[Way], budget: int | None, best: Way | None
 ) -> Figure:
-    """Draw each method's own front, and the front of all.
+    """Draw the front of each method, whole and in micro-batches, and that of all.
 
     Args:
         ways: all ways, the plain loop first.
@@ -41,25 +41,25 @@ def draw_front(
         linewidth=5,
         label="least time within so many bytes",
     )
-    for number, method in enumerate(dict.fromkeys(way.method for way in ways)):
-        own = keep_front(way for way in ways if way.method == method)
+    for number, (method, is_split) in enumerate(dict.fromkeys(map(_kind_of, ways))):
+        own = keep_front(way for way in ways if _kind_of(way) == (method, is_split))
         axes.plot(
             [way.peak_bytes / unit for way in own],
             [way.time for way in own],
             marker=_MARKERS[number % len(_MARKERS)],
             linestyle=_LINES[number % len(_LINES)],
             fillstyle="none",
-            label=method,
+            label=f"{method}, in micro-batches" if is_split else method,
         )
     if budget is not None:
         axes.axvline(budget / unit, color="black", linestyle="--")
         text = f"budget {format_size(budget)}"
         transform = axes.get_xaxis_transform()
         axes.text(budget / unit, 1.01, text, transform=transform, ha="center", va="bottom")
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     for name, way in (("plain loop", ways[0]), ("taken", best)):
         if way is not None:
             _point_at(axes, way, name, unit)
-    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     axes.margins(y=0.15)
     axes.set_xlabel(f"peak of a step, {'GB' if unit == 1e9 else 'MB'}")
     axes.set_ylabel("operations, as a multiple of the plain loop's")
@@ -67,14 +67,19 @@ def draw_front(
     return figure
 
 
+def _kind_of(way: Way) -> tuple[str, bool]:
+    return way.method, way.microbatches > 1
+
+
 def _point_at(axes: Axes, way: Way, name: str, unit: float) -> None:
-    place = way.peak_bytes / unit, way.time
-    axes.plot(*place, marker="o", markersize=16, fillstyle="none", color="black", linestyle="none")
+    x = way.peak_bytes / unit
+    axes.plot(x, way.time, marker="o", markersize=16, fillstyle="none", color="black")
+    is_left = x < axes.get_xlim()[1] / 2
     axes.annotate(
         name if name == "plain loop" else f"{name}: {way}",
-        place,
-        xytext=(-10, 12),
+        (x, way.time),
+        xytext=(12 if is_left else -12, -14),
         textcoords="offset points",
-        ha="right",
+        ha="left" if is_left else "right",
         fontsize="small",
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,13 @@ from localprop.errors import BadInput
 from localprop.methods.names import format_method
 from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
+from localprop.planning.by_kind import BytesByKind, split_peak
 from localprop.planning.candidates import Candidates, Way, find_ways, has_batch_norm, keep_front
 from localprop.planning.chart import draw_front
+from localprop.planning.largest_batch import find_largest_batch
+from localprop.planning.lever import find_lever
 from localprop.planning.sizes import format_size, read_size
-from localprop.planning.table import HEADER, choose_rows, format_rows
+from localprop.planning.table import HEADER, LEGEND, choose_rows, format_rows
 from localprop.rule.rule import Rule
 from localprop.tasks.batch import Batch, unwrap
 from localprop.tasks.task import Task
@@ -73,6 +77,7 @@ class Plan:
         notes: what was assumed, and which methods were left out.
         best: the way for the budget, confirmed; None if nothing fits, or without a budget.
         made_for: the model, the batch, the optimizer and the precision.
+        candidates: what was measured, for other sizes of the batch.
     """
 
     ways: tuple[Way, ...] = field(repr=False)
@@ -82,6 +87,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     best: Way | None = None
     made_for: MadeFor | None = field(default=None, repr=False)
+    candidates: Candidates | None = field(default=None, repr=False, compare=False)
 
     @property
     def plain(self) -> Way:
@@ -100,6 +106,37 @@ class Plan:
         limit = read_size(budget)
         return next((way for way in reversed(self.front) if self._fits(way, limit)), None)
 
+    def largest_batch(self, budget: int | str) -> dict[Way, int]:
+        """The largest batch that fits, for each way of the table; 0 if no sample does.
+
+        The figures of each layer are scaled from two sizes of the batch, and each step is replayed
+        with them. Ways that a replay does not say all of are left out.
+
+        Args:
+            budget: bytes, or a text such as "8GB".
+
+        Example:
+            >>> batch = torch.zeros(8, 1, 8, 8), torch.zeros(8).long()
+            >>> found = lp.plan(lp.models.mlp(64), batch, methods=["greedy"])
+            >>> sizes = found.largest_batch("40MB")
+            >>> sizes[found.plain] > 1000
+            True
+        """
+        limit = read_size(budget)
+        if self.candidates is None:
+            return {}
+        whole = self.candidates.network.batch.samples
+
+        def fits(peak: int, samples: int) -> bool:
+            return peak <= limit * (1 - _MARGIN) - self.spare * samples / whole
+
+        sizes = {w: find_largest_batch(self.candidates, w, fits) for w in self._choose_rows()}
+        return {way: size for way, size in sizes.items() if size is not None}
+
+    @cached_property
+    def _largest_batches(self) -> dict[Way, int]:
+        return {} if self.budget is None else self.largest_batch(self.budget)
+
     def save(self, path: str | Path) -> None:
         """Write the plan to a file, whole or not at all.
 
@@ -112,8 +149,8 @@ class Plan:
             RunFailed: the file cannot be written.
 
         Example:
-            >>> batch = torch.zeros(8, 3, 8, 8), torch.zeros(8).long()
-            >>> found = lp.plan(lp.models.resnet8(), batch, budget="3MB", methods=["greedy"])
+            >>> batch = torch.zeros(8, 1, 8, 8), torch.zeros(8).long()
+            >>> found = lp.plan(lp.models.mlp(64), batch, budget="30MB", methods=["greedy"])
             >>> found.save("plan.json")
             >>> found.save("plan.svg")
         """
@@ -133,9 +170,9 @@ class Plan:
             "format": FORMAT,
             "made_for": None if self.made_for is None else self.made_for._asdict(),
             "budget_bytes": self.budget,
-            "best": None if self.best is None else _as_json(self.best),
-            "front": [_as_json(way) for way in self.front],
-            "rows": [_as_json(way) for way in self._choose_rows()],
+            "best": None if self.best is None else self._way_as_json(self.best),
+            "front": [self._way_as_json(way) for way in self.front],
+            "rows": [self._way_as_json(way) for way in self._choose_rows()],
             "summary": self.describe(),
             "notes": list(self.notes),
         }
@@ -144,7 +181,10 @@ class Plan:
         return choose_rows(self.ways, self.best, self.fits)
 
     def _format_rows(self) -> list[tuple[str, ...]]:
-        return format_rows(self._choose_rows(), self.best, self.fits)
+        return format_rows(self._choose_rows(), self.best, self.fits, self._split)
+
+    def _split(self, way: Way) -> BytesByKind | None:
+        return None if self.candidates is None else split_peak(self.candidates, way)
 
     def fits(self, way: Way) -> bool:
         """Whether a way fits the budget of the plan."""
@@ -153,8 +193,24 @@ class Plan:
     def _fits(self, way: Way, budget: int | None) -> bool:
         return budget is not None and way.peak_bytes <= budget * (1 - _MARGIN) - self.spare
 
+    def _way_as_json(self, way: Way) -> dict[str, Any]:
+        kinds, largest = self._split(way), self._largest_batches.get(way)
+        return {
+            "method": way.method,
+            "rule": format_method(way.rule),
+            "learner": {name: value for name, value in way.kwargs.items() if name != "rule"},
+            "peak_bytes": way.peak_bytes,
+            "resting_bytes": way.resting_bytes,
+            "peak_by_kind": None if kinds is None else kinds._asdict(),
+            "largest_batch": largest,
+            "flops": way.flops,
+            "time": round(way.time, 4),
+            "confirmed": way.confirmed,
+            "splits_batch_norm": way.splits_batch_norm,
+        }
+
     def describe(self) -> str:
-        """One sentence: what fits, and what it costs."""
+        """What fits and what it costs, and the largest batch that fits."""
         plain = f"end-to-end takes {format_size(self.plain.peak_bytes)}"
         if self.budget is None:
             low = self.front[0]
@@ -163,19 +219,33 @@ class Plan:
         if self.best is None:
             low = self.front[0]
             lowest = format_size(round((low.peak_bytes + self.spare) / (1 - _MARGIN)))
-            return (
-                f"Nothing fits {budget}: {plain}, and the smallest budget is {lowest}, by {low}. "
-                f"{format_size(low.resting_bytes)} of that are weights, optimizer state and batch."
+            nothing = (
+                f"Nothing fits {budget}: {plain}, and the smallest budget is {lowest}, by {low}."
             )
+            if self.candidates is None:
+                return nothing
+            largest = self._largest_batches
+            lever = find_lever(self.candidates, low, self.fits, MICROBATCHES, largest)
+            return f"{nothing} {lever}"
         peak = format_size(self.best.peak_bytes)
-        return (
+        taken = (
             f"Take {self.best}: peak {peak} of {budget} predicted ({plain}), "
             f"{self.best.time:.2f} x its operations."
         )
+        return " ".join([taken, *self._describe_largest_batch(budget)])
+
+    def _describe_largest_batch(self, budget: str) -> Iterator[str]:
+        sizes = self._largest_batches
+        if not sizes:
+            return
+        way = max(sizes, key=lambda way: sizes[way])
+        plain = f" (end-to-end: {sizes[self.plain]})" if self.plain in sizes else ""
+        yield f"The largest batch within {budget} has {sizes[way]} samples, by {way}{plain}."
 
     def __str__(self) -> str:
         notes = (f"Note: {note}" for note in self.notes)
-        return "\n".join([format_table(HEADER, self._format_rows()), "", self.describe(), *notes])
+        table = format_table(HEADER, self._format_rows())
+        return "\n".join([table, "", LEGEND, "", self.describe(), *notes])
 
 
 def plan(
@@ -294,7 +364,15 @@ def search(
     layers = network.layers
     spare = layers.output_shape.numel() * layers.output_dtype.itemsize
     front = tuple(keep_front(way for way in ways if only in (None, way.rule)))
-    found = Plan(tuple(ways), front, budget, spare, (*notes, *refused), made_for=made_for)
+    found = Plan(
+        tuple(ways),
+        front,
+        budget,
+        spare,
+        (*notes, *refused),
+        made_for=made_for,
+        candidates=candidates,
+    )
     return found if budget is None else _confirm(found, candidates, budget)
 
 
@@ -314,17 +392,3 @@ def _confirm(found: Plan, candidates: Candidates, limit: int) -> Plan:
 
 def _make_sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-
-
-def _as_json(way: Way) -> dict[str, Any]:
-    return {
-        "method": way.method,
-        "rule": format_method(way.rule),
-        "learner": {name: value for name, value in way.kwargs.items() if name != "rule"},
-        "peak_bytes": way.peak_bytes,
-        "resting_bytes": way.resting_bytes,
-        "flops": way.flops,
-        "time": round(way.time, 4),
-        "confirmed": way.confirmed,
-        "splits_batch_norm": way.splits_batch_norm,
-    }

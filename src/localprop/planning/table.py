@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from localprop.planning.by_kind import BytesByKind
 from localprop.planning.candidates import Way, keep_front
 from localprop.planning.sizes import format_size
 
-HEADER = ("method", "modules", "recompute", "micro-batches", "peak", "time", "")
+HEADER = (
+    "method",
+    "modules",
+    "recompute",
+    "micro-batches",
+    "peak",
+    "weights",
+    "optimizer",
+    "batch",
+    "step",
+    "time",
+    "",
+)
+LEGEND = (
+    "step: activations, gradients and workspaces; time: operations of the plain loop; ~: replayed "
+    "from what each layer costs, and not read by the engine."
+)
 
 
 def choose_rows(ways: Sequence[Way], best: Way | None, fits: Callable[[Way], bool]) -> list[Way]:
@@ -33,10 +50,20 @@ def is_same(one: Way, other: Way | None) -> bool:
 
 
 def format_rows(
-    rows: Iterable[Way], best: Way | None, fits: Callable[[Way], bool]
+    rows: Iterable[Way],
+    best: Way | None,
+    fits: Callable[[Way], bool],
+    split: Callable[[Way], BytesByKind | None],
 ) -> list[tuple[str, ...]]:
-    """The cells below `HEADER`."""
-    return [_format_row(way, best, fits) for way in rows]
+    """The cells below `HEADER`.
+
+    Args:
+        rows: of `choose_rows`.
+        best: the way that is taken.
+        fits: whether a way fits the budget.
+        split: what the bytes of a peak are for, where that is known.
+    """
+    return [_format_row(way, best, fits(way), split(way)) for way in rows]
 
 
 def _kind_of(way: Way) -> tuple[str, bool, str]:
@@ -44,13 +71,16 @@ def _kind_of(way: Way) -> tuple[str, bool, str]:
     return way.method, way.microbatches > 1, kind
 
 
-def _format_row(way: Way, best: Way | None, fits: Callable[[Way], bool]) -> tuple[str, ...]:
+def _format_row(
+    way: Way, best: Way | None, fits: bool, kinds: BytesByKind | None
+) -> tuple[str, ...]:
     return (
         way.method,
         str(way.modules),
         way.rerun,
         str(way.microbatches),
         format_size(way.peak_bytes) + ("" if way.confirmed else " ~"),
+        *(["-"] * len(BytesByKind._fields) if kinds is None else map(format_size, kinds)),
         f"{way.time:.2f}",
-        "◄" if is_same(way, best) else "fits" if fits(way) else "",
+        "◄" if is_same(way, best) else "fits" if fits else "",
     )

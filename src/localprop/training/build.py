@@ -13,7 +13,7 @@ from localprop.data import Dataset, LoadingOptions, load
 from localprop.errors import BadInput, check, collect_problems
 from localprop.learner import Learner
 from localprop.methods.parse import parse_rule
-from localprop.models import create_model, takes_tokens
+from localprop.models import create_model, takes_images
 from localprop.network.find_layers import layers_of
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Ranks
@@ -141,7 +141,7 @@ def _build_model(config: Config, dataset: Dataset) -> nn.Module:
 
 
 def _create_seeded_model(config: Config, dataset: Dataset) -> nn.Module:
-    if len(dataset.shape) == 1 and not takes_tokens(config.model):
+    if len(dataset.shape) == 1 and takes_images(config.model):
         raise BadInput(f"{config.model} takes images, not tokens: use transformer.")
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds accelerators too. Weights are drawn on the CPU, so that

@@ -51,7 +51,8 @@ class Config:
 
     Attributes:
         model: a name of localprop.models such as resnet32, mlp:512,512 (hidden widths) or
-            transformer:width=64,blocks=2 (for text), timm:NAME or torchvision:NAME.
+            transformer:width=64,blocks=2 (for text), timm:NAME, torchvision:NAME, hf:TYPE or
+            hf:PATH (transformers), or a function of your own, my_code.py:make or my_module:make.
         data: digits, cifar10, cifar100, svhn, svhn_extra, stl10, mnist, fashion_mnist, kmnist, a
             path that ends in .npz, or folder:PATH; for language models text (part of every Python)
             or a path that ends in .txt.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from localprop.data import Dataset
 from localprop.errors import BadInput, check, collect_problems
 from localprop.methods.parse import imports_module
+from localprop.models.create import names_function
 from localprop.planning.plan import FORMAT
 from localprop.training.config import Config
 from localprop.training.run import are_same
@@ -79,12 +80,13 @@ class SavedPlan(NamedTuple):
         if given.get("replicas", 1) != 1:
             yield f"replicas={given['replicas']}, but {self.path} is for one process: leave it out."
         # A file may come from anybody, so it imports nothing by itself.
-        method = self.fields["method"]
-        if "method" not in given and imports_module(method):
-            yield (
-                f"{self.path} names {method!r}, which would be imported: name it yourself, with "
-                f"--method {method!r}."
-            )
+        for name, is_imported in (("method", imports_module), ("model", names_function)):
+            value = self.fields[name]
+            if name not in given and is_imported(value):
+                yield (
+                    f"{self.path} names {value!r}, which would be imported: name it yourself, with "
+                    f"--{name} {value!r}."
+                )
 
 
 def read_plan(path: str | Path) -> SavedPlan:
@@ -95,7 +97,7 @@ def read_plan(path: str | Path) -> SavedPlan:
 
     Example:
         >>> batch = torch.zeros(8, 1, 8, 8), torch.zeros(8).long()
-        >>> found = lp.plan(lp.models.mlp(64), batch, budget="3MB", methods=["greedy"])
+        >>> found = lp.plan(lp.models.mlp(64), batch, budget="30MB", methods=["greedy"])
         >>> found.save("plan.json")
         >>> read_plan("plan.json").fields["batch_size"]
         8
