@@ -27,7 +27,7 @@ def test_a_forward_from_a_later_layer_gives_the_same_output(first: int, inplace:
     expected = model(inputs)
     handle.remove()
     batch = Batch.of(inputs)
-    with skip_layers(model, find_layers(model), first, batch, at_cut[0].clone):
+    with skip_layers(model, find_layers(model), first, batch, lambda: {0: at_cut[0].clone()}):
         assert torch.equal(model(torch.full_like(inputs, torch.nan)), expected)
 
 
@@ -40,7 +40,7 @@ def test_skipped_layers_do_not_run() -> None:
             module.register_forward_hook(lambda module, args, output, name=name: ran.append(name))
     inputs = torch.zeros(5, 6, dtype=torch.float64)
     batch = Batch.of(inputs)
-    with skip_layers(tower, layers, 2, batch, lambda: torch.zeros(5, 6, dtype=torch.float64)):
+    with skip_layers(tower, layers, 2, batch, lambda: {0: torch.zeros_like(inputs)}):
         tower(inputs)
     assert ran == ["blocks.2.linear", "blocks.3.linear", "head"]
 
@@ -53,7 +53,7 @@ def test_a_forward_of_the_users_on_an_instance_comes_back() -> None:
         return 2 * x
 
     tower.blocks[0].forward = double
-    with skip_layers(tower, layers, 1, Batch.of(torch.zeros(2, 6)), lambda: torch.zeros(2, 6)):
+    with skip_layers(tower, layers, 1, Batch.of(torch.zeros(2, 6)), lambda: {}):
         assert tower.blocks[0].forward is not double
     assert tower.blocks[0].forward is double
     assert "forward" not in vars(tower.blocks[1])
