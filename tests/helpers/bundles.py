@@ -51,11 +51,14 @@ class InPlacePair(PairBlock):
 class DictBlock(nn.Module):
     """It returns its state in a dict: counter, mask and what was seen have no gradient, and the
     penalty is a scalar.
+
+    Where no loss reaches the penalty, the price has no gradient, which is no gradient of zeros: an
+    optimizer then keeps no momentum of it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.mixer = Mixer()
+        self.mixer, self.price = Mixer(), nn.Parameter(torch.ones(()))
 
     def forward(self, state: dict[str, Any]) -> dict[str, Any]:
         hidden, mask, seen = state["hidden"], state["mask"], state["seen"]
@@ -65,7 +68,7 @@ class DictBlock(nn.Module):
             "hidden": mixed,
             "mask": mask,
             "seen": mixed.detach() * 1,
-            "penalty": state["penalty"] + mixed.square().mean(),
+            "penalty": state["penalty"] + self.price * mixed.square().mean(),
             "residual": state["residual"] + hidden.transpose(1, 2).tanh().transpose(1, 2),
         }
 

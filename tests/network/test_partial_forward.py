@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 import localprop as lp
 from localprop.network.partial_forward import check_isolated, skip_layers
 from localprop.tasks.batch import Batch
+from tests.helpers.bundles import BundledLanguageModel
+from tests.helpers.language_models import make_padded_batches
 from tests.helpers.towers import Tower, build_preactivated, forward_in_order
 
 
@@ -29,6 +33,18 @@ def test_a_forward_from_a_later_layer_gives_the_same_output(first: int, inplace:
     batch = Batch.of(inputs)
     with skip_layers(model, find_layers(model), first, batch, lambda: {0: at_cut[0].clone()}):
         assert torch.equal(model(torch.full_like(inputs, torch.nan)), expected)
+
+
+def test_all_that_crosses_a_cut_is_what_a_later_layer_begins_with() -> None:
+    """Tuples and dicts of tensors, some without a gradient; a block writes into one of them."""
+    model, (ids, _) = BundledLanguageModel(), make_padded_batches()[1]
+    layers, batch, forward = lp.layers_of(model, ids), Batch.of(ids), lp.Task().forward
+    for first in range(1, len(layers)):
+        check_isolated(model, layers, range(first, len(layers)), forward, batch)
+        if layers.constants[first - 1]:
+            without = replace(layers, constants=((),) * len(layers))
+            with pytest.raises(lp.BadInput, match="give another output when they run alone"):
+                check_isolated(model, without, range(first, len(layers)), forward, batch)
 
 
 def test_skipped_layers_do_not_run() -> None:

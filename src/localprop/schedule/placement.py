@@ -94,7 +94,7 @@ def _list_starts(wiring: Wiring) -> list[int]:
 
 def _explain_starts(wiring: Wiring) -> str:
     starts = _list_starts(wiring)
-    where = f"only at the modules {_join(map(str, starts))}" if starts else "at no other module"
+    where = f"only at module(s) {_join(map(str, starts))}" if starts else "at no other module"
     return (
         "ranks exchange the tensors that a module returns, which is called once, and nothing may "
         f"go around it: a rank can begin {where}"
@@ -163,7 +163,7 @@ def _find_tie_problems(
 
 def _join(words: Iterable[str]) -> str:
     *most, last = words
-    return f"{', '.join(most)} and {last}"
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _find_remote_sources(wiring: Wiring, placement: Placement, objective: Objective) -> list[str]:
