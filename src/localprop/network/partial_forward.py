@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localprop.errors import BadInput
 from localprop.network.layers import Layers, Submodule, TensorShape
 from localprop.network.modes import evaluation_mode
 from localprop.network.outputs import list_tensors
@@ -78,10 +77,10 @@ def skip_layers(
 
 
 @torch.no_grad()
-def check_isolated(
+def find_isolation_problems(
     model: nn.Module, layers: Layers, segment: range, forward: Forward, like: Batch
-) -> None:
-    """Check that a range of layers gives the same output in the whole network and alone.
+) -> list[str]:
+    """Whether a range of layers gives the same output in the whole network and alone.
 
     It does not if the range reads data that passes the cut without a gradient, for example
     `h.detach()` of an earlier layer. The probe of layers cannot see that, because the autograd
@@ -94,11 +93,11 @@ def check_isolated(
         forward: runs the model on a batch's data.
         like: a batch. Of fractions only shape and dtype are used.
 
-    Raises:
-        BadInput: the outputs differ.
+    Returns:
+        A sentence if the outputs differ.
     """
     if segment[0] == 0:
-        return
+        return []
     # Noise, since a batch of zeros might hide a difference. Whole numbers are indices and masks:
     # noise would be out of their range, so they stand as they are, and once in another order. The
     # generator is our own, so that the run's random state stays as it is.
@@ -118,13 +117,19 @@ def check_isolated(
     batches = [noisy]
     if not all(tensor.is_floating_point() for tensor in like.tensors):
         batches.append(noisy.map(shuffle))
-    for batch in batches:
-        _compare_alone(model, layers, segment, forward, batch.to(next(model.parameters()).device))
+    device = next(model.parameters()).device
+    if all(_is_same_alone(model, layers, segment, forward, batch.to(device)) for batch in batches):
+        return []
+    return [
+        f"The layers from {layers.names[segment[0]]!r} to {layers.names[segment[-1]]!r} give "
+        "another output when they run alone: they read data that does not come through the cut "
+        "before them. Move the cut (partition=, ranks=Ranks(cuts=...)), or train in one process."
+    ]
 
 
-def _compare_alone(
+def _is_same_alone(
     model: nn.Module, layers: Layers, segment: range, forward: Forward, batch: Batch
-) -> None:
+) -> bool:
     with evaluation_mode(model):
         entered, expected = _run_segment(model, layers, segment, forward, batch)
 
@@ -133,13 +138,7 @@ def _compare_alone(
 
         with skip_layers(model, layers, segment[0], batch, make_input):
             _, alone = _run_segment(model, layers, segment, forward, batch)
-    if not all(map(allclose_within_rounding, expected, alone)):
-        raise BadInput(
-            f"The layers from {layers.names[segment[0]]!r} to {layers.names[segment[-1]]!r} give "
-            "another output when they run alone: they read data that does not come through the cut "
-            "before them. Move the cut (partition=, ranks=Ranks(cuts=...)), or train in one "
-            "process."
-        )
+    return all(map(allclose_within_rounding, expected, alone))
 
 
 def allclose_within_rounding(one: Tensor, other: Tensor) -> bool:
