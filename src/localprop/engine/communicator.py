@@ -41,11 +41,11 @@ class Communicator(Protocol):
 
     def send(self, action: Action, tensors: Sequence[Tensor | None], batch: Batch) -> None:
         """Send tensors made from a micro-batch, which nobody may write to any more; wait if too
-        many messages are under way. Of a gradient that there is not, the peer learns that.
+        many messages are under way. None stands for a gradient that no loss has left.
         """
 
     def receive(self, action: Action, count: int) -> list[Tensor | None]:
-        """Wait for what the peer sends, so many tensors."""
+        """Wait for the next message of the peer, which has so many tensors."""
 
     def start_reduce(self, action: Action, gradients: list[Tensor]) -> None:
         """Begin to sum gradients over the replicas, in place."""
