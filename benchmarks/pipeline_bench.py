@@ -84,9 +84,9 @@ class SilentCommunicator:
 
     def send(self, *args: object, **kwargs: object) -> None: ...
 
-    def receive(self, action: Action) -> Tensor:
+    def receive(self, action: Action, count: int) -> list[Tensor | None]:
         """The tensor for the micro-batch of the action."""
-        return self.received[action.microbatch]
+        return [self.received[action.microbatch]]
 
     def start_reduce(self, *args: object, **kwargs: object) -> None: ...
 

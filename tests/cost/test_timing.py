@@ -17,6 +17,8 @@ from localprop.schedule.lowering import lower
 from localprop.schedule.placement import Placement
 from localprop.schedule.schedule import Action, Op
 from localprop.tasks.batch import Batch
+from tests.helpers.bundles import BundledLanguageModel
+from tests.helpers.language_models import make_padded_batches
 from tests.helpers.reference import sgd
 from tests.helpers.timelines import make_cost, make_wiring
 
@@ -138,6 +140,26 @@ def test_bytes_of_messages() -> None:
     assert nbytes(Action(Op.REDUCE_S, 1)) == 4 * (block + encoders)
     assert nbytes(Action(Op.REDUCE_H, 0)) == 4 * count_parameters(wiring.heads["0"])
     assert nbytes(Action(Op.F, 0)) == 0
+
+
+def test_bytes_of_messages_of_several_tensors() -> None:
+    learner = lp.Learner(
+        BundledLanguageModel(),
+        lp.backlink(),
+        modules=7,
+        optimizer=sgd,
+        sample=make_padded_batches()[0],  # words (6, 9)
+    )
+    nbytes = message_bytes(learner.wiring, samples=2)
+    ends = [learner.wiring.end_name(s) for s in range(len(learner.wiring.segments) - 1)]
+    pair, dictionary = (ends.index(name) for name in ("pairs.0", "dicts.0"))
+    hidden = 2 * 9 * 4 * 4
+    assert nbytes(Action(Op.SEND_F, pair, peer=1)) == 2 * hidden
+    assert nbytes(Action(Op.SEND_B, pair + 1, peer=0)) == 2 * hidden
+    # Hidden state, residual and penalty; count, mask and what was seen have no gradient.
+    constants = 8 + 2 * 9 * 9 + hidden
+    assert nbytes(Action(Op.SEND_F, dictionary, peer=1)) == 2 * hidden + 4 + constants
+    assert nbytes(Action(Op.SEND_B, dictionary + 1, peer=0)) == 2 * hidden + 4
 
 
 def test_reduced_bytes_are_those_of_all_parameters() -> None:

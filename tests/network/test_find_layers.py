@@ -265,3 +265,38 @@ def test_the_channels_of_features_of_which_a_part_goes_on() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), Half(), Half(), nn.Flatten(), nn.Linear(128, 3))
     layers = lp.layers_of(model, torch.zeros(2, 3, 4, 4))
     assert layers.channels[1] == 1  # of the first half, whose own output tells nothing
+
+
+# --- what crosses the end of a layer --------------------------------------------------------------
+
+
+class AttentionBlock(nn.Module):
+    """It returns its weights, which nobody reads, and the mask that it has got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        weights = self.linear(hidden).softmax(-1)
+        return hidden * weights * mask, weights.detach(), mask, None
+
+
+class MaskedTower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(AttentionBlock() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x > 0
+        for block in self.blocks:
+            x, _, mask, _ = block(x, mask)
+        return x
+
+
+def test_masks_that_blocks_hand_on_cross_the_ends_of_layers() -> None:
+    layers = lp.layers_of(MaskedTower(), torch.zeros(2, 6))
+    assert layers.names == ("blocks.0", "blocks.1", "blocks.2")
+    assert layers.constants == ((2,), (2,), ())
+    assert layers.select_crossing(0, "hwm") == ["h", "m"]
+    assert layers.place_crossing(0, "hm") == {0: "h", 2: "m"}

@@ -233,9 +233,9 @@ class Bypass(Blocks):
 
 
 def test_data_past_a_cut_without_a_gradient_is_refused(pool: RankPool) -> None:
-    answers = pool.run(2, train_on_ranks, Run(lp.backlink(), Bypass))
-    assert isinstance(answers[1], lp.BadInput)
-    assert "give another output when they run alone" in str(answers[1])
+    for answer in pool.run(2, train_on_ranks, Run(lp.backlink(), Bypass)):
+        assert isinstance(answer, lp.BadInput), answer
+        assert "give another output when they run alone" in str(answer)
 
 
 class ModelBuffer(Blocks):

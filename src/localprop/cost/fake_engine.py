@@ -247,8 +247,8 @@ class NullCommunicator:
         self.device = device
         self.max_in_flight = max_in_flight
         self.pending: dict[tuple[Op, int | None], deque[tuple[int, int]]] = defaultdict(deque)
-        self.posted: dict[tuple[Op, int | None], deque[Tensor]] = defaultdict(deque)
-        self.sent: dict[tuple[Op, int | None], deque[Tensor]] = defaultdict(
+        self.posted: dict[tuple[Op, int | None], deque[list[Tensor | None]]] = defaultdict(deque)
+        self.sent: dict[tuple[Op, int | None], deque[Sequence[Tensor | None]]] = defaultdict(
             lambda: deque(maxlen=max_in_flight)
         )
         self.sums: dict[tuple[Op, int, int | None], Tensor] = {}
@@ -274,19 +274,22 @@ class NullCommunicator:
         pending, posted = self.pending[channel], self.posted[channel]
         while pending and len(posted) < self.max_in_flight:
             segment, samples = pending.popleft()
-            shape, dtype = self.wiring.message_shape(segment, samples, output=op is Op.RECV_F)
-            if self.autocast and dtype.is_floating_point:
-                dtype = self.autocast
-            posted.append(torch.empty(shape, dtype=dtype, device=self.device))
+            shapes = self.wiring.message_shapes(segment, samples, output=op is Op.RECV_F)
+            posted.append([self._allocate(shape, dtype) for shape, dtype in shapes])
 
-    def send(self, action: Action, tensor: Tensor, batch: Batch) -> None:
-        self.sent[action.op, action.peer].append(tensor)
+    def _allocate(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        if self.autocast and dtype.is_floating_point:
+            dtype = self.autocast
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
-    def receive(self, action: Action) -> Tensor:
+    def send(self, action: Action, tensors: Sequence[Tensor | None], batch: Batch) -> None:
+        self.sent[action.op, action.peer].append(tensors)
+
+    def receive(self, action: Action, count: int) -> list[Tensor | None]:
         channel = (action.op, action.peer)
-        tensor = self.posted[channel].popleft()
+        tensors = self.posted[channel].popleft()
         self._post_receives(channel)
-        return tensor
+        return tensors
 
     def start_reduce(self, action: Action, gradients: list[Tensor]) -> None:
         if gradients:

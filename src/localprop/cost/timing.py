@@ -248,10 +248,9 @@ def message_bytes(wiring: Wiring, samples: int) -> ActionCost:
 
     def count_bytes(action: Action) -> int:
         if action.op in SENDS:
-            shape, dtype = wiring.message_shape(
-                action.segment, samples, output=action.op is Op.SEND_F
-            )
-            return math.prod(shape) * dtype.itemsize
+            output = action.op is Op.SEND_F
+            shapes = wiring.message_shapes(action.segment, samples, output=output)
+            return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
         return _count_parameter_bytes(wiring, action) if action.op in REDUCES else 0
 
     return count_bytes

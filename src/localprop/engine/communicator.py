@@ -17,7 +17,7 @@ from localprop.engine.optimizers import Optimizers, find_sums_apart
 from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext
 from localprop.schedule.operands import Kind
-from localprop.schedule.schedule import Action, Schedule
+from localprop.schedule.schedule import Action, Op, Schedule
 from localprop.tasks.batch import Batch
 
 
@@ -39,13 +39,13 @@ class Communicator(Protocol):
     ) -> None:
         """Begin a step: agree with the rank before on its number and batch."""
 
-    def send(self, action: Action, tensor: Tensor, batch: Batch) -> None:
-        """Send a tensor made from a micro-batch, which nobody may write to any more; wait if too
-        many are under way.
+    def send(self, action: Action, tensors: Sequence[Tensor | None], batch: Batch) -> None:
+        """Send tensors made from a micro-batch, which nobody may write to any more; wait if too
+        many messages are under way. None stands for a gradient that no loss has left.
         """
 
-    def receive(self, action: Action) -> Tensor:
-        """Wait for the tensor that the peer sends."""
+    def receive(self, action: Action, count: int) -> list[Tensor | None]:
+        """Wait for the next message of the peer, which has so many tensors."""
 
     def start_reduce(self, action: Action, gradients: list[Tensor]) -> None:
         """Begin to sum gradients over the replicas, in place."""
@@ -65,19 +65,24 @@ class SendValue:
 
     def __init__(self, plan: StepPlan, action: Action, communicator: Communicator) -> None:
         self._action, self._communicator = action, communicator
-        (self._value,) = plan.liveness.operands[action].reads
-        self._takes = plan.liveness.takes(action, self._value)
+        reads = plan.liveness.operands[action].reads
+        self._values = [(value, plan.liveness.takes(action, value)) for value in reads]
 
     def __call__(self, step: StepContext) -> None:
         """Send it."""
         batch = step.batches[self._action.microbatch]
         self._communicator.send(self._action, self._take(step), batch)
 
-    def _take(self, step: StepContext) -> Tensor:
-        tensor: Tensor = step.store.pop(self._value) if self._takes else step.store[self._value]
-        # Outputs are dense when they are written. A module's input, to which contexts are added,
-        # may not be.
-        return canonical_layout(tensor) if self._value.kind is Kind.CONTEXT else tensor
+    def _take(self, step: StepContext) -> list[Tensor | None]:
+        tensors: list[Tensor | None] = []
+        for value, takes in self._values:
+            taken = step.store.pop(value) if takes else step.store[value]
+            # Outputs are dense when they are written. A module's input, to which contexts are
+            # added, may not be.
+            if value.kind is Kind.CONTEXT:
+                taken = canonical_layout(taken)
+            tensors += taken if isinstance(taken, list) else [taken]
+        return tensors
 
 
 class ReceiveValue:
@@ -91,18 +96,28 @@ class ReceiveValue:
 
     def __init__(self, plan: StepPlan, action: Action, communicator: Communicator) -> None:
         self._action, self._communicator = action, communicator
-        (self._value,) = plan.liveness.operands[action].writes
+        self._value, *skips = plan.liveness.operands[action].writes
+        self._skips = skips[0] if skips else None
+        output = action.op is Op.RECV_F
+        self._count = len(plan.wiring.message_shapes(action.segment, 1, output=output))
         # A gradient that comes from another rank is a part like those made here, and takes its
         # place in the order of the sum.
         self._part = GradientPart(plan, self._value) if self._value.kind is Kind.GRADIENT else None
 
     def __call__(self, step: StepContext) -> None:
         """Receive it."""
-        tensor = self._communicator.receive(self._action)
-        if self._part is not None:
-            self._part.write(step.store, tensor)
+        tensors = self._communicator.receive(self._action, self._count)
+        if self._value.kind is Kind.OUTPUT:
+            step.store[self._value] = tensors
+            return
+        first = tensors.pop(0)
+        assert first is not None  # that at the features is always there
+        if self._part is None:
+            step.store[self._value] = first
         else:
-            step.store[self._value] = tensor
+            self._part.write(step.store, first)
+        if self._skips is not None:
+            step.store[self._skips] = tensors
 
 
 class StartReduce:

@@ -36,7 +36,7 @@ from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
 from localprop.engine.recompute import make_recompute
 from localprop.engine.saved_tensor_hooks import unhooked_saved_tensors
-from localprop.engine.skips import cut_bundle
+from localprop.engine.skips import cut_bundle, enter_bundle
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts
 from localprop.errors import BadInput, StepFailed
@@ -292,9 +292,11 @@ class Engine:
             if self.recompute is not None:
                 self.recompute.end_forward()
 
-    def _enter_received(self, step: StepContext, segment: int) -> Tensor:
-        entry = self._program.enter[self._cursor.microbatch, segment]
-        return self._enter_segment(step, segment, entry.take_received(step.store))
+    def _enter_received(self, step: StepContext, segment: int) -> dict[int, Tensor]:
+        received = self._program.enter[self._cursor.microbatch, segment].take_received(step.store)
+        layers, layer = self.wiring.layers, self.wiring.segments[segment].layers[0] - 1
+        enter = partial(self._enter_segment, step, segment)
+        return enter_bundle(step, layers, layer, received, enter)
 
     def _enter_segment(self, step: StepContext, segment: int, segment_input: Tensor) -> Tensor:
         entry = self._program.enter[self._cursor.microbatch, segment]
@@ -354,8 +356,9 @@ class Engine:
         if isinstance(output, Tensor):
             return self._cut_tensor(segment, output)
         assert self._running_step is not None
-        handed_on = self.wiring.layers.handed_on[self.wiring.segments[segment].layers[-1]]
-        return cut_bundle(self._running_step, handed_on, output, partial(self._cut_tensor, segment))
+        layers, layer = self.wiring.layers, self.wiring.segments[segment].layers[-1]
+        cut = partial(self._cut_tensor, segment)
+        return cut_bundle(self._running_step, layers, layer, output, cut)
 
     def _cut_tensor(self, segment: int, output: Tensor) -> Tensor:
         """End a segment with its output, and begin the next one with what this returns."""

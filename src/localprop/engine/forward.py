@@ -196,9 +196,9 @@ class EnterSegment:
             segment_input = change(step, segment_input)
         return segment_input
 
-    def take_received(self, store: Store) -> Tensor:
-        """The segment's input, where another rank has sent it."""
-        received: Tensor = store.pop(self._received)
+    def take_received(self, store: Store) -> list[Tensor]:
+        """What crosses the segment's beginning, where another rank has sent it."""
+        received: list[Tensor] = store.pop(self._received)
         return received
 
 
@@ -232,8 +232,12 @@ class LeaveSegment:
             store[self._features] = output if self._second_order else output.detach()
         if self._sent is not None:
             # The receiver must compute on the layout that the hook would have handed over here: the
-            # bits of a kernel's result may depend on it.
-            store[self._sent] = canonical_layout(output.detach())
+            # bits of a kernel's result may depend on it. Of constants copies are sent, since they
+            # may be views of the batch, which may change before they are delivered.
+            dense = torch.contiguous_format
+            constants = [each.detach().clone(memory_format=dense) for each in step.constants]
+            store[self._sent] = [canonical_layout(output.detach()), *step.made, *constants]
+            step.made, step.constants = [], []
         if not self._has_graph:
             torch.set_grad_enabled(True)
 

@@ -17,7 +17,7 @@ segment, and ends where the flow ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext, Store
-from localprop.network.layers import HandedOn
+from localprop.network.layers import Layers
 from localprop.network.outputs import list_tensors, replace_tensors
 from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action
@@ -37,7 +37,8 @@ PASSING = Value(Kind.SKIP_GRADIENTS, "passing")
 
 def cut_bundle(
     step: StepContext,
-    handed_on: Sequence[HandedOn],
+    layers: Layers,
+    layer: int,
     output: Any,
     cut: Callable[[Tensor], Tensor],
 ) -> Any:
@@ -45,24 +46,61 @@ def cut_bundle(
 
     Args:
         step: gets the tensors besides the features.
-        handed_on: which tensors go on.
+        layers: of the model.
+        layer: the layer that ends here.
         output: what the module returns.
         cut: ends the segment with the features, and gives what takes their place.
 
     Returns:
         The output with other tensors.
     """
-    features, *others = handed_on
-    returned = list_tensors(output)
-    step.made = [returned[each.positions[0]] for each in others]
-    held = [returned[features.positions[0]]]
-    del returned
+    features, *others = layers.handed_on[layer]
+    held = _split(step, layers, layer, layers.select_crossing(layer, list_tensors(output)))
     output = replace_tensors(output, features.positions, cut(held.pop()))
-    for each, made in zip(others, step.made, strict=True):
-        entered = made.clone() if each.modified_in_place else made
+    for each, entered in zip(others, _take_made(step, layers, layer), strict=True):
         output = replace_tensors(output, each.positions, entered)
-    step.made = []
+    step.constants = []
     return output
+
+
+def enter_bundle(
+    step: StepContext,
+    layers: Layers,
+    layer: int,
+    received: list[Tensor],
+    enter: Callable[[Tensor], Tensor],
+) -> dict[int, Tensor]:
+    """Enter behind a cut with what another rank has sent.
+
+    Args:
+        step: gets the tensors besides the features.
+        layers: of the model.
+        layer: the layer that ends at the cut.
+        received: what has crossed the cut; this empties the list.
+        enter: begins the segment with the features, and gives what takes their place.
+
+    Returns:
+        Tensors by their places among those that the layer's last module returns.
+    """
+    held = _split(step, layers, layer, received)
+    received.clear()
+    entered = [enter(held.pop()), *_take_made(step, layers, layer), *step.constants]
+    step.constants = []
+    return layers.place_crossing(layer, entered)
+
+
+def _split(step: StepContext, layers: Layers, layer: int, crossing: list[Tensor]) -> list[Tensor]:
+    """Give a step what crosses a cut, but for the features, which are returned alone."""
+    count = len(layers.handed_on[layer])
+    step.made, step.constants = crossing[1:count], crossing[count:]
+    return crossing[:1]
+
+
+def _take_made(step: StepContext, layers: Layers, layer: int) -> list[Tensor]:
+    """Take what stands for the further tensors; copies where the model writes into them."""
+    made, step.made = step.made, []
+    pairs = zip(layers.handed_on[layer][1:], made, strict=True)
+    return [tensor.clone() if each.modified_in_place else tensor for each, tensor in pairs]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class StepContext:
             off.
         store: the values that are alive.
         made: what the module that has just returned hands on besides its features.
+        constants: what it returns without a gradient and later modules get.
         around: what lives on behind the next cut, too.
         losses: by the number of the loss, summed over the micro-batches so far.
         updated: the segments stepped so far.
@@ -59,6 +60,7 @@ class StepContext:
     autocast: bool
     store: Store = field(default_factory=dict)
     made: list[Tensor] = field(default_factory=list)
+    constants: list[Tensor] = field(default_factory=list)
     around: list[Tensor] = field(default_factory=list)
     losses: dict[int, Tensor] = field(default_factory=dict)
     updated: list[int] = field(default_factory=list)

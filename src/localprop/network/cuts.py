@@ -17,7 +17,7 @@ the skip lives, too; it is a leaf since the first.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -129,6 +129,24 @@ def find_cuts(model: nn.Module, trace: ForwardTrace) -> tuple[dict[str, Cut], di
         if not call.function:
             reasons[call.name] = reason or "it is part of a layer"
     return cuts, reasons
+
+
+def find_constants(cut: Cut, calls: Sequence[Call]) -> tuple[int, ...]:
+    """Where tensors stand that a module returns without a gradient, and that later modules get: the
+    mask of a block that hands it to the next one.
+
+    Args:
+        cut: the return of the module.
+        calls: all calls, in the order of their returns.
+    """
+    own = {i for each in cut.tensors for i in each.positions}
+    if len(own) == len(cut.call.outputs):
+        return ()
+    # Modules around this one return later, too, but have begun before.
+    later = [call for call in calls[calls.index(cut.call) + 1 :] if call.start >= cut.call.end]
+    read = {id(tensor) for call in later for tensor, _ in call.inputs}
+    outputs = enumerate(cut.call.outputs)
+    return tuple(i for i, each in outputs if i not in own and id(each.tensor) in read)
 
 
 def _make_cut(

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from localprop.errors import check
 from localprop.network.autograd_graph import gradient_edge_of
 from localprop.network.calls import Call, count_calls
-from localprop.network.cuts import Cut, find_cuts
+from localprop.network.cuts import Cut, find_constants, find_cuts
 from localprop.network.draws import EXTREMES
 from localprop.network.followers import find_followers
 from localprop.network.layer_ends import choose_layer_ends, find_following_cuts
@@ -184,6 +184,7 @@ def _build_layers(
         growths=growths,
         channels=tuple(_find_channel(trace, tensor) for tensor in returned),
         handed_on=(*handed_on, ()),
+        constants=(*(find_constants(cut, trace.calls) for cut in cuts), ()),
         dtypes=tuple(tensor.dtype for tensor in returned),
         parameters=tuple(map(tuple, parameters)),
         sizes=tuple(tuple(named[name].numel() for name in own) for own in parameters),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from localprop.errors import BadInput
 from localprop.tasks.batch import Batch
 
 __all__ = ["Layers"]
+
+
+_T = TypeVar("_T")
 
 
 class TensorShape(NamedTuple):
@@ -145,6 +148,8 @@ class Layers:
         channels: the dimension of its channels, as the next layer uses it; None where that cannot
             be told.
         handed_on: the tensors that each layer hands on, this one first; none after the last layer.
+        constants: where other tensors stand among those that the layer's last module returns:
+            without a gradient, but later modules get them.
         dtypes: the dtype of that tensor.
         parameters: the names of the parameters that each layer uses. A shared parameter appears in
             several layers.
@@ -178,6 +183,7 @@ class Layers:
     growths: tuple[tuple[int, ...], ...]
     channels: tuple[int | None, ...]
     handed_on: tuple[tuple[HandedOn, ...], ...]
+    constants: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     parameters: tuple[tuple[str, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
@@ -221,6 +227,33 @@ class Layers:
         """Whether the features are not all that is read after a layer's end."""
         earlier = (each for own in self.handed_on[:layer] for each in own)
         return len(self.handed_on[layer]) > 1 or any(each.until > layer for each in earlier)
+
+    def find_end(self, layer: int) -> Submodule | None:
+        """The module at whose return a layer ends, if other ranks can skip it: it is called once,
+        and what it returns can be made again.
+        """
+        name = self.names[layer]
+        return next((each for each in self.submodules[layer] if each.name == name), None)
+
+    def select_crossing(self, layer: int, returned: Sequence[_T]) -> list[_T]:
+        """Select what crosses the end of a layer: features, other tensors with a gradient, and
+        constants.
+
+        Args:
+            layer: the layer.
+            returned: one entry for each tensor that its last module returns.
+        """
+        places = [each.positions[0] for each in self.handed_on[layer]]
+        return [returned[place] for place in (*places, *self.constants[layer])]
+
+    def place_crossing(self, layer: int, crossing: Iterable[_T]) -> dict[int, _T]:
+        """By its place among those that the layer's last module returns, each of the tensors that
+        `select_crossing` has selected.
+        """
+        places = [*(each.positions for each in self.handed_on[layer])]
+        places += [(place,) for place in self.constants[layer]]
+        pairs = zip(places, crossing, strict=True)
+        return {place: each for own, each in pairs for place in own}
 
     def sizes_of(self, layer: int) -> Iterator[tuple[str, int]]:
         """The names of a layer's parameters, each with its number of elements."""

@@ -6,7 +6,7 @@ before the range return constants, and a hook at the end of the range stops the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from localprop.errors import BadInput
 from localprop.network.layers import Layers, Submodule, TensorShape
 from localprop.network.modes import evaluation_mode
+from localprop.network.outputs import list_tensors
 from localprop.tasks.batch import Batch
 from localprop.tasks.task import Forward
 
@@ -34,14 +34,17 @@ class StopForward(Exception):
         self.output = output
 
 
+MakeInput = Callable[[], Mapping[int, Tensor]]
+
+
 @contextmanager
 def skip_layers(
-    model: nn.Module, layers: Layers, first: int, batch: Batch, make_input: Callable[[], Tensor]
+    model: nn.Module, layers: Layers, first: int, batch: Batch, make_input: MakeInput
 ) -> Iterator[None]:
     """Within the context, the model's forward skips the layers before `first`.
 
     Every module before `first` returns zeros, which take no memory if possible. The module at whose
-    return layer `first` begins returns `make_input()` instead::
+    return layer `first` begins returns what `make_input()` gives instead::
 
         layers        0           1                     2 = first      3
         as it is      stem ─────► block0 ─────────────► block1 ──────► block2 ──► ...
@@ -52,7 +55,8 @@ def skip_layers(
         layers: its layers, as they are on this batch.
         first: the layer to begin with, 1 or more.
         batch: what the network runs on.
-        make_input: makes the input of layer `first`, when the forward gets there.
+        make_input: makes the input of layer `first`, when the forward gets there: tensors by their
+            places among those that this module returns.
     """
     skipped = [submodule for layer in range(first) for submodule in layers.submodules[layer]]
     previous: list[tuple[nn.Module, Callable[..., Any] | None]] = []
@@ -74,10 +78,10 @@ def skip_layers(
 
 
 @torch.no_grad()
-def check_isolated(
+def find_isolation_problems(
     model: nn.Module, layers: Layers, segment: range, forward: Forward, like: Batch
-) -> None:
-    """Check that a range of layers gives the same output in the whole network and alone.
+) -> list[str]:
+    """Whether a range of layers gives the same output in the whole network and alone.
 
     It does not if the range reads data that passes the cut without a gradient, for example
     `h.detach()` of an earlier layer. The probe of layers cannot see that, because the autograd
@@ -90,11 +94,11 @@ def check_isolated(
         forward: runs the model on a batch's data.
         like: a batch. Of fractions only shape and dtype are used.
 
-    Raises:
-        BadInput: the outputs differ.
+    Returns:
+        A sentence if the outputs differ.
     """
     if segment[0] == 0:
-        return
+        return []
     # Noise, since a batch of zeros might hide a difference. Whole numbers are indices and masks:
     # noise would be out of their range, so they stand as they are, and once in another order. The
     # generator is our own, so that the run's random state stays as it is.
@@ -114,29 +118,34 @@ def check_isolated(
     batches = [noisy]
     if not all(tensor.is_floating_point() for tensor in like.tensors):
         batches.append(noisy.map(shuffle))
-    for batch in batches:
-        _compare_alone(model, layers, segment, forward, batch.to(next(model.parameters()).device))
+    device = next(model.parameters()).device
+    if all(_is_same_alone(model, layers, segment, forward, batch.to(device)) for batch in batches):
+        return []
+    return [
+        f"The layers from {layers.names[segment[0]]!r} to {layers.names[segment[-1]]!r} give "
+        "another output when they run alone: they read data that does not come through the cut "
+        "before them. Move the cut (partition=, ranks=Ranks(cuts=...)), or train in one process."
+    ]
 
 
-def _compare_alone(
+def _is_same_alone(
     model: nn.Module, layers: Layers, segment: range, forward: Forward, batch: Batch
-) -> None:
+) -> bool:
     with evaluation_mode(model):
-        segment_input, expected = _run_segment(model, layers, segment, forward, batch)
-        assert segment_input is not None
-        with skip_layers(model, layers, segment[0], batch, segment_input.clone):
+        entered, expected = _run_segment(model, layers, segment, forward, batch)
+
+        def make_input() -> dict[int, Tensor]:
+            return layers.place_crossing(segment[0] - 1, [each.clone() for each in entered])
+
+        with skip_layers(model, layers, segment[0], batch, make_input):
             _, alone = _run_segment(model, layers, segment, forward, batch)
-    if not allclose_within_rounding(expected, alone):
-        raise BadInput(
-            f"The layers from {layers.names[segment[0]]!r} to {layers.names[segment[-1]]!r} give "
-            "another output when they run alone: they read data that does not come through the cut "
-            "before them. Move the cut (partition=, ranks=Ranks(cuts=...)), or train in one "
-            "process."
-        )
+    return all(map(allclose_within_rounding, expected, alone))
 
 
 def allclose_within_rounding(one: Tensor, other: Tensor) -> bool:
     """Whether two runs of one computation gave the same result, up to a few rounding errors."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
     # Not torch.equal: PyTorch may choose another kernel for the second run, which sums in another
     # order. The tolerance follows the dtype's precision: about 1e-4 in float32, 3e-11 in float64.
     rtol = 16 * torch.finfo(one.dtype).eps ** 0.75
@@ -145,30 +154,34 @@ def allclose_within_rounding(one: Tensor, other: Tensor) -> bool:
 
 def _run_segment(
     model: nn.Module, layers: Layers, segment: range, forward: Forward, batch: Batch
-) -> tuple[Tensor | None, Tensor]:
-    """The input and the output of a range of layers, in one forward of the model."""
-    received: list[Tensor] = []
-    start, end = (model.get_submodule(layers.names[i]) for i in (segment[0] - 1, segment[-1]))
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What crosses the beginning and the end of a range of layers, in one forward of the model."""
+    entered: list[Tensor] = []
+    left: list[Tensor] = []
+    before, last = segment[0] - 1, segment[-1]
+    start, end = (model.get_submodule(layers.names[i]) for i in (before, last))
 
-    def keep_input(module: nn.Module, args: object, output: Tensor) -> None:
-        # A copy, since the next layer may write into its input.
-        received.append(output.clone())
+    def keep_input(module: nn.Module, args: object, output: Any) -> None:
+        # Copies, since the next layer may write into its input.
+        crossing = layers.select_crossing(before, list_tensors(output))
+        entered.extend(each.clone() for each in crossing)
 
-    def stop(module: nn.Module, args: object, output: Tensor) -> None:
-        raise StopForward(output)
+    def stop(module: nn.Module, args: object, output: Any) -> None:
+        left.extend(layers.select_crossing(last, list_tensors(output)))
+        raise StopForward(left[0])
 
     handles = [start.register_forward_hook(keep_input)]
     # The last layer ends with the model's output, after the module of its name.
-    if segment[-1] < len(layers) - 1:
+    if last < len(layers) - 1:
         handles.append(end.register_forward_hook(stop))
     try:
-        output = forward(model, batch.data)
-    except StopForward as stopped:
-        output = stopped.output
+        left.append(forward(model, batch.data))
+    except StopForward:
+        pass
     finally:
         for handle in handles:
             handle.remove()
-    return received[0] if received else None, output
+    return entered, left
 
 
 def _make_output(
@@ -176,14 +189,12 @@ def _make_output(
     submodule: Submodule,
     batch: Batch,
     first: int,
-    make_input: Callable[[], Tensor],
+    make_input: MakeInput,
 ) -> Any:
     """What a skipped submodule returns: zeros or, where layer `first` begins, its input."""
-    if submodule.name != layers.names[first - 1]:
-        return submodule.make_output(_make_zeros(layers, each, batch) for each in submodule.tensors)
-    positions, segment_input = layers.handed_on[first - 1][0].positions, make_input()
+    entered = make_input() if submodule.name == layers.names[first - 1] else {}
     return submodule.make_output(
-        segment_input if i in positions else _make_zeros(layers, each, batch)
+        entered[i] if i in entered else _make_zeros(layers, each, batch)
         for i, each in enumerate(submodule.tensors)
     )
 

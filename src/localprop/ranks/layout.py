@@ -21,6 +21,10 @@ _DTYPES = (
     torch.int32,
     torch.uint8,
     torch.bool,
+    torch.int8,
+    torch.int16,
+    torch.complex64,
+    torch.complex128,
 )
 _MEMORY_FORMATS = {
     0: torch.contiguous_format,
@@ -56,8 +60,10 @@ class Layout(NamedTuple):
         # A tensor of one channel or one pixel is both; the order of its memory is the same, and it
         # counts as contiguous.
         channels_last = not tensor.is_contiguous()
-        first, *others = tensor.shape
-        return cls(tensor.dtype, channels_last, (-1 if first == samples else first, *others))
+        sizes = [*tensor.shape]
+        if sizes[:1] == [samples]:
+            sizes[0] = -1
+        return cls(tensor.dtype, channels_last, tuple(sizes))
 
     def encode(self) -> Tensor:
         """Encode the layout as `HEADER_SIZE` integers."""
@@ -75,6 +81,22 @@ class Layout(NamedTuple):
         sizes = [samples if size == -1 else size for size in self.sizes]
         memory_format = _MEMORY_FORMATS[len(sizes) if self.channels_last else 0]
         return torch.empty(sizes, dtype=self.dtype, device=device, memory_format=memory_format)
+
+
+def encode_header(layout: Layout | None) -> Tensor:
+    """Encode the layout of a tensor, or None where there is none: a gradient that no loss has left,
+    say.
+
+    Example:
+        >>> decode_header(encode_header(None)) is None
+        True
+    """
+    return torch.full((HEADER_SIZE,), -1) if layout is None else layout.encode()
+
+
+def decode_header(header: Tensor) -> Layout | None:
+    """Decode what `encode_header` returned."""
+    return None if header[0] < 0 else Layout.decode(header)
 
 
 def flatten_memory(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -239,10 +239,14 @@ class Pipeline:
             "the seed": str(seed),
             "the version of PyTorch": torch.__version__,
         }
-        facts_of_ranks: list[Any] = [None] * dist.get_world_size()
-        with raising_peer_lost(None):
-            dist.all_gather_object(facts_of_ranks, facts)
-        check(_find_disagreements(facts_of_ranks))
+        check(_find_disagreements(_gather_from_all(facts)))
+
+    def check_on_all(self, problems: Iterable[str]) -> None:
+        """Raise `BadInput` on all ranks if any of them has found a problem.
+
+        A rank that refused alone would leave the others waiting for its messages.
+        """
+        check(dict.fromkeys(itertools.chain(*_gather_from_all([*problems]))))
 
     # --- exchange --------------------------------------------------------------------------------
 
@@ -258,9 +262,7 @@ class Pipeline:
 
     def total(self, sums: Mapping[int, float]) -> dict[int, float]:
         """Sum the values of each module over all ranks that have one."""
-        gathered: list[Any] = [None] * dist.get_world_size()
-        with raising_peer_lost(None):
-            dist.all_gather_object(gathered, dict(sums))
+        gathered = _gather_from_all(dict(sums))
         modules = sorted({module for each in gathered for module in each})
         return {
             module: sum(each[module] for each in gathered if module in each) for module in modules
@@ -348,6 +350,14 @@ def load_tensors(
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if (key, name) in tensors:
                 tensor.data = tensors[key, name].to(device)
+
+
+def _gather_from_all(value: _V) -> list[_V]:
+    """What each rank gives, by rank."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    with raising_peer_lost(None):
+        dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def _hash_bytes(*values: bytes) -> str:

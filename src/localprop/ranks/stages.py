@@ -11,7 +11,7 @@ from torch import nn
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
 from localprop.network.contextual import add_contexts
-from localprop.network.partial_forward import check_isolated
+from localprop.network.partial_forward import find_isolation_problems
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Pipeline, Ranks, load_tensors
 from localprop.schedule.stage import release_parameters
@@ -45,7 +45,9 @@ def join_pipeline(
     pipeline = Pipeline(ranks, wiring, microbatches, device, trained_modules=modules, seed=seed)
     with pipeline.reporting_failures():
         own = wiring.layers_in(pipeline.stage.segments)
-        check_isolated(model, wiring.layers, own, wiring.task.forward, sample)
+        pipeline.check_on_all(
+            find_isolation_problems(model, wiring.layers, own, wiring.task.forward, sample)
+        )
     release_parameters(wiring, pipeline.stage, model)
     return pipeline
 

@@ -9,8 +9,9 @@ Receives are posted ahead. A sent tensor is kept until it is delivered. ::
              ──────────── SEND_C ──────────────────►     a context, straight from its owner
              ─ handshake ─►          ─ handshake ─►      step and batch are compared, once a step
 
-A header with the layout precedes the first message of each kind. From then on the receiver knows
-the layout, and posts receives before the messages are sent.
+A message is one tensor, or the few that a module returns. Headers with their layouts precede the
+first message of each kind. From then on the receiver knows the layouts, and posts receives before
+the messages are sent.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from localprop.ranks.layout import (
     HEADER_SIZE,
     Layout,
     check_handshake,
+    decode_header,
+    encode_header,
     flatten_memory,
     make_handshake,
 )
@@ -47,7 +50,7 @@ class Channel(NamedTuple):
 
 
 class MessageKind(NamedTuple):
-    """Messages of one layout.
+    """Messages whose tensors have the same layouts.
 
     Evaluation may use another dtype than training, so its messages are of another kind; so are
     those of batches of another shape.
@@ -87,6 +90,18 @@ class PendingReceive(NamedTuple):
     samples: int
 
 
+class Transfer(NamedTuple):
+    """A message under way.
+
+    Attributes:
+        tensors: what is sent, or received into; None in the place of what there is not.
+        works: of torch.distributed, one for each tensor that there is.
+    """
+
+    tensors: Sequence[Tensor | None]
+    works: list[Any]
+
+
 class Transport:
     """Sends tensors between the ranks of a mesh; implements `localprop.engine.communicator`.
 
@@ -117,12 +132,12 @@ class Transport:
         self._handshake_groups = {
             pair: self._make_group(list(pair)) for pair in mesh.iterate_handshakes()
         }
-        self._layouts: dict[MessageKind, Layout] = {}
+        self._layouts: dict[MessageKind, list[Layout | None]] = {}
         self._pending: dict[Channel, deque[PendingReceive]] = defaultdict(deque)
-        self._posted: dict[Channel, deque[tuple[Tensor, Any]]] = defaultdict(deque)
+        self._posted: dict[Channel, deque[Transfer]] = defaultdict(deque)
         # Headers are kept for good: they are few, and nobody waits for their delivery.
         self._headers: list[tuple[Tensor, Any]] = []
-        self._sent: dict[object, deque[tuple[int, Tensor, Any]]] = defaultdict(deque)
+        self._sent: dict[object, deque[tuple[int, Transfer]]] = defaultdict(deque)
         self._sums: dict[tuple[Op, int, int | None], tuple[Any, Tensor, list[Tensor]]] = {}
         self._training = True
 
@@ -194,67 +209,76 @@ class Transport:
         for (source, target), group in self._handshake_groups.items():
             if target == our_rank:
                 theirs = torch.empty_like(ours)
-                self._wait(source, self._irecv(source, theirs, group))
+                self._wait(source, [self._irecv(source, theirs, group)])
                 check_handshake(source, theirs.tolist(), our_rank, ours.tolist())
         for (source, target), group in self._handshake_groups.items():
             if source == our_rank:
-                work = self._isend(target, ours, group)
-                self._keep((source, target), target, ours, work)
+                self._send((source, target), target, [ours], group)
 
-    def send(self, action: Action, tensor: Tensor, batch: Batch) -> None:
-        """Send a tensor. Waits if too many messages of its channel are in flight.
+    def send(self, action: Action, tensors: Sequence[Tensor | None], batch: Batch) -> None:
+        """Send a message. Waits if too many of its channel are in flight.
 
         Args:
             action: says what is sent, and to which stage.
-            tensor: kept until it is delivered; nobody may write to it any more.
-            batch: its micro-batch.
+            tensors: kept until they are delivered; nobody may write to them any more.
+            batch: their micro-batch.
 
         Raises:
             PeerLost: the peer does not answer.
-            RuntimeError: the layout differs from that of the first tensor of its kind.
+            RuntimeError: the layout of a tensor differs from that in the first message of its kind.
         """
         channel, kind = _channel_of(self.mesh.stage, action), self._kind_of(action, batch)
         target, group = self.mesh.rank(channel.target), self._groups[channel]
-        layout = Layout.of(tensor, batch.samples)
+        layouts = [each if each is None else Layout.of(each, batch.samples) for each in tensors]
         if kind not in self._layouts:
-            self._layouts[kind] = layout
-            header = layout.encode()
-            self._headers.append((header, self._isend(target, header, group)))
-        if layout != self._layouts[kind]:
-            raise RuntimeError(
-                f"the tensor to send is {layout}, but the first one was {self._layouts[kind]}"
-            )
-        self._keep(channel, target, tensor, self._isend(target, flatten_memory(tensor), group))
+            self._layouts[kind] = layouts
+            for header in map(encode_header, layouts):
+                self._headers.append((header, self._isend(target, header, group)))
+        for layout, first in zip(layouts, self._layouts[kind], strict=True):
+            if layout != first:
+                raise RuntimeError(f"the tensor to send is {layout}, but the first one was {first}")
+        self._send(channel, target, tensors, group)
 
-    def receive(self, action: Action) -> Tensor:
-        """Wait for the next tensor of a channel.
+    def receive(self, action: Action, count: int) -> list[Tensor | None]:
+        """Wait for the next message of a channel.
+
+        Args:
+            action: says which channel.
+            count: the number of its tensors.
 
         Raises:
             PeerLost: the peer does not answer.
         """
         channel = _channel_of(self.mesh.stage, action)
         if not self._posted[channel]:  # the first message of its kind
-            self._read_header(channel)
+            self._read_headers(channel, count)
             self._post_receives(channel)
-        tensor, work = self._posted[channel].popleft()
-        self._wait(self.mesh.rank(channel.source), work)
+        message = self._posted[channel].popleft()
+        self._wait(self.mesh.rank(channel.source), message.works)
         self._post_receives(channel)
-        return tensor
+        return [*message.tensors]
 
-    def _read_header(self, channel: Channel) -> None:
-        source = self.mesh.rank(channel.source)
-        header = torch.empty(HEADER_SIZE, dtype=torch.int64)
-        self._wait(source, self._irecv(source, header, self._groups[channel]))
-        self._layouts[self._pending[channel][0].kind] = Layout.decode(header)
+    def _read_headers(self, channel: Channel, count: int) -> None:
+        source, layouts = self.mesh.rank(channel.source), []
+        for _ in range(count):
+            header = torch.empty(HEADER_SIZE, dtype=torch.int64)
+            self._wait(source, [self._irecv(source, header, self._groups[channel])])
+            layouts.append(decode_header(header))
+        self._layouts[self._pending[channel][0].kind] = layouts
 
     def _post_receives(self, channel: Channel) -> None:
-        """Post receives ahead, up to the first message whose layout is unknown."""
+        """Post receives ahead, up to the first message whose layouts are unknown."""
         pending, posted = self._pending[channel], self._posted[channel]
         source, group = self.mesh.rank(channel.source), self._groups[channel]
         while pending and len(posted) < self.max_in_flight and pending[0].kind in self._layouts:
             kind, samples = pending.popleft()
-            tensor = self._layouts[kind].allocate(samples, self.device)
-            posted.append((tensor, self._irecv(source, flatten_memory(tensor), group)))
+            tensors = [
+                each if each is None else each.allocate(samples, self.device)
+                for each in self._layouts[kind]
+            ]
+            parts = [flatten_memory(each) for each in tensors if each is not None]
+            works = [self._irecv(source, part, group) for part in parts]
+            posted.append(Transfer(tensors, works))
 
     def _kind_of(self, action: Action, batch: Batch) -> MessageKind:
         op = RECEIVES.get(action.op, action.op)  # both sides use the sender's
@@ -284,31 +308,37 @@ class Transport:
         others = [r for r in range(self.mesh.replicas) if r != self.mesh.replica]
         # Of several replicas nobody knows which one is missing.
         peer = self.mesh.rank(self.mesh.stage, others[0]) if len(others) == 1 else None
-        self._wait(peer, work, self._timeout)
+        self._wait(peer, [work], self._timeout)
         sums = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, total in zip(gradients, sums, strict=True):
             gradient.copy_(total.view_as(gradient))
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def _keep(self, queue: object, target: int, tensor: Tensor, work: Any) -> None:
-        """Keep a sent tensor until it is delivered; wait for the oldest if there are too many."""
+    def _send(
+        self, queue: object, target: int, tensors: Sequence[Tensor | None], group: Any
+    ) -> None:
+        """Send a message, which is kept until it is delivered; wait for the oldest if there are too
+        many.
+        """
+        parts = [flatten_memory(each) for each in tensors if each is not None]
+        works = [self._isend(target, part, group) for part in parts]
         in_flight = self._sent[queue]
-        in_flight.append((target, tensor, work))
+        in_flight.append((target, Transfer(tensors, works)))
         while len(in_flight) > self.max_in_flight:
-            peer, _, oldest = in_flight.popleft()
-            self._wait(peer, oldest)
+            peer, oldest = in_flight.popleft()
+            self._wait(peer, oldest.works)
 
     def wait_for_sends(self) -> None:
-        """Wait until all sent tensors are delivered.
+        """Wait until all messages are delivered.
 
         Raises:
             PeerLost: a peer does not answer.
         """
         for in_flight in self._sent.values():
             while in_flight:
-                peer, _, work = in_flight.popleft()
-                self._wait(peer, work)
+                peer, message = in_flight.popleft()
+                self._wait(peer, message.works)
 
     @staticmethod
     def _isend(target: int, tensor: Tensor, group: Any) -> Any:
@@ -321,9 +351,10 @@ class Transport:
             return dist.irecv(tensor, source, group=group)
 
     @staticmethod
-    def _wait(peer: int | None, work: Any, *timeout: timedelta) -> None:
+    def _wait(peer: int | None, works: list[Any], *timeout: timedelta) -> None:
         with raising_peer_lost(peer):
-            work.wait(*timeout)
+            for work in works:
+                work.wait(*timeout)
 
 
 @contextmanager

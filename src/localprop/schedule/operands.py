@@ -13,7 +13,8 @@ A schedule is a program, and these are its variables. A value is named after whe
 value        what it is                                    written by        read by
 ===========  ============================================  ================  ==================
 x, y         the network's input and the targets           the step          F, L
-h2           the output of segment 2, detached, dense      F, RECV_F         next F, SEND_F
+h2           the output of segment 2, detached, dense; on  F, RECV_F         next F, SEND_F
+             ranks a list of all that crosses its end
 f2           what losses at the end of segment 2 see       F                 L
 c2           the input of module 2, for later contexts     F, RECV_C         F, SEND_C
 i2           the input of module 2, for losses             F                 L
@@ -24,7 +25,7 @@ t:name       an inner output that a loss looks at          F                 L
 e:name       its place in the graph                        F                 B
 d:name.1<3L  its gradient from loss 3, for flow 1          L                 B
 g2.1<3B      a part of h2's gradient, flow 1, from 3B      L, B, RECV_B      B, SEND_B
-gs2.1<3B     the same of what else lives at that end       B                 B
+gs2.1<3B     the same of what else lives at that end       B, RECV_B         B, SEND_B
 k3           what a second-order loss hands on             L                 next module's L
 G2, G2.1     gradients of parameters: .grad; of flow 1     B, L              REDUCE_S, S
 G2.1<0B      the same of tied ones, from flow 1 of 0       B                 REDUCE_S, S
@@ -212,25 +213,28 @@ class _OperandRules:
 
     def reads(self, action: Action) -> Iterable[Value]:
         if action.op in (Op.SEND_F, Op.SEND_B, Op.SEND_C):
-            return [self._moved(action)]
+            return self._moved(action)
         return self._reads[action.op](action) if action.op in self._reads else ()
 
     def writes(self, action: Action) -> Iterable[Value]:
         if action.op in (Op.RECV_F, Op.RECV_B, Op.RECV_C):
-            return [self._moved(action)]
+            return self._moved(action)
         return self._writes[action.op](action) if action.op in self._writes else ()
 
     # --- messages move values -------------------------------------------------------------------
 
-    def _moved(self, action: Action) -> Value:
+    def _moved(self, action: Action) -> Iterator[Value]:
         """What a message moves, which has one name on both sides."""
         segment, microbatch = action.segment, action.microbatch
         if action.op in (Op.SEND_F, Op.RECV_F):
-            return Value(Kind.OUTPUT, segment, microbatch=microbatch)
-        if action.op in (Op.SEND_C, Op.RECV_C):
-            return Value(Kind.CONTEXT, self.wiring.segments[segment].module, microbatch=microbatch)
-        # SEND_B and RECV_B bear the segment and the flow of the backward that makes the gradient.
-        return name_gradient(self.wiring, Action(Op.B, segment, action.flow, microbatch))
+            yield Value(Kind.OUTPUT, segment, microbatch=microbatch)
+        elif action.op in (Op.SEND_C, Op.RECV_C):
+            yield Value(Kind.CONTEXT, self.wiring.segments[segment].module, microbatch=microbatch)
+        else:  # they bear the segment and the flow of the backward that makes the gradient
+            backward = Action(Op.B, segment, action.flow, microbatch)
+            yield name_gradient(self.wiring, backward)
+            if self.skips_before(segment):
+                yield name_skip_gradients(self.wiring, backward)
 
     # --- F --------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from localprop.schedule.wiring import Objective, Wiring
 class Placement:
     """Consecutive local modules on each stage of a pipeline.
 
-    A module is never split between two stages, and a stage begins where a module, at its only call,
-    hands one tensor on, and nothing goes around.
+    A module is never split between two stages, and a stage begins where a module of the network
+    returns, at its only call, and nothing goes around.
 
     Attributes:
         stages: the segments of each stage.
@@ -94,15 +94,15 @@ class Placement:
 def _list_starts(wiring: Wiring) -> list[int]:
     """The modules after the first at which a rank can begin."""
     count = len(wiring.table.sizes)
-    return [m for m in range(1, count) if wiring.segments_of(m)[0] - 1 not in wiring.odd_ends]
+    return [m for m in range(1, count) if wiring.can_be_sent(wiring.segments_of(m)[0] - 1)]
 
 
 def _explain_starts(wiring: Wiring) -> str:
     starts = _list_starts(wiring)
-    where = f"only at the modules {_join(map(str, starts))}" if starts else "at no other module"
+    where = f"only at module(s) {_join(map(str, starts))}" if starts else "at no other module"
     return (
-        "ranks exchange one tensor, the output of a module that is called once, and nothing may go "
-        f"around it: a rank can begin {where}"
+        "ranks exchange the tensors that a module returns, which is called once, and nothing may "
+        f"go around it: a rank can begin {where}"
     )
 
 
@@ -124,7 +124,7 @@ def find_placement_problems(wiring: Wiring, placement: Placement) -> Iterator[st
     Module inputs and inner outputs are always available, because a module is on one rank.
     """
     for stage in placement.stages[1:]:
-        if stage[0] - 1 in wiring.odd_ends:
+        if not wiring.can_be_sent(stage[0] - 1):
             end = wiring.end_name(stage[0] - 1)
             yield f"A rank begins after {end!r}, but {_explain_starts(wiring)}."
             break
@@ -168,7 +168,7 @@ def _find_tie_problems(
 
 def _join(words: Iterable[str]) -> str:
     *most, last = words
-    return f"{', '.join(most)} and {last}"
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _find_remote_sources(wiring: Wiring, placement: Placement, objective: Objective) -> list[str]:

@@ -215,6 +215,13 @@ class Wiring:
         assert isinstance(encoders, nn.ModuleList)
         return encoders
 
+    def can_be_sent(self, segment: int) -> bool:
+        """Whether another rank can go on where a segment ends: at the return of a module that is
+        called once, and nothing goes around it.
+        """
+        layer = self.segments[segment].layers[-1]
+        return not self.skips[segment].kept and self.layers.find_end(layer) is not None
+
     @cached_property
     def odd_ends(self) -> list[int]:
         """The segments that do not end where a module, at its only call, hands one tensor on to the
@@ -322,15 +329,26 @@ class Wiring:
             for name in self.layers.parameters[layer]
         }
 
-    def message_shape(
+    def message_shapes(
         self, segment: int, samples: int, *, output: bool
-    ) -> tuple[torch.Size, torch.dtype]:
-        """Shape and dtype of a segment's output, or of its input, for a number of samples."""
-        layers = self.segments[segment].layers
+    ) -> list[tuple[torch.Size, torch.dtype]]:
+        """Shapes and dtypes of the tensors in a message, for a number of samples.
+
+        Args:
+            segment: the segment.
+            samples: how many.
+            output: what crosses the end of the segment; otherwise the gradients, or the context, of
+                what crosses its beginning, where constants have none.
+        """
+        layers, known = self.segments[segment].layers, self.layers
         layer = layers[-1] if output else layers[0] - 1
-        known = self.layers
         shape = known.shape_for(known.shapes[layer], known.growths[layer], samples)
-        return shape, known.dtypes[layer]
+        end, count = known.find_end(layer), None if output else len(known.handed_on[layer])
+        others = [] if end is None else known.select_crossing(layer, end.tensors)[1:count]
+        return [
+            (shape, known.dtypes[layer]),
+            *((known.shape_for(o.shape, o.growth, samples), o.dtype) for o in others),
+        ]
 
     def span_name(self, segment: int) -> str:
         """The names of a segment's first and last layer, as "first .. last"."""
