@@ -181,6 +181,7 @@ X_TRANSFORMERS: Cases = {
     "alibi": build_x_transformer(positions=False, alibi_pos_bias=True),
     "rotary": build_x_transformer(positions=False, rotary_pos_emb=True),
     "t5bias": build_x_transformer(positions=False, rel_pos_bias=True),
+    "resi": build_x_transformer(residual_attn=True),
     "sandwich": build_x_transformer(sandwich_norm=True),
     "encoder_cls": build_text_classifier,
     "vit": build_image_classifier,
