@@ -104,7 +104,8 @@ def _make_point(
         layer=layer,
         layers=layers,
         features=layers.shapes[layer],
-        outputs=layers.output_shape[layers.output_channel],
+        # Outputs without a dimension of their own are one number for each sample.
+        outputs=layers.output_shape[layers.output_channel] if len(layers.output_shape) > 1 else 1,
         start=partition.modules[module][0],
         objective=module_of_loss[:k].count(module),
         normalization=normalization,
