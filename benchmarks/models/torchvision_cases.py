@@ -107,8 +107,13 @@ def build_segmenter(name: str, blocks: int, last: bool = False) -> Build:
     return build
 
 
+def add_losses(model: nn.Module, batch: Any) -> Tensor:
+    total: Tensor = sum(model(*batch).values())
+    return total
+
+
 def build_detector(name: str, blocks: int) -> Build:
-    """A list of images, and a list of dictionaries, as a user has them."""
+    """A list of images, and a list of dictionaries, as a user has them: the batch as a whole."""
 
     def build() -> Case:
         import torchvision
@@ -125,7 +130,13 @@ def build_detector(name: str, blocks: int) -> Build:
             for _ in range(SAMPLES)
         ]
         return Case(
-            model, (images, targets), is_small=False, blocks=blocks, no_cuts="levels of a pyramid"
+            model,
+            (images, targets),
+            lp.task(forward=add_losses, loss=lambda total, targets: total),
+            batch_dims=None,
+            is_small=False,
+            blocks=blocks,
+            no_cuts="levels of a pyramid",
         )
 
     return build
