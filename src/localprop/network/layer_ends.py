@@ -269,12 +269,19 @@ def _iterate_listed_modules(
 
 
 def _is_module_list(module: nn.Module) -> bool:
-    """Whether a module is a list: a Sequential or ModuleList, unless it is one unit itself."""
+    """Whether a module is a list: a Sequential or ModuleList, unless it is one unit itself.
+
+    A ModuleDict with the names 0, 1, ... is the beginning of a Sequential, of which more than the
+    last output is wanted: torchvision's IntermediateLayerGetter.
+    """
     # Sequential(conv, norm, relu) is a unit, written as a list for convenience: only one child has
     # weights, and that child is a bare conv or Linear.
     weighted = [child for child in module.children() if owns_matrix(child)]
     is_unit = len(weighted) == 1 and not list(weighted[0].children())
-    return isinstance(module, (nn.Sequential, nn.ModuleList)) and not is_unit
+    is_list = isinstance(module, (nn.Sequential, nn.ModuleList)) or (
+        isinstance(module, nn.ModuleDict) and all(name.isdigit() for name in module)
+    )
+    return is_list and not is_unit
 
 
 def _has_numbered_blocks(module: nn.Module) -> bool:
