@@ -180,3 +180,38 @@ def test_a_dictionary_of_numbers_is_a_list() -> None:
     layers = lp.layers_of(TwoLevels(), torch.zeros(2, 6))
     assert layers.names == ("levels.0", "levels.1", "levels.2", "levels.3")
     assert [layers.goes_around(i) for i in range(3)] == [False, False, True]
+
+
+class Stack(nn.Module):
+    """Pairs of blocks whose residuals are added outside of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList([Block(), Block()]) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for pair in self.layers:
+            first, second = pair.children()
+            x = first(x) + x
+            x = second(x) + x
+        return x
+
+
+class TwoStacks(nn.Module):
+    """A network that is written by hand, with several children of one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.early, self.late = nn.Linear(6, 6), Stack(), Stack()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.late(self.early(self.stem(x))))
+        return output
+
+
+def test_stacks_whose_residuals_are_outside_of_blocks_are_opened() -> None:
+    layers = lp.layers_of(TwoStacks(), torch.zeros(2, 6))
+    ends = [f"{s}.layers.{i}.{k}+1" for s in ("early", "late") for i in (0, 1) for k in (0, 1)]
+    assert layers.names == ("stem", *ends, "head")
+    assert not any(layers.goes_around(i) for i in range(len(layers)))

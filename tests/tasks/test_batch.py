@@ -48,6 +48,12 @@ def add_losses(model: nn.Module, batch: Any) -> Tensor:
 TOTAL = lp.task(forward=add_losses, loss=lambda total, targets: total)
 
 
+def learn_whole(model: nn.Module, rule: lp.Rule, batch: Any) -> lp.Learner:
+    return lp.Learner(
+        model, rule, modules=3, optimizer=sgd, sample=batch, task=TOTAL, batch_dims=None
+    )
+
+
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_samples_in_lists_are_refused_with_a_way(kind: type) -> None:
     batch = make_lists(kind)
@@ -68,15 +74,7 @@ def test_a_list_of_inputs_that_are_batches_is_none_of_samples() -> None:
 def test_the_way_trains_as_a_plain_loop_does() -> None:
     batch, plain = make_lists(list), Detector()
     model = deepcopy(plain)
-    learner = lp.Learner(
-        model,
-        lp.end_to_end(),
-        modules=3,
-        optimizer=sgd,
-        sample=batch,
-        task=TOTAL,
-        batch_dims=None,
-    )
+    learner = learn_whole(model, lp.end_to_end(), batch)
     optimizer = sgd(plain.parameters())
     for _ in range(2):
         optimizer.zero_grad()
@@ -86,6 +84,11 @@ def test_the_way_trains_as_a_plain_loop_does() -> None:
         assert learner.step(batch)[0] == total.item()
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_its_total_has_no_heads() -> None:
+    with pytest.raises(lp.BadInput, match=r"output of shape \(\) does not count the samples"):
+        learn_whole(Detector(), lp.greedy(), make_lists(list))
 
 
 def test_a_batch_as_a_whole_has_no_parts() -> None:

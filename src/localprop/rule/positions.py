@@ -10,6 +10,8 @@ A head then makes an output of the shape of the network's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -186,21 +188,24 @@ def makes_whole(point: AttachPoint) -> bool:
     return features != _positions(outputs, point.layers.output_channel)
 
 
-def match_output(aux: nn.Module, point: AttachPoint) -> nn.Module:
-    """Bring the output of a head to the layout of the network's, if it differs.
+def build_matching(build: Callable[[AttachPoint], nn.Module], point: AttachPoint) -> nn.Module:
+    """Build a head, and bring its output to the layout of the network's, if it differs.
 
     Args:
-        aux: the head, of features as the network hands them on.
+        build: makes the head, of features as the network hands them on.
         point: where it is attached.
 
     Raises:
         BadInput: the network's output says nothing of single samples, or has positions that the
             features do not have.
     """
-    outputs, channel = point.layers.output_shape, point.layers.output_channel
+    layers = point.layers
+    outputs, channel = layers.output_shape, layers.output_channel
+    # First of all: where no dimension counts the samples, features and outputs are both strange.
+    if len(outputs) < 2 and layers.output_growth != (1,):
+        raise BadInput(_say_no_samples(layers))
+    aux = build(point)
     if len(outputs) < 2:
-        if point.layers.output_growth != (1,):
-            raise BadInput(_say_no_samples(point.layers))
         return WithoutChannel(aux)
     if len(outputs) == 2:
         return aux
