@@ -118,8 +118,10 @@ def build_detector(name: str, blocks: int) -> Build:
     def build() -> Case:
         import torchvision
 
-        options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
-        model: Any = torchvision.models.get_model(name, **options)
+        options: dict[str, Any] = {"weights": None, "weights_backbone": None}
+        if not name.startswith("ssd"):  # others resize images to 800 pixels, and take 13 GB
+            options |= {"min_size": 128, "max_size": 128}
+        model: Any = torchvision.models.get_model(name, num_classes=CLASSES, **options)
         images = [torch.rand(3, 64, 64) for _ in range(SAMPLES)]
         targets = [
             {
