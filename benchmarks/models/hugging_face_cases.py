@@ -60,7 +60,7 @@ ENCODERS: Cases = {
     "modernbert": make_text_model(
         "ModernBert", TEXT | ENDS | {"cls_token_id": 0, "sep_token_id": 2}
     ),
-    "deberta_v2": make_text_model(
+    "deberta_v2_relative": make_text_model(
         "DebertaV2",
         TEXT | {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["c2p", "p2c"]},
     ),
@@ -126,7 +126,7 @@ LANGUAGE_MODELS: Cases = {
     "qwen3": make_language_model("Qwen3", DECODER | WIDE_HEADS),
     "gemma": make_language_model("Gemma", DECODER | WIDE_HEADS),
     "gemma2": make_language_model("Gemma2", DECODER | WIDE_HEADS),
-    "gemma3": make_language_model("Gemma3", DECODER | WIDE_HEADS, "Gemma3TextConfig"),
+    "gemma3_text": make_language_model("Gemma3", DECODER | WIDE_HEADS, "Gemma3TextConfig"),
     "mistral": make_language_model("Mistral", DECODER),
     "phi": make_language_model("Phi", DECODER),
     "phi3": make_language_model("Phi3", DECODER),
@@ -327,7 +327,7 @@ OTHERS: Cases = {
     "swin": make_vision_model("Swin", SWIN),
     "convnext": make_vision_model("ConvNext", STAGES, 5),
     "resnet": make_vision_model("ResNet", STAGES | {"embedding_size": 8, "layer_type": "basic"}, 5),
-    "segformer": make_case(
+    "segformer_semantic": make_case(
         "SegformerForSemanticSegmentation",
         "SegformerConfig",
         make_scenes,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import hugging_face_wrapped
 import torch
 from cases import Case, Cases
-from hugging_face_cases import OPT, QWEN2_MOE, STAGES, SWIN, T5
+from hugging_face_cases import OPT, QWEN2_MOE, STAGES, SWIN, T5, make_unmasked
 from hugging_face_setup import (
     ATTENTION,
     BLOCKS,
@@ -89,6 +91,24 @@ def checkpoint_llama() -> Case:
     return case
 
 
+def adapt_llama() -> Case:
+    """A language model whose own weights are frozen, with adapters of peft (LoRA)."""
+    import peft
+
+    case = make_language_model("Llama", DECODER)()
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    model: Any = peft.get_peft_model(case.model, config)
+    return replace(case, model=model)
+
+
+def drop_pooler() -> Case:
+    """What `add_pooling_layer=False` makes."""
+    case = BERT["bert_base"]()
+    model: Any = case.model
+    model.pooler = None
+    return case
+
+
 BERT: Cases = {
     "bert_base": make_case(
         "BertModel", "BertConfig", make_unlabelled, TEXT, **judge_by_squares("last_hidden_state")
@@ -99,7 +119,7 @@ BERT: Cases = {
         make_text,
         TEXT | CLASSES | {"attn_implementation": "eager"},
     ),
-    "deberta_v2_absolute": make_text_model("DebertaV2", TEXT | {"relative_attention": False}),
+    "deberta_v2": make_text_model("DebertaV2", TEXT | {"relative_attention": False}),
     "bert_answers": make_case("BertForQuestionAnswering", "BertConfig", make_answers, TEXT),
     "bert_choices": make_case("BertForMultipleChoice", "BertConfig", make_choices, TEXT),
     "bert_regression": make_case(
@@ -164,6 +184,10 @@ DECODERS: Cases = {
         DECODER | CLASSES,
     ),
     "llama_checkpointing": checkpoint_llama,
+    "llama_nocache": make_case(
+        "LlamaForCausalLM", "LlamaConfig", make_unmasked, DECODER, causal=True
+    ),
+    "llama_lora": adapt_llama,
     "gemma_untied": make_language_model("Gemma", DECODER | WIDE_HEADS | UNTIED),
     "glm4": make_language_model("Glm4", DECODER | WIDE_HEADS),
     "granite": make_language_model("Granite", DECODER),
@@ -249,9 +273,7 @@ VISIONS: Cases = {
     "pvt": make_vision_model(
         "Pvt", POOLING | {"num_attention_heads": [1, 2, 3, 4], "image_size": 32}, 5
     ),
-    "segformer_classifier": make_vision_model(
-        "Segformer", STAGES | {"num_attention_heads": [1, 2, 2, 4]}, 5
-    ),
+    "segformer": make_vision_model("Segformer", STAGES | {"num_attention_heads": [1, 2, 2, 4]}, 5),
     "videomae": make_case(
         "VideoMAEForVideoClassification", "VideoMAEConfig", make_frames, VIDEO | CLASSES
     ),
@@ -279,4 +301,10 @@ VISIONS: Cases = {
     ),
 }
 
-CASES: Cases = {**BERT, **DECODERS, **VISIONS}
+CASES: Cases = {
+    **BERT,
+    "bert_base_nopool": drop_pooler,
+    **DECODERS,
+    **VISIONS,
+    **hugging_face_wrapped.CASES,
+}

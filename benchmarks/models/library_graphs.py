@@ -1,4 +1,4 @@
-"""torch_geometric, whose edges are the same for all samples, and LoRA of peft."""
+"""torch_geometric, whose edges are the same for all samples."""
 
 from __future__ import annotations
 
@@ -73,20 +73,8 @@ def build_by_hand() -> Case:
     return Case(ByHand(), make_nodes(), blocks=4)
 
 
-def build_lora() -> Case:
-    """A language model whose own weights are frozen."""
-    import peft
-    from hugging_face_cases import CASES as HUGGING_FACE
-
-    case = HUGGING_FACE["llama"]()
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-    model: Any = peft.get_peft_model(case.model, config)
-    return Case(model, case.batch, blocks=4, own_loss=case.own_loss, causal=True)
-
-
 CASES: Cases = {
     **{f"pyg:{name}": build_graph(name) for name in ("GCN", "GAT", "GIN", "GraphSAGE")},
     "pyg:edges_as_input": build_graph_with_edges,
     "pyg:by_hand": build_by_hand,
-    "peft:llama_lora": build_lora,
 }

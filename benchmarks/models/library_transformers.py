@@ -126,7 +126,7 @@ VITS: Cases = {
 # --- x-transformers -------------------------------------------------------------------------------
 
 
-def build_x_transformer(positions: bool = True, **options: Any) -> Build:
+def build_x_transformer(positions: bool = True, no_cuts: str = OUTSIDE, **options: Any) -> Build:
     """A language model, whose targets are the next words."""
 
     def build() -> Case:
@@ -138,7 +138,7 @@ def build_x_transformer(positions: bool = True, **options: Any) -> Build:
         )
         ids = torch.randint(WORDS, (SAMPLES, 13))
         batch = (ids[:, :-1], ids[:, 1:])
-        return Case(model, batch, blocks=4, causal=True, no_cuts=OUTSIDE)
+        return Case(model, batch, blocks=4, causal=True, no_cuts=no_cuts)
 
     return build
 
@@ -181,6 +181,9 @@ X_TRANSFORMERS: Cases = {
     "alibi": build_x_transformer(positions=False, alibi_pos_bias=True),
     "rotary": build_x_transformer(positions=False, rotary_pos_emb=True),
     "t5bias": build_x_transformer(positions=False, rel_pos_bias=True),
+    "resi": build_x_transformer(
+        residual_attn=True, no_cuts="attention scores go on in a dataclass, around all blocks"
+    ),
     "sandwich": build_x_transformer(sandwich_norm=True),
     "encoder_cls": build_text_classifier,
     "vit": build_image_classifier,

@@ -273,12 +273,12 @@ def build_two_inputs() -> Case:
     return Case(TwoInputs(), (inputs, make_labels(SAMPLES)), blocks=3, channel=1)
 
 
-def build_mlp(outputs: int, targets: Callable[[], Tensor]) -> Build:
+def build_mlp(outputs: int, targets: Callable[[], Tensor], *after: nn.Module) -> Build:
     def build() -> Case:
         widths = (12, 16, 16, 16, 16)
         pairs = pairwise(widths)
         blocks = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairs]
-        model = nn.Sequential(nn.Flatten(), *blocks, nn.Linear(16, outputs))
+        model = nn.Sequential(nn.Flatten(), *blocks, nn.Linear(16, outputs), *after)
         return Case(model, (torch.randn(SAMPLES, 3, 4), targets()), blocks=4, channel=1)
 
     return build
@@ -315,6 +315,7 @@ CASES: Cases = {
     "two_inputs": build_two_inputs,
     "mlp": build_mlp(CLASSES, lambda: make_labels(SAMPLES)),
     "regression": build_mlp(1, lambda: torch.randn(SAMPLES, 1)),
+    "regression_flat": build_mlp(1, lambda: torch.randn(SAMPLES), nn.Flatten(0)),
     "multi_label": build_mlp(4, lambda: torch.randint(2, (SAMPLES, 4)).float()),
     "ignored_labels": build_mlp(CLASSES, lambda: torch.tensor([0, 1, -100, 2, -100, 3])),
 }

@@ -71,7 +71,8 @@ def judge(record: Record) -> tuple[str, str]:
 
 
 def _find_last(record: Record) -> str:
-    return [key for key in record if key not in ("seconds", "verdict", "notes", "ended")][-1]
+    known = ("seconds", "commit", "verdict", "notes", "ended")
+    return [key for key in record if key not in known][-1]
 
 
 def _list_running(record: Record) -> list[str]:

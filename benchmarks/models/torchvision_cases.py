@@ -80,7 +80,19 @@ def build_video_classifier(name: str, blocks: int) -> Build:
     return build
 
 
-def build_segmenter(name: str, blocks: int) -> Build:
+class ClassesLast(nn.Module):
+    """A segmentation model that returns one tensor, whose classes come last."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.model(images)["out"]
+        return output.movedim(1, -1)
+
+
+def build_segmenter(name: str, blocks: int, last: bool = False) -> Build:
     """A dictionary of outputs, and a label for each pixel."""
 
     def build() -> Case:
@@ -89,19 +101,27 @@ def build_segmenter(name: str, blocks: int) -> Build:
         options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
         model: Any = torchvision.models.get_model(name, **options)
         batch = (torch.rand(SAMPLES, 3, 64, 64), torch.randint(CLASSES, (SAMPLES, 64, 64)))
-        return Case(model, batch, is_small=False, blocks=blocks, channel=1)
+        wrapped = ClassesLast(model) if last else model
+        return Case(wrapped, batch, is_small=False, blocks=blocks, channel=1)
 
     return build
 
 
+def add_losses(model: nn.Module, batch: Any) -> Tensor:
+    total: Tensor = sum(model(*batch).values())
+    return total
+
+
 def build_detector(name: str, blocks: int) -> Build:
-    """A list of images, and a list of dictionaries, as a user has them."""
+    """A list of images, and a list of dictionaries, as a user has them: the batch as a whole."""
 
     def build() -> Case:
         import torchvision
 
-        options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
-        model: Any = torchvision.models.get_model(name, **options)
+        options: dict[str, Any] = {"weights": None, "weights_backbone": None}
+        if not name.startswith("ssd"):  # others resize images to 800 pixels, and take 13 GB
+            options |= {"min_size": 128, "max_size": 128}
+        model: Any = torchvision.models.get_model(name, num_classes=CLASSES, **options)
         images = [torch.rand(3, 64, 64) for _ in range(SAMPLES)]
         targets = [
             {
@@ -112,10 +132,37 @@ def build_detector(name: str, blocks: int) -> Build:
             for _ in range(SAMPLES)
         ]
         return Case(
-            model, (images, targets), is_small=False, blocks=blocks, no_cuts="levels of a pyramid"
+            model,
+            (images, targets),
+            lp.task(forward=add_losses, loss=lambda total, targets: total),
+            batch_dims=None,
+            is_small=False,
+            blocks=blocks,
+            no_cuts="levels of a pyramid",
         )
 
     return build
+
+
+class PyramidClassifier(nn.Module):
+    """A detector's backbone whose coarsest level classifies; the finer levels are not used."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.last = backbone, nn.Linear(256, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.last(self.backbone(images)["pool"].mean((2, 3)))
+        return scores
+
+
+def build_detector_backbone() -> Case:
+    import torchvision
+
+    options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
+    detector: Any = torchvision.models.get_model("fasterrcnn_mobilenet_v3_large_320_fpn", **options)
+    model = PyramidClassifier(detector.backbone)
+    return Case(model, make_images(64, samples=SAMPLES), is_small=False, blocks=15)
 
 
 def build_with_auxiliaries(name: str, size: int, blocks: int, auxiliaries: bool) -> Build:
@@ -190,7 +237,12 @@ CASES: Cases = {
     **{name: build_classifier(name, *rest) for name, rest in CLASSIFIERS.items()},
     **{name: build_video_classifier(name, blocks) for name, blocks in VIDEOS.items()},
     **{name: build_segmenter(name, blocks) for name, blocks in SEGMENTATION.items()},
+    **{
+        f"{name}+last": build_segmenter(name, blocks, last=True)
+        for name, blocks in SEGMENTATION.items()
+    },
     **{name: build_detector(name, blocks) for name, blocks in DETECTION.items()},
+    "fasterrcnn_mobilenet_v3_large_320_fpn+backbone": build_detector_backbone,
     "googlenet": build_with_auxiliaries("googlenet", 64, 9, auxiliaries=True),
     "googlenet+noaux": build_with_auxiliaries("googlenet", 64, 9, auxiliaries=False),
     "inception_v3": build_with_auxiliaries("inception_v3", 299, 11, auxiliaries=True),

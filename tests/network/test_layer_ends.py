@@ -149,3 +149,69 @@ def test_whole_numbers_need_no_embedding() -> None:
     model = Through(lambda b, x: b[1](b[0](x / 255)), nn.Linear(6, 6), nn.Linear(6, 3))
     layers = lp.layers_of(model, torch.zeros(2, 6, dtype=torch.uint8))
     assert layers.names == ("blocks.0", "blocks.1")
+
+
+class Levels(nn.ModuleDict):
+    """The beginning of a Sequential, with two of its outputs (IntermediateLayerGetter)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = []
+        for module in self.values():
+            x = module(x)
+            outputs.append(x)
+        return outputs[1], outputs[-1]
+
+
+class TwoLevels(nn.Module):
+    """The head reads two levels, so that one goes around the blocks of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = Levels({str(i): Block() for i in range(4)})
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.levels(x)
+        output: Tensor = self.head(low + high)
+        return output
+
+
+def test_a_dictionary_of_numbers_is_a_list() -> None:
+    layers = lp.layers_of(TwoLevels(), torch.zeros(2, 6))
+    assert layers.names == ("levels.0", "levels.1", "levels.2", "levels.3")
+    assert [layers.goes_around(i) for i in range(3)] == [False, False, True]
+
+
+class Stack(nn.Module):
+    """Pairs of blocks whose residuals are added outside of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList([Block(), Block()]) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for pair in self.layers:
+            first, second = pair.children()
+            x = first(x) + x
+            x = second(x) + x
+        return x
+
+
+class TwoStacks(nn.Module):
+    """A network that is written by hand, with several children of one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.early, self.late = nn.Linear(6, 6), Stack(), Stack()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.late(self.early(self.stem(x))))
+        return output
+
+
+def test_stacks_whose_residuals_are_outside_of_blocks_are_opened() -> None:
+    layers = lp.layers_of(TwoStacks(), torch.zeros(2, 6))
+    ends = [f"{s}.layers.{i}.{k}+1" for s in ("early", "late") for i in (0, 1) for k in (0, 1)]
+    assert layers.names == ("stem", *ends, "head")
+    assert not any(layers.goes_around(i) for i in range(len(layers)))

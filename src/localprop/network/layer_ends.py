@@ -32,7 +32,6 @@ def choose_layer_ends(
     """
     # A module that nothing goes around may end a layer wherever it is; others must stand in a list.
     clean = {name: cut for name, cut in cuts.items() if not cut.around and cut.is_plain}
-    block_groups = _find_block_group_classes(model, clean)
     cuts_of: dict[str, list[Cut]] = defaultdict(list)
     for cut in cuts.values():
         if not cut.call.function:
@@ -42,6 +41,7 @@ def choose_layer_ends(
         for call, cut in find_following_cuts(model, calls, cuts).items()
         if cut is not None
     }
+    block_groups = _find_block_group_classes(model, clean, following)
     for name, cut in following.items():
         cuts_of[name] = [cut]
     names = _iterate_listed_modules(
@@ -269,12 +269,19 @@ def _iterate_listed_modules(
 
 
 def _is_module_list(module: nn.Module) -> bool:
-    """Whether a module is a list: a Sequential or ModuleList, unless it is one unit itself."""
+    """Whether a module is a list: a Sequential or ModuleList, unless it is one unit itself.
+
+    A ModuleDict with the names 0, 1, ... is the beginning of a Sequential, of which more than the
+    last output is wanted: torchvision's IntermediateLayerGetter.
+    """
     # Sequential(conv, norm, relu) is a unit, written as a list for convenience: only one child has
     # weights, and that child is a bare conv or Linear.
     weighted = [child for child in module.children() if owns_matrix(child)]
     is_unit = len(weighted) == 1 and not list(weighted[0].children())
-    return isinstance(module, (nn.Sequential, nn.ModuleList)) and not is_unit
+    is_list = isinstance(module, (nn.Sequential, nn.ModuleList)) or (
+        isinstance(module, nn.ModuleDict) and all(name.isdigit() for name in module)
+    )
+    return is_list and not is_unit
 
 
 def _has_numbered_blocks(module: nn.Module) -> bool:
@@ -316,10 +323,13 @@ def _select_list_members(
     }
 
 
-def _find_block_group_classes(model: nn.Module, clean: Mapping[str, Cut]) -> frozenset[type]:
+def _find_block_group_classes(
+    model: nn.Module, clean: Collection[str], following: Collection[str]
+) -> frozenset[type]:
     """Find the classes whose instances only group blocks, such as a stage of ConvNeXt.
 
-    Every instance holds a list of modules with clean cuts, and some instance has several of them.
+    Every instance holds a list of modules with clean cuts at their ends or right after them, and
+    some instance has several of them.
     """
     # A residual block is no such class: a skip connection goes around its inner modules, so they
     # have no clean cuts. Nor is an inverted residual: some instances have a skip connection, others
@@ -328,7 +338,7 @@ def _find_block_group_classes(model: nn.Module, clean: Mapping[str, Cut]) -> fro
     for name, module in model.named_modules():
         if name not in clean or _is_module_list(module):
             continue
-        names = _iterate_listed_modules(module, name, clean, clean, by_class=False)
-        weighted = sum(owns_matrix(clean[inner].module) for inner in names)
+        names = _iterate_listed_modules(module, name, clean, clean, following, by_class=False)
+        weighted = sum(owns_matrix(model.get_submodule(inner)) for inner in names)
         counts.setdefault(type(module), []).append(weighted)
     return frozenset(cls for cls, found in counts.items() if min(found) > 0 and max(found) > 1)

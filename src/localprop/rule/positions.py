@@ -10,6 +10,8 @@ A head then makes an output of the shape of the network's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -92,6 +94,25 @@ class Reshape(nn.Module):
         return output.reshape(*output.shape[:-1], *self.shape)
 
 
+class WithoutChannel(nn.Module):
+    """An auxiliary network whose outputs (N, 1) become (N,), as the network's are.
+
+    Outputs of another width, which some losses read, stay as they are.
+
+    Args:
+        aux: maps features to (N, outputs).
+    """
+
+    def __init__(self, aux: nn.Module) -> None:
+        super().__init__()
+        self.aux = aux
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The auxiliary network's output, in the shape of the network's."""
+        output: Tensor = self.aux(features)
+        return output.squeeze(-1)
+
+
 def has_positions(point: AttachPoint) -> bool:
     """Whether a head makes an output for each position of its features.
 
@@ -146,6 +167,14 @@ def _say_no_positions(point: AttachPoint) -> str:
     )
 
 
+def _say_no_samples(layers: Layers) -> str:
+    return (
+        f"The network's output of shape {tuple(layers.output_shape)} does not count the samples: "
+        "no head can make a total over the batch at a module's end. Train with lp.end_to_end(), or "
+        "let the task's forward return outputs of each sample."
+    )
+
+
 def makes_whole(point: AttachPoint) -> bool:
     """Whether a head makes all outputs of a sample from an average over its positions.
 
@@ -159,15 +188,26 @@ def makes_whole(point: AttachPoint) -> bool:
     return features != _positions(outputs, point.layers.output_channel)
 
 
-def match_output(aux: nn.Module, point: AttachPoint) -> nn.Module:
-    """Bring the output of a head to the layout of the network's, if it differs.
+def build_matching(build: Callable[[AttachPoint], nn.Module], point: AttachPoint) -> nn.Module:
+    """Build a head, and bring its output to the layout of the network's, if it differs.
 
     Args:
-        aux: the head, of features as the network hands them on.
+        build: makes the head, of features as the network hands them on.
         point: where it is attached.
+
+    Raises:
+        BadInput: the network's output says nothing of single samples, or has positions that the
+            features do not have.
     """
-    outputs, channel = point.layers.output_shape, point.layers.output_channel
-    if len(outputs) <= 2:
+    layers = point.layers
+    outputs, channel = layers.output_shape, layers.output_channel
+    # First of all: where no dimension counts the samples, features and outputs are both strange.
+    if len(outputs) < 2 and layers.output_growth != (1,):
+        raise BadInput(_say_no_samples(layers))
+    aux = build(point)
+    if len(outputs) < 2:
+        return WithoutChannel(aux)
+    if len(outputs) == 2:
         return aux
     if makes_whole(point):
         return Reshape(aux, tuple(outputs[1:]))

@@ -16,7 +16,7 @@ from localprop.network.partition import Partition
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss
 from localprop.rule.losses import TaskLoss
-from localprop.rule.positions import makes_whole, match_output
+from localprop.rule.positions import build_matching, makes_whole
 from localprop.rule.rule import Rule
 from localprop.rule.source import Source
 from localprop.rule.table import CreditTable
@@ -59,7 +59,7 @@ def build_head(
     is_last = k == len(table.rows) - 1
     # By its own number: a change of other heads does not change these weights.
     with _torch_seeded_by(seed, "head", k):
-        aux = _ModelOutput() if is_last else match_output(rule.aux(point), point)
+        aux = _ModelOutput() if is_last else build_matching(rule.aux, point)
         loss = rule.penalty(point, (TaskLoss() if is_last else rule.loss)(point))
     check(_find_builder_problems(aux, loss))
     return nn.ModuleDict({"aux": aux, "loss": loss})
@@ -104,7 +104,8 @@ def _make_point(
         layer=layer,
         layers=layers,
         features=layers.shapes[layer],
-        outputs=layers.output_shape[layers.output_channel],
+        # Outputs without a dimension of their own are one number for each sample.
+        outputs=layers.output_shape[layers.output_channel] if len(layers.output_shape) > 1 else 1,
         start=partition.modules[module][0],
         objective=module_of_loss[:k].count(module),
         normalization=normalization,

@@ -52,6 +52,8 @@ class Batch:
             BadInput: there is no tensor, or no dimension with the samples.
         """
         data = use_plain_dicts(data)
+        if batch_dims is ...:
+            check_samples_in_dimensions(data)
         tensors = list_batch_tensors(data)
         if not tensors:
             raise BadInput(f"A batch must hold tensors, but this one is {describe(data)}.")
@@ -131,10 +133,15 @@ class Batch:
         """The batch in parts, the larger ones first.
 
         Raises:
-            BadInput: there are fewer samples than parts.
+            BadInput: there are fewer samples than parts, or no dimension counts them.
         """
         if parts == 1:
             return [self]
+        if all(dim is None for dim in self.dims):
+            raise BadInput(
+                "No dimension of the batch counts samples (batch_dims), so that it cannot be split "
+                f"into {parts} micro-batches: use microbatches=1."
+            )
         if self.samples < parts:
             raise BadInput(
                 f"A batch of {self.samples} cannot be split into {parts} micro-batches: use fewer."
@@ -189,6 +196,25 @@ class Batch:
     def _change(self, function: Callable[[Tensor, int | None], Tensor]) -> Batch:
         dims = iter(self.dims)
         return self.map(lambda tensor: function(tensor, next(dims)))
+
+
+def check_samples_in_dimensions(data: Any) -> None:
+    """Check that a batch does not hold its samples as the entries of lists.
+
+    Raises:
+        BadInput: it is a list of images with a list of dictionaries, as torchvision's detectors
+            take them.
+    """
+    pair = data if isinstance(data, (tuple, list)) and len(data) == 2 else ((), ())
+    inputs, targets = (each if isinstance(each, (tuple, list)) else () for each in pair)
+    tensors = all(isinstance(each, Tensor) for each in inputs)
+    if inputs and tensors and targets and all(isinstance(each, Mapping) for each in targets):
+        raise BadInput(
+            "The samples of this batch are the entries of lists, and no dimension counts them. "
+            "A detector that computes its own loss can be trained with lp.end_to_end(), by "
+            "batch_dims=None, which takes the batch as a whole, and task=lp.task(forward=lambda "
+            "model, batch: sum(model(*batch).values()), loss=lambda total, targets: total)."
+        )
 
 
 def unwrap(data: Any) -> Any:

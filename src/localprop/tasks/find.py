@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from localprop.errors import BadInput
+from localprop.tasks.batch import check_samples_in_dimensions
 from localprop.tasks.classification import Classification, sum_to_one
 from localprop.tasks.elementwise import MultiLabel, Regression
 from localprop.tasks.hugging_face import find_hugging_face_task
@@ -42,6 +43,7 @@ def find_task(model: nn.Module, batch: Any) -> Task:
     if found is not None:
         return found
     if not isinstance(targets, Tensor):
+        check_samples_in_dimensions(batch)
         raise BadInput(
             f"No task is usual for {type(model).__name__} with the batch {describe(batch)}: say "
             f"what it is trained for, as in {EXAMPLE.format('model(**batch).xyz')}, "
