@@ -118,7 +118,10 @@ class Candidates:
         return self._cost(Way("end_to_end", end_to_end(), 1, 0, 1, 0, 0, 0))
 
     def list_end_to_end(self) -> Iterator[Way]:
-        """End-to-end training, with recomputed layers and micro-batches."""
+        """End-to-end training, with recomputed layers and micro-batches.
+
+        With several modules, each is stepped right after its backward, so that its gradients die.
+        """
         yield self.plain
         choices = [n for n in (0, 1, 2, 3, 4) if n <= len(self._layers)]
         for microbatches in self.microbatches:
@@ -129,6 +132,12 @@ class Candidates:
             yield from self._list_stretched(way, buckets=600)
             if microbatches == 1 and len(self._layers) <= _MAX_NESTED:
                 yield from self._list_stretched(way, nested=True, buckets=400)
+
+        for modules in _choose_counts(len(self._layers))[::3]:
+            way = replace(self.plain, modules=modules, flops=0)
+            for recompute in (0, 1):
+                yield from self._list_one(replace(way, recompute=recompute))
+            yield from self._list_stretched(way, buckets=60)
 
     def list_local(self, method: str, rule: Rule) -> Iterator[Way]:
         """A method with fewer and more modules, stored and recomputed, with micro-batches.
@@ -225,7 +234,7 @@ class Candidates:
     def _finish(
         self, way: Way, peak: int, resting: int, flops: int, *, confirmed: bool = False
     ) -> Way:
-        is_plain = way.method == "end_to_end" and not way.recompute and way.microbatches == 1
+        is_plain = (way.method, *way.kwargs.values()) == ("end_to_end", way.rule, 1, False, 1)
         return replace(
             way,
             peak_bytes=peak,
