@@ -1,4 +1,4 @@
-# make demo          compare the methods on data that ships with scikit-learn (core dependencies only)
+# make demo          compare the methods on data that ships with scikit-learn, and plan for a budget
 # make test          lint, and the tests
 # make lint          ruff and mypy
 # make test-oldest   the tests with the oldest torch that pyproject.toml allows
@@ -18,6 +18,7 @@ OLDEST_BIN := $(OLDEST_VENV)/bin
 
 demo: $(VENV)/core.stamp
 	$(BIN)/localprop compare
+	$(BIN)/localprop plan --model resnet20 --batch 128 --budget 100MB
 
 test: lint
 	$(BIN)/pytest -n 2

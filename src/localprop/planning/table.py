@@ -22,8 +22,9 @@ HEADER = (
     "",
 )
 LEGEND = (
-    "step: activations, gradients and workspaces; time: operations of the plain loop; ~: replayed "
-    "from what each layer costs, and not read by the engine."
+    "step: activations, gradients and workspaces; time: operations of the plain loop, a lower bound, "
+    "so differences below 0.15 are ties; ~: replayed from what each layer costs, and not read by the "
+    "engine."
 )
 
 
