@@ -9,7 +9,7 @@ from torch import nn
 
 import localprop as lp
 from localprop.planning.candidates import Way
-from localprop.planning.plan import MadeFor
+from localprop.planning.made_for import MadeFor
 
 BATCH = torch.randn(512, 16), torch.randint(10, (512,))
 

@@ -130,6 +130,16 @@ def test_a_rule_that_cannot_train_the_network_says_why() -> None:
         lp.Learner(lp.models.mlp(12), lp.trgl(), budget="1GB", optimizer=adamw, sample=batch)
 
 
+def test_frozen_layers_are_refused_and_frozen_parameters_are_not() -> None:
+    model = build_rows()
+    model[2].weight.requires_grad_(False)
+    learner = lp.Learner(model, lp.greedy(), budget="1MB", optimizer=adamw, sample=BATCH)
+    assert learner.memory().peak_bytes <= 10**6
+    model[2].bias.requires_grad_(False)
+    with pytest.raises(lp.BadInput, match="All parameters of 2 are frozen"):
+        lp.Learner(model, lp.greedy(), budget="1MB", optimizer=adamw, sample=BATCH)
+
+
 def test_a_learner_that_is_rebuilt_keeps_its_cuts() -> None:
     learner, _, _ = make_once("200kB")
     cuts = learner.partition.modules

@@ -11,6 +11,7 @@ from torch import nn
 import localprop as lp
 from localprop.planning.by_kind import split_peak
 from localprop.planning.candidates import Way
+from localprop.planning.sizes import format_size
 from tests.helpers.plans import BATCH, adamw, build_rows, make_hand_plan
 
 HEAD = "greedy(aux=Head(convs=0, linears=1))"
@@ -42,7 +43,10 @@ def test_weights_optimizer_and_batch_are_those_of_a_learner() -> None:
         state = sum(tensor.nbytes for each in states for tensor in each.values())
         assert state <= found.optimizer <= state + 4  # a number of the engine's
         assert found.batch == sum(tensor.nbytes for tensor in BATCH)
-        assert sum(found) == way.peak_bytes
+        assert sum(nbytes or 0 for nbytes in found) == way.peak_bytes
+        assert found.gradients is not None
+        # None of the network's are there before the first backward, and never more than weights.
+        assert 0 <= found.gradients <= found.weights
 
 
 def test_the_table_and_the_file_have_them() -> None:
@@ -50,9 +54,9 @@ def test_the_table_and_the_file_have_them() -> None:
     assert plan.candidates is not None
     cells = [cell.strip() for cell in str(plan).splitlines()[2].split("|")[1:-1]]
     kinds = split_peak(plan.candidates, plan.plain)
-    assert cells[5:9] == [f"{each / 1e3:.1f} kB" for each in kinds]
+    assert cells[5:10] == ["-" if each is None else format_size(each) for each in kinds]
     assert plan.as_json()["rows"][0]["peak_by_kind"] == kinds._asdict()
-    assert str(make_hand_plan()).splitlines()[2].split().count("-") == 4
+    assert str(make_hand_plan()).splitlines()[2].split().count("-") == 5
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:

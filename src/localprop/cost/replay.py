@@ -36,12 +36,14 @@ class Replayed(NamedTuple):
         resting_bytes: alive between steps.
         flops: operations.
         at: the action at the peak.
+        gradient_bytes: of parameters, alive at the peak.
     """
 
     peak_bytes: int
     resting_bytes: int
     flops: int
     at: Action
+    gradient_bytes: int
 
 
 def replay(
@@ -61,7 +63,7 @@ def replay(
     step = _Step(costs, resting, liveness, recomputed)
     for action in liveness.schedule:
         step.run(action)
-    return Replayed(step.peak, step.resting, step.flops, step.at)
+    return Replayed(step.peak, step.resting, step.flops, step.at, step.gradients)
 
 
 class _Step:
@@ -90,7 +92,7 @@ class _Step:
         ]
         self.resting = resting + sum(heads)
         self.live = self.peak = self.resting
-        self.flops, self.at = 0, first
+        self.flops, self.at, self.gradients = 0, first, 0
         self._holders: dict[int, set[tuple[object, ...]]] = defaultdict(set)
         self._values: dict[tuple[Any, ...], int] = {}
         self._frames = Frames()  # while the actions after a forward run
@@ -118,6 +120,8 @@ class _Step:
     def _top(self, more: int) -> None:
         if self.live + more > self.peak:
             self.peak, self.at = self.live + more, self._action
+            values = self._values.items()
+            self.gradients = sum(n for name, n in values if name[0] in ("weights", "head"))
 
     def _add(self, name: tuple[Any, ...], nbytes: int) -> None:
         if name not in self._values:

@@ -19,13 +19,15 @@ class BytesByKind(NamedTuple):
         weights: parameters and buffers of the network, its heads and encoders.
         optimizer: the state of the optimizers.
         batch: inputs and targets.
-        step: what only a step needs: activations, gradients, workspaces.
+        gradients: of parameters; None where no replay has told, and they are among activations.
+        activations: what else a step needs, with workspaces of kernels.
     """
 
     weights: int
     optimizer: int
     batch: int
-    step: int
+    gradients: int | None
+    activations: int
 
 
 def split_peak(candidates: Candidates, way: Way) -> BytesByKind:
@@ -35,7 +37,9 @@ def split_peak(candidates: Candidates, way: Way) -> BytesByKind:
     modules = network.model, wiring.heads, wiring.encoders
     weights = _count_bytes(list_held_tensors(modules, [], network.batch)) - batch
     optimizer = max(0, way.resting_bytes - weights - batch)
-    return BytesByKind(weights, optimizer, batch, way.peak_bytes - weights - batch - optimizer)
+    rest = way.peak_bytes - weights - batch - optimizer
+    gradients = way.gradient_bytes
+    return BytesByKind(weights, optimizer, batch, gradients, rest - (gradients or 0))
 
 
 def _count_bytes(tensors: Iterable[Tensor]) -> int:

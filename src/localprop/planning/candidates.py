@@ -41,6 +41,7 @@ class Way:
         microbatches: the parts that a batch is split into.
         peak_bytes: the most bytes alive at once, weights, optimizer state and batch included.
         resting_bytes: alive between steps: weights, optimizer state and batch.
+        gradient_bytes: of parameters, alive at the peak; None where no replay has told.
         flops: operations of a step.
         time: operations, as a multiple of the plain loop's. This is a lower bound of the time.
         confirmed: whether an engine on fake tensors has read the peak; else it is a replay of what
@@ -57,6 +58,7 @@ class Way:
     resting_bytes: int
     flops: int
     time: float = 1.0
+    gradient_bytes: int | None = field(default=None, compare=False)
     confirmed: bool = False
     splits_batch_norm: bool = False
 
@@ -229,6 +231,7 @@ class Candidates:
             self.order(way),
             recomputed,
         )
+        way = replace(way, gradient_bytes=found.gradient_bytes)
         return self._finish(way, found.peak_bytes, found.resting_bytes, found.flops)
 
     def _finish(
@@ -240,7 +243,7 @@ class Candidates:
             peak_bytes=peak,
             resting_bytes=resting,
             flops=flops,
-            time=1.0 if is_plain else flops / max(self.plain.flops, 1),
+            time=1.0 if is_plain else round(flops / max(self.plain.flops, 1), 4),
             confirmed=confirmed,
             splits_batch_norm=self._has_batch_norm and way.microbatches > 1,
         )
@@ -303,10 +306,17 @@ def _choose_counts(layers: int) -> list[int]:
 
 
 def keep_front(ways: Iterable[Way]) -> list[Way]:
-    """Those to which no other is equal or better in bytes and in time, in the order of bytes."""
+    """Those to which no other is equal or better in bytes and in time, in the order of bytes.
+
+    At equal times, fewer micro-batches are faster: operations do not say what small kernels cost.
+    """
+
+    def rank(way: Way) -> tuple[float, int]:
+        return way.time, way.microbatches
+
     best: list[Way] = []
-    for way in sorted(ways, key=lambda way: (way.peak_bytes, way.time)):
-        if not best or way.time < best[-1].time:
+    for way in sorted(ways, key=lambda way: (way.peak_bytes, *rank(way))):
+        if not best or rank(way) < rank(best[-1]):
             best.append(way)
     return best
 

@@ -14,7 +14,8 @@ _ADVICE = {
     "weights": "take a smaller network",
     "optimizer": "take an optimizer with less state",
     "batch": "take a smaller batch",
-    "step": "take smaller samples, or a smaller network",
+    "gradients": "cut into more modules, so that each is stepped at once, or take a smaller network",
+    "activations": "take smaller samples, or a smaller network",
 }
 
 
@@ -47,6 +48,7 @@ def find_lever(
     if way is not None and largest[way]:
         return f"Of the {whole} samples of the batch, {largest[way]} would fit, by {way}."
     kinds = split_peak(candidates, smallest)
-    most = max(kinds._fields, key=lambda name: getattr(kinds, name))
-    size = format_size(getattr(kinds, most))
+    sizes = {name: nbytes or 0 for name, nbytes in kinds._asdict().items()}
+    most = max(sizes, key=lambda name: sizes[name])
+    size = format_size(sizes[most])
     return f"Most of that, {size}, is for its {most}: {_ADVICE[most]}."

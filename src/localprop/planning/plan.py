@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,15 +15,17 @@ from torch import nn
 from localprop import checks
 from localprop.cost.layer_costs import Network
 from localprop.engine.user_optimizers import OptimizerFactory
-from localprop.errors import BadInput
+from localprop.errors import BadInput, check
 from localprop.methods.names import format_method
 from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
+from localprop.network.layers import Layers
 from localprop.planning.by_kind import BytesByKind, split_peak
 from localprop.planning.candidates import Candidates, Way, find_ways, has_batch_norm, keep_front
 from localprop.planning.chart import draw_front
 from localprop.planning.largest_batch import find_largest_batch
 from localprop.planning.lever import find_lever
+from localprop.planning.made_for import MadeFor
 from localprop.planning.sizes import format_size, read_size
 from localprop.planning.table import HEADER, LEGEND, choose_rows, format_rows
 from localprop.rule.rule import Rule
@@ -42,26 +44,6 @@ FORMAT = "localprop plan 1"
 FILES = (".json", *FORMATS)
 # Of a budget this is kept back, and one output of the network: the host's loop may hold that.
 _MARGIN = 0.001
-
-
-class MadeFor(NamedTuple):
-    """What a plan holds for.
-
-    Attributes:
-        model: the model's class, or the name that the command line knows it by.
-        batch_size: samples.
-        input_shape: the shape of one of them.
-        optimizer: its class, in small letters.
-        precision: as for `Learner`.
-        classes: outputs of the network, where the command line was told.
-    """
-
-    model: str
-    batch_size: int
-    input_shape: tuple[int, ...]
-    optimizer: str
-    precision: str
-    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -281,7 +263,8 @@ def plan(
         precision: as for `Learner`.
 
     Raises:
-        BadInput: the budget is no size, or the model does not run on the sample.
+        BadInput: the budget is no size, the model does not run on the sample, or all parameters of
+            a layer are frozen.
 
     Example:
         >>> import torch, localprop as lp
@@ -310,14 +293,7 @@ def plan(
     network = Network(model, layers, task, own, optimizer, checks.PRECISIONS[precision])
     counts, splits = list_microbatches(network, microbatches, split_batch_norm=split_batch_norm)
     named = {each if isinstance(each, str) else repr(each): parse_rule(each) for each in methods}
-    samples_dim = own.dims[own.input]
-    made_for = MadeFor(
-        type(model).__name__,
-        own.samples,
-        tuple(size for dim, size in enumerate(own.inputs.shape) if dim != samples_dim),
-        type(optimizer([next(model.parameters())])).__name__.lower(),
-        precision,
-    )
+    made_for = MadeFor.of(model, own, optimizer, precision)
     return search(network, named, limit, counts, notes=(*notes, *splits), made_for=made_for)
 
 
@@ -357,7 +333,11 @@ def search(
         only: the rule whose ways may be taken; by default all.
         notes: what was assumed.
         made_for: what the plan is made for.
+
+    Raises:
+        BadInput: all parameters of a layer are frozen.
     """
+    check(_find_frozen_layers(network.layers))
     candidates = Candidates(network, microbatches)
     others = {name: rule for name, rule in methods.items() if rule != candidates.plain.rule}
     ways, refused = find_ways(candidates, others)
@@ -374,6 +354,20 @@ def search(
         candidates=candidates,
     )
     return found if budget is None else _confirm(found, candidates, budget)
+
+
+def _find_frozen_layers(layers: Layers) -> Iterator[str]:
+    names = [
+        name
+        for name, used in zip(layers.names, layers.parameters, strict=True)
+        if used and {*used} <= {*layers.frozen}
+    ]
+    if names:
+        yield (
+            f"All parameters of {', '.join(names[:5])} are frozen, and plans measure layers that "
+            "train: plan with them unfrozen, which takes more, or ask learner.memory() of a "
+            "learner with modules=."
+        )
 
 
 def _confirm(found: Plan, candidates: Candidates, limit: int) -> Plan:

@@ -14,17 +14,14 @@ HEADER = (
     "recompute",
     "micro-batches",
     "peak",
-    "weights",
-    "optimizer",
-    "batch",
-    "step",
+    *BytesByKind._fields,
     "time",
     "",
 )
+_UNKNOWN = [None] * len(BytesByKind._fields)
 LEGEND = (
-    "step: activations, gradients and workspaces; time: operations of the plain loop, a lower bound, "
-    "so differences below 0.15 are ties; ~: replayed from what each layer costs, and not read by the "
-    "engine."
+    "activations: with workspaces; time: operations of the plain loop, a lower bound: differences "
+    "below 0.15 are ties; ~: replayed from what each layer costs, and not read by the engine."
 )
 
 
@@ -81,7 +78,7 @@ def _format_row(
         way.rerun,
         str(way.microbatches),
         format_size(way.peak_bytes) + ("" if way.confirmed else " ~"),
-        *(["-"] * len(BytesByKind._fields) if kinds is None else map(format_size, kinds)),
+        *("-" if nbytes is None else format_size(nbytes) for nbytes in kinds or _UNKNOWN),
         f"{way.time:.2f}",
         "◄" if is_same(way, best) else "fits" if fits else "",
     )
