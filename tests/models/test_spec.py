@@ -76,7 +76,7 @@ def test_options_reach_the_transformer() -> None:
     ("name", "shape", "message"),
     [
         ("resnt32", (3, 32, 32), "did you mean resnet32"),
-        ("zzz", (3, 32, 32), "no model 'zzz'.*timm:NAME or torchvision:NAME"),
+        ("zzz", (3, 32, 32), "no model 'zzz'.*timm:NAME, torchvision:NAME or hf:TYPE"),
         ("resnet32", (64,), r"takes images \(C, H, W\)"),
         ("mlp:6,,5", (64,), "mlp:512,512"),
         ("mlp:0", (64,), r"\[64, 0, 10\].*at least 1"),

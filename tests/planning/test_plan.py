@@ -38,12 +38,15 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
+METHODS = {"resnet8": ("greedy", "backlink"), "transformer": ("greedy",)}
+
+
 @cache
 def make_plan(name: str, budget: str | None = None) -> lp.Plan:
     build, batch, task = MODELS[name]
     return lp.plan(
-        build(), batch, budget=budget, optimizer=adamw, task=task,
-        methods=("greedy", "backlink"), microbatches=(1, 4),
+        build(), batch, budget=budget, optimizer=adamw, task=task, methods=METHODS[name],
+        microbatches=(1, 4),
     )  # fmt: skip
 
 
@@ -65,9 +68,7 @@ def test_a_smaller_budget_gets_no_larger_peak_and_a_larger_one_no_slower_way(nam
     assert before.time <= 1
 
 
-@pytest.mark.parametrize(
-    ("name", "percent"), [("resnet8", 40), ("resnet8", 90), ("transformer", 40)]
-)
+@pytest.mark.parametrize(("name", "percent"), [("resnet8", 40), ("transformer", 40)])
 def test_what_is_chosen_stays_within_its_budget(name: str, percent: int) -> None:
     build, batch, task = MODELS[name]
     budget = make_plan(name).plain.peak_bytes * percent // 100
@@ -90,7 +91,7 @@ def test_what_is_chosen_stays_within_its_budget(name: str, percent: int) -> None
 def test_a_model_without_data_gets_the_same_plan() -> None:
     with torch.device("meta"):
         model = lp.models.resnet8()
-    found = lp.plan(model, IMAGES, optimizer=adamw, methods=("greedy", "backlink"))
+    found = lp.plan(model, IMAGES, optimizer=adamw, methods=METHODS["resnet8"])
     assert [way.peak_bytes for way in found.front] == [
         way.peak_bytes for way in make_plan("resnet8").front
     ]
@@ -178,11 +179,11 @@ def test_what_is_no_size(text: Any) -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "--model", "resnet8", "--batch", "32", "--methods", "greedy"]
-    assert main([*words, "--budget", "20MB", "--json"]) == 0
+    words = ["plan", "--model", "mlp:64,64,64", "--input", "16", "--methods", "greedy"]
+    assert main([*words, "--budget", "300kB", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["best"]["peak_bytes"] < 20e6
-    assert main([*words, "--budget", "20MB"]) == 0
+    assert figures["best"]["peak_bytes"] < 300e3
+    assert main([*words, "--budget", "300kB"]) == 0
     assert "peak" in capsys.readouterr().out
     assert main([*words, "--budget", "lots", "--optimizer", "foo", "--batch", "0"]) == 2
     problems = capsys.readouterr().err

@@ -14,7 +14,7 @@ _ADVICE = {
     "weights": "take a smaller network",
     "optimizer": "take an optimizer with less state",
     "batch": "take a smaller batch",
-    "gradients": "cut into more modules, so that each is stepped at once, or take a smaller network",
+    "gradients": "take more modules, each stepped at once, or a smaller network",
     "activations": "take smaller samples, or a smaller network",
 }
 
