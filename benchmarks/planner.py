@@ -69,11 +69,12 @@ def build_tokens(width: int, heads: int, blocks: int) -> nn.Module:
 
 
 NAMES = (
-    "resnet20", "resnet32", "vgg11", "densenet40", "torchvision:resnet18", "torchvision:resnet50",
-    "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "torchvision:efficientnet_b0",
-    "torchvision:regnet_y_400mf", "torchvision:convnext_tiny", "torchvision:swin_t",
-    "timm:vit_tiny_patch16_224,img_size=64", "timm:deit_tiny_patch16_224,img_size=64",
-    "timm:resmlp_12_224,img_size=64", "timm:convmixer_768_32", "timm:poolformer_s12",
+    "resnet20", "resnet32", "vgg8b", "densenet_bc_100_12", "torchvision:resnet18",
+    "torchvision:resnet50", "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small",
+    "torchvision:efficientnet_b0", "torchvision:regnet_y_400mf", "torchvision:convnext_tiny",
+    "torchvision:swin_t", "timm:vit_tiny_patch16_224",
+    "timm:deit_tiny_patch16_224", "timm:resmlp_12_224",
+    "timm:convmixer_768_32", "timm:poolformer_s12",
 )  # fmt: skip
 """Images of 64 pixels for those of the libraries, of 32 for ours."""
 

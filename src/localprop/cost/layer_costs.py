@@ -65,8 +65,10 @@ class Network(NamedTuple):
 
     def wire(self, rule: Rule, partition: Partition) -> Wiring:
         """The wiring of a rule. Its heads have no data."""
+        named = self.model.named_parameters()
+        frozen = frozenset(name for name, parameter in named if not parameter.requires_grad)
         with torch.device("meta"):
-            return wire(rule, partition, task=self.task)
+            return wire(rule, partition, task=self.task, frozen=frozen)
 
     def make_engine(
         self, wiring: Wiring, *, recompute: RecomputeChoice = False, microbatches: int = 1

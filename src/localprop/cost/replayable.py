@@ -21,6 +21,8 @@ def can_replay(wiring: Wiring, recomputed: Recomputed = Recomputed()) -> bool:  
     trains = all(flow.train for flows in wiring.flows for flow in flows)
     return (
         plain
+        # Layers without a backward of their own are not measured.
+        and not any(used and {*used} <= {*layers.frozen} for used in layers.parameters)
         and not any(layers.goes_around(layer) for layer in range(len(layers) - 1))
         and not len(wiring.encoders)
         and not wiring.tied

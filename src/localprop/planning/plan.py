@@ -15,11 +15,10 @@ from torch import nn
 from localprop import checks
 from localprop.cost.layer_costs import Network
 from localprop.engine.user_optimizers import OptimizerFactory
-from localprop.errors import BadInput, check
+from localprop.errors import BadInput
 from localprop.methods.names import format_method
 from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
-from localprop.network.layers import Layers
 from localprop.planning.by_kind import BytesByKind, split_peak
 from localprop.planning.candidates import Candidates, Way, find_ways, has_batch_norm, keep_front
 from localprop.planning.chart import draw_front
@@ -263,8 +262,7 @@ def plan(
         precision: as for `Learner`.
 
     Raises:
-        BadInput: the budget is no size, the model does not run on the sample, or all parameters of
-            a layer are frozen.
+        BadInput: the budget is no size, or the model does not run on the sample.
 
     Example:
         >>> import torch, localprop as lp
@@ -333,11 +331,7 @@ def search(
         only: the rule whose ways may be taken; by default all.
         notes: what was assumed.
         made_for: what the plan is made for.
-
-    Raises:
-        BadInput: all parameters of a layer are frozen.
     """
-    check(_find_frozen_layers(network.layers))
     candidates = Candidates(network, microbatches)
     others = {name: rule for name, rule in methods.items() if rule != candidates.plain.rule}
     ways, refused = find_ways(candidates, others)
@@ -354,20 +348,6 @@ def search(
         candidates=candidates,
     )
     return found if budget is None else _confirm(found, candidates, budget)
-
-
-def _find_frozen_layers(layers: Layers) -> Iterator[str]:
-    names = [
-        name
-        for name, used in zip(layers.names, layers.parameters, strict=True)
-        if used and {*used} <= {*layers.frozen}
-    ]
-    if names:
-        yield (
-            f"All parameters of {', '.join(names[:5])} are frozen, and plans measure layers that "
-            "train: plan with them unfrozen, which takes more, or ask learner.memory() of a "
-            "learner with modules=."
-        )
 
 
 def _confirm(found: Plan, candidates: Candidates, limit: int) -> Plan:
