@@ -123,6 +123,22 @@ def test_stretches_that_are_executed_take_what_was_planned() -> None:
         assert learner.flops(batch) == pytest.approx(way.flops, rel=1e-2)
 
 
+def test_times_are_measured_beside_the_plain_loop() -> None:
+    batch = torch.randn(64, 48), torch.randint(10, (64,))
+    torch.manual_seed(0)
+    model = lp.models.mlp(48, (64, 64, 64))
+    before = [parameter.clone() for parameter in model.parameters()]
+    found = lp.plan(model, batch, methods=("greedy",), microbatches=(1, 2), measure=True)
+    rows = found.as_json()["rows"]
+    assert rows[0]["measured_time"] == 1
+    assert all(row["measured_time"] > 0 for row in rows)
+    assert "measured" in str(found).splitlines()[0]
+    assert "steps of 64 samples" in str(found)
+    assert all(map(torch.equal, model.parameters(), before))
+    with pytest.raises(lp.BadInput, match="a model and a batch with data"):
+        lp.plan(model.to("meta"), batch, methods=(), microbatches=(1,), measure=True)
+
+
 def test_micro_batches_are_left_out_where_they_change_the_result() -> None:
     assert all(way.microbatches == 1 for way in make_plan("resnet8").ways)
     assert any("BatchNorm" in note for note in make_plan("resnet8").notes)

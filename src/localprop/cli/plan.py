@@ -37,6 +37,11 @@ def add_parser(subparsers: Subparsers) -> None:
         help="split batches though the model has BatchNorm, which then sees less of them",
     )
     parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="time steps of the ways in the table, in turns with the plain loop",
+    )
+    parser.add_argument(
         "--out",
         nargs="+",
         action="extend",
@@ -60,6 +65,7 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
         BadInput: the model, the sizes, the budget or a method has problems.
     """
     from localprop.errors import check, collect_problems
+    from localprop.models import create_model
     from localprop.models.sample import create_without_data, make_zero_batch
     from localprop.planning.plan import FILES, METHODS, plan
     from localprop.planning.sizes import read_size
@@ -79,7 +85,8 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
         with collect_problems(problems):
             check_path(path, FILES)
     with collect_problems(problems):
-        model = create_without_data(args.model, args.classes, args.input_shape)
+        create = create_model if args.measure else create_without_data
+        model = create(args.model, args.classes, args.input_shape)
     check(problems)
     batch = make_zero_batch(model, args.input_shape, args.batch)
     found = plan(
@@ -90,6 +97,7 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
         methods=args.methods or METHODS,
         split_batch_norm=args.split_batch_norm,
         precision=args.precision,
+        measure=args.measure,
     )
     assert found.made_for is not None
     made_for = found.made_for._replace(model=args.model, classes=args.classes)

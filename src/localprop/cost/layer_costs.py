@@ -63,11 +63,11 @@ class Network(NamedTuple):
     optimizer: OptimizerFactory
     autocast: torch.dtype | None = None
 
-    def wire(self, rule: Rule, partition: Partition) -> Wiring:
-        """The wiring of a rule. Its heads have no data."""
+    def wire(self, rule: Rule, partition: Partition, device: str = "meta") -> Wiring:
+        """The wiring of a rule. By default its heads have no data."""
         named = self.model.named_parameters()
         frozen = frozenset(name for name, parameter in named if not parameter.requires_grad)
-        with torch.device("meta"):
+        with torch.device(device):
             return wire(rule, partition, task=self.task, frozen=frozen)
 
     def make_engine(

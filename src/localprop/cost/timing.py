@@ -132,7 +132,7 @@ def measure_seconds(
         True
     """
     check([f"rounds={rounds} must be 1 or more."] if rounds < 1 else [])
-    stopwatch = Stopwatch(_copy_engine(engine), batch, clock)
+    stopwatch = Stopwatch(copy_engine(engine), batch, clock)
     for _ in range(rounds):
         stopwatch.time_round()
     return stopwatch.seconds()
@@ -152,7 +152,7 @@ class Stopwatch:
     ) -> None:
         self._engine = engine
         self._batch = batch
-        self._clock = clock or (lambda: _read_clock(engine.device))
+        self._clock = clock or (lambda: read_clock(engine.device))
         self._spent: dict[ActionKind, list[float]] = defaultdict(list)
         self._microbatches = 1 + max(action.microbatch for action in engine.schedule)
         self._engine.step(batch)  # creates the optimizer states, and lets torch choose kernels
@@ -174,13 +174,13 @@ class Stopwatch:
         return Seconds(medians, self._batch.samples // self._microbatches)
 
 
-def _read_clock(device: torch.device) -> float:
+def read_clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _copy_engine(engine: Engine) -> Engine:
+def copy_engine(engine: Engine) -> Engine:
     """Copy an engine and all that it works on, except for torch's default generators.
 
     The engine sets the state of those generators, and layers draw from them. A copy of a generator

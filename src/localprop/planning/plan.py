@@ -25,8 +25,9 @@ from localprop.planning.chart import draw_front
 from localprop.planning.largest_batch import find_largest_batch
 from localprop.planning.lever import find_lever
 from localprop.planning.made_for import MadeFor
+from localprop.planning.measure import measure_times
 from localprop.planning.sizes import format_size, read_size
-from localprop.planning.table import HEADER, LEGEND, choose_rows, format_rows
+from localprop.planning.table import LEGEND, choose_rows, format_rows, make_header
 from localprop.rule.rule import Rule
 from localprop.tasks.batch import Batch, unwrap
 from localprop.tasks.task import Task
@@ -58,6 +59,7 @@ class Plan:
         notes: what was assumed, and which methods were left out.
         best: the way for the budget, confirmed; None if nothing fits, or without a budget.
         made_for: the model, the batch, the optimizer and the precision.
+        measured: the time of ways of the table, as a multiple of the plain loop's, where asked for.
         candidates: what was measured, for other sizes of the batch.
     """
 
@@ -68,6 +70,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     best: Way | None = None
     made_for: MadeFor | None = field(default=None, repr=False)
+    measured: Mapping[Way, float] = field(default_factory=dict, repr=False, compare=False)
     candidates: Candidates | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -114,6 +117,23 @@ class Plan:
         sizes = {w: find_largest_batch(self.candidates, w, fits) for w in self._choose_rows()}
         return {way: size for way, size in sizes.items() if size is not None}
 
+    def measure(self) -> Plan:
+        """The plan with measured times, of steps that the plain loop has room for in the budget.
+
+        Raises:
+            BadInput: the model or the batch has no data, or one sample is too large.
+        """
+        assert self.candidates is not None
+        samples = self.candidates.network.batch.samples
+        if self.budget is not None:
+            samples = min(samples, self._largest_batches.get(self.plain, samples))
+        if not samples:
+            raise BadInput("The plain loop has no room for one sample, so no time is measured.")
+        rows = self._choose_rows()
+        measured = measure_times(self.candidates, rows, samples)
+        note = f"measured: seconds of steps of {samples} samples, in turns with the plain loop."
+        return replace(self, measured=measured, notes=(*self.notes, note))
+
     @cached_property
     def _largest_batches(self) -> dict[Way, int]:
         return {} if self.budget is None else self.largest_batch(self.budget)
@@ -141,7 +161,7 @@ class Plan:
             return
         figure = draw_front(self.ways, self.front, self.budget, self.best)
         notes = "".join(f"<p>Note: {escape(note)}</p>" for note in self.notes)
-        table = format_html_table(HEADER, self._format_rows())
+        table = format_html_table(make_header(self.measured), self._format_rows())
         title = "Ways to train" if self.made_for is None else f"Ways to train {self.made_for.model}"
         write_chart(figure, path, title=title, text=self.describe(), below=table + notes)
 
@@ -162,7 +182,8 @@ class Plan:
         return choose_rows(self.ways, self.best, self.fits)
 
     def _format_rows(self) -> list[tuple[str, ...]]:
-        return format_rows(self._choose_rows(), self.best, self.fits, self._split)
+        rows = self._choose_rows()
+        return format_rows(rows, self.best, self.fits, self._split, self.measured)
 
     def _split(self, way: Way) -> BytesByKind | None:
         return None if self.candidates is None else split_peak(self.candidates, way)
@@ -186,6 +207,7 @@ class Plan:
             "largest_batch": largest,
             "flops": way.flops,
             "time": round(way.time, 4),
+            "measured_time": self.measured.get(way),
             "confirmed": way.confirmed,
             "splits_batch_norm": way.splits_batch_norm,
         }
@@ -225,7 +247,7 @@ class Plan:
 
     def __str__(self) -> str:
         notes = (f"Note: {note}" for note in self.notes)
-        table = format_table(HEADER, self._format_rows())
+        table = format_table(make_header(self.measured), self._format_rows())
         return "\n".join([table, "", LEGEND, "", self.describe(), *notes])
 
 
@@ -241,6 +263,7 @@ def plan(
     microbatches: Sequence[int] = MICROBATCHES,
     split_batch_norm: bool = False,
     precision: str = "fp32",
+    measure: bool = False,
 ) -> Plan:
     """Predict what a training step takes in bytes, in many ways, and choose the fastest that fits.
 
@@ -260,9 +283,12 @@ def plan(
         split_batch_norm: whether it may be split though the model has BatchNorm, which then sees
             less of the batch: the result is another.
         precision: as for `Learner`.
+        measure: whether to run steps of the ways in the table, beside the plain loop. They take as
+            many samples as the plain loop has room for in the budget.
 
     Raises:
-        BadInput: the budget is no size, or the model does not run on the sample.
+        BadInput: the budget is no size, the model does not run on the sample, or steps that are to
+            be measured have no data.
 
     Example:
         >>> import torch, localprop as lp
@@ -292,7 +318,8 @@ def plan(
     counts, splits = list_microbatches(network, microbatches, split_batch_norm=split_batch_norm)
     named = {each if isinstance(each, str) else repr(each): parse_rule(each) for each in methods}
     made_for = MadeFor.of(model, own, optimizer, precision)
-    return search(network, named, limit, counts, notes=(*notes, *splits), made_for=made_for)
+    found = search(network, named, limit, counts, notes=(*notes, *splits), made_for=made_for)
+    return found.measure() if measure else found
 
 
 def list_microbatches(

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from localprop.planning.by_kind import BytesByKind
 from localprop.planning.candidates import Way, keep_front
 from localprop.planning.sizes import format_size
 
-HEADER = (
-    "method",
-    "modules",
-    "recompute",
-    "micro-batches",
-    "peak",
-    *BytesByKind._fields,
-    "time",
-    "",
-)
 _UNKNOWN = [None] * len(BytesByKind._fields)
 LEGEND = (
     "activations: with workspaces; time: operations of the plain loop, a lower bound: differences "
     "below 0.15 are ties; ~: replayed from what each layer costs, and not read by the engine."
 )
+
+
+def make_header(measured: Mapping[Way, float]) -> tuple[str, ...]:
+    """The heads of the columns; that of measured times where there are some."""
+    times = ("time", "measured") if measured else ("time",)
+    first = "method", "modules", "recompute", "micro-batches", "peak"
+    return *first, *BytesByKind._fields, *times, ""
 
 
 def choose_rows(ways: Sequence[Way], best: Way | None, fits: Callable[[Way], bool]) -> list[Way]:
@@ -52,16 +49,18 @@ def format_rows(
     best: Way | None,
     fits: Callable[[Way], bool],
     split: Callable[[Way], BytesByKind | None],
+    measured: Mapping[Way, float],
 ) -> list[tuple[str, ...]]:
-    """The cells below `HEADER`.
+    """The cells below `make_header`.
 
     Args:
         rows: of `choose_rows`.
         best: the way that is taken.
         fits: whether a way fits the budget.
         split: what the bytes of a peak are for, where that is known.
+        measured: times, where they were measured.
     """
-    return [_format_row(way, best, fits(way), split(way)) for way in rows]
+    return [_format_row(way, best, fits(way), split(way), measured) for way in rows]
 
 
 def _kind_of(way: Way) -> tuple[str, bool, str]:
@@ -70,7 +69,7 @@ def _kind_of(way: Way) -> tuple[str, bool, str]:
 
 
 def _format_row(
-    way: Way, best: Way | None, fits: bool, kinds: BytesByKind | None
+    way: Way, best: Way | None, fits: bool, kinds: BytesByKind | None, measured: Mapping[Way, float]
 ) -> tuple[str, ...]:
     return (
         way.method,
@@ -80,5 +79,6 @@ def _format_row(
         format_size(way.peak_bytes) + ("" if way.confirmed else " ~"),
         *("-" if nbytes is None else format_size(nbytes) for nbytes in kinds or _UNKNOWN),
         f"{way.time:.2f}",
+        *([f"{measured[way]:.2f}" if way in measured else "-"] if measured else ()),
         "◄" if is_same(way, best) else "fits" if fits else "",
     )
