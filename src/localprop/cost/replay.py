@@ -26,6 +26,7 @@ from localprop.schedule.flows import Flow
 from localprop.schedule.liveness import Liveness
 from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action, Op
+from localprop.schedule.wiring import Wiring
 
 
 class Replayed(NamedTuple):
@@ -85,7 +86,7 @@ class _Step:
             i: each for each in stretches if len(each.layers) > 1 for i in each.layers
         }
         self._waiting: list[tuple[Stretch, int]] = []  # stretches to run again, by micro-batch
-        self._dropped = set(_find_dropped_outputs(stretches, spans))
+        self._dropped = set(_find_dropped_outputs(wiring, stretches))
         self._outputs = [reading.output for reading in costs.read("whole")]
         heads = [
             costs.read("alone")[self._end(o.segment)].loss.held for o in wiring.objectives[:-1]
@@ -185,14 +186,17 @@ class _Step:
     def _run_layer(self, layer: int, m: int, reading: LayerReading) -> None:
         """Run a layer, which keeps its graph."""
         self.flops += reading.forward.flops
-        self._keep_graph(layer, m, reading)
+        drops = layer in self._again and layer in self._dropped
+        self._keep_graph(layer, m, reading, with_output=not drops)
 
-    def _keep_graph(self, layer: int, m: int, reading: LayerReading) -> None:
+    def _keep_graph(
+        self, layer: int, m: int, reading: LayerReading, *, with_output: bool = True
+    ) -> None:
         self._top(reading.forward.peak)
         self._add(("graph", layer, m), reading.forward.kept)
         if reading.forward.keeps_input:
             self._hold(layer - 1, ("graph", layer, m))
-        if reading.forward.keeps_output and (layer not in self._again or self._keeps_output(layer)):
+        if reading.forward.keeps_output and with_output:
             self._hold(layer, ("graph", layer, m))
 
     def _run_stretch(self, stretch: Stretch, layer: int, m: int) -> None:
@@ -344,21 +348,17 @@ class _Step:
         return any(holder[0] != "graph" for holder in self._holders[layer])
 
 
-def _find_dropped_outputs(
-    stretches: Sequence[Stretch], spans: Sequence[tuple[range, bool]]
-) -> Iterator[int]:
+def _find_dropped_outputs(wiring: Wiring, stretches: Sequence[Stretch]) -> Iterator[int]:
     """The last layers of stretches that drop their outputs, too.
 
-    That happens where the next layer keeps its input itself, and a later stretch does not.
+    That happens where the next layer keeps its input itself, and a later stretch does not. Of a
+    single layer each call is a stretch of its own, and the last of several most often is stored.
     """
     starts = [each.layers[0] for each in stretches]
-    for span, _ in spans:
+    for span, _ in wiring.list_spans():
         for each in stretches:
             end = each.layers[-1] + 1
-            if (
-                end - 1 in span
-                and end in span
-                and end not in starts
-                and any(end < i < span.stop for i in starts)
-            ):
+            is_one = len(each.layers) > 1 or len(wiring.layers.calls[end - 1]) == 1
+            is_inside = end - 1 in span and end in span and end not in starts
+            if is_one and is_inside and any(end < i < span.stop for i in starts):
                 yield end - 1
