@@ -41,15 +41,15 @@ def draw_front(
         linewidth=5,
         label="least time within so many bytes",
     )
-    for number, (method, is_split) in enumerate(dict.fromkeys(map(_kind_of, ways))):
-        own = keep_front(way for way in ways if _kind_of(way) == (method, is_split))
+    for number, kind in enumerate(dict.fromkeys(map(_kind_of, ways))):
+        own = keep_front(way for way in ways if _kind_of(way) == kind)
         axes.plot(
             [way.peak_bytes / unit for way in own],
             [way.time for way in own],
             marker=_MARKERS[number % len(_MARKERS)],
             linestyle=_LINES[number % len(_LINES)],
             fillstyle="none",
-            label=f"{method}, in micro-batches" if is_split else method,
+            label=kind,
         )
     if budget is not None:
         axes.axvline(budget / unit, color="black", linestyle="--")
@@ -67,8 +67,10 @@ def draw_front(
     return figure
 
 
-def _kind_of(way: Way) -> tuple[str, bool]:
-    return way.method, way.microbatches > 1
+def _kind_of(way: Way) -> str:
+    if way.microbatches > 1:
+        return f"{way.method}, in micro-batches"
+    return f"{way.method}, nested recompute" if way.rerun == "nested" else way.method
 
 
 def _point_at(axes: Axes, way: Way, name: str, unit: float) -> None:
