@@ -233,6 +233,20 @@ def draw_fronts(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def format_fronts(rows: list[dict[str, Any]]) -> str:
+    """The time at each budget, as a table."""
+
+    def format_time(found: list[Any] | None) -> str:
+        return "-" if found is None else f"{found[0]:.2f}"
+
+    header = ("network", "budget", *KINDS)
+    cells = [
+        (row["model"], f"{row['budget']:.0%}", *(format_time(row[kind]) for kind in KINDS))
+        for row in rows
+    ]
+    return format_table(header, cells) + "\n"
+
+
 def is_whole(method: str, *reruns: str) -> Callable[[Way], bool]:
     return lambda way: (
         way.method == method and way.microbatches == 1 and (not reruns or way.rerun in reruns)
@@ -274,6 +288,7 @@ def main() -> None:
     else:
         rows = draw_fronts(args.out)
         (args.out / "planner-fronts.json").write_text(json.dumps(rows, indent=0))
+        (args.out / "planner-fronts.txt").write_text(format_fronts(rows))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,34 @@ def test_the_table_of_bench_memory() -> None:
     assert "\n".join(table_of((RESULTS / "memory-resnet110.txt").read_text())) in README
 
 
+def test_the_fronts_of_plans() -> None:
+    assert "\n".join(table_of((RESULTS / "planner-fronts.txt").read_text())) in README
+    times: dict[str, list[dict[str, Any]]] = {}
+    for row in json.loads((RESULTS / "planner-fronts.json").read_text()):
+        times.setdefault(row["model"], []).append(row)
+
+    def list_leads(model: str, kind: str) -> list[float]:
+        """By how much a kind of way is ahead of checkpointing, where both fit."""
+        return [
+            row["nested"][0] - row[kind][0] for row in times[model] if row["nested"] and row[kind]
+        ]
+
+    leads = list_leads("vit_l", "greedy, linear heads")
+    assert f"ahead of checkpointing of a whole batch by up to {max(leads):.2f}" in TEXT
+    leads = list_leads("resnet152", "greedy, linear heads")
+    assert f"ahead of checkpointing by {min(leads):.2f} to {max(leads):.2f}" in TEXT
+    assert max(list_leads("resnet152", "greedy")) < 0.005  # level at best
+    for kind in ("greedy", "greedy, linear heads", "backlink, linear heads"):
+        assert min(list_leads("resnet110", kind)) > 0
+    below = times["resnet110"][-1]
+    assert below["budget"] < 0.1
+    assert below["nested"] is below["backlink, linear heads"] is None
+    assert below["micro-batches"]
+    assert below["greedy, linear heads"]
+    free = [row["budget"] for row in times["vit_l"] if row["micro-batches"][0] == 1]
+    assert f"cost no operations down to {round(100 * min(free))} %" in TEXT
+
+
 def test_what_it_costs() -> None:
     """The paragraph of the first screen follows from the tables."""
     peaks = {
