@@ -108,11 +108,12 @@ class EightBit(Optimizer):
                 if p.grad is None:
                     continue
                 state = self.state[p]
-                before = 0.9 * state["momentum"] * state["scale"] if state else 0.0
-                momentum = before + p.grad
+                momentum = p.grad.clone()
+                if state:
+                    momentum += 0.9 * state["momentum"].to(p.dtype) * state["scale"]
                 state["scale"] = momentum.abs().max() / 127 + 1e-12
                 state["momentum"] = (momentum / state["scale"]).round().to(torch.int8)
-                p.sub_(state["momentum"] * state["scale"], alpha=group["lr"])
+                p.sub_(state["momentum"].to(p.dtype) * state["scale"], alpha=group["lr"])
 
 
 @pytest.mark.parametrize("existing", [False, True])
