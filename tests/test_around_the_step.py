@@ -39,8 +39,12 @@ def make_model() -> nn.Module:
 
 
 def make_learner(model: nn.Module, rule: lp.Rule, **options: Any) -> lp.Learner:
-    sample = {"sample": WHOLE, "modules": 4, "optimizer": AdamW(model.parameters(), lr=0.01)}
-    return lp.Learner(model, rule, **(sample | options))
+    usual: dict[str, Any] = {
+        "sample": WHOLE,
+        "modules": 4,
+        "optimizer": AdamW(model.parameters(), lr=0.01),
+    }
+    return lp.Learner(model, rule, **(usual | options))
 
 
 Backward = Callable[[Tensor], object]
@@ -100,7 +104,7 @@ def test_micro_batches_of_unequal_parts_are_those_of_the_plain_loop() -> None:
     plain, model = make_model(), make_model()
     learner = make_learner(model, lp.end_to_end(), microbatches=4)
     learner.backward(WHOLE)
-    parts = list(zip(*(each.split([3, 2, 2, 2]) for each in WHOLE), strict=True))
+    parts = list(zip(*(each.tensor_split((3, 5, 7)) for each in WHOLE), strict=True))
     accumulate_plainly(plain, parts)
     for one, other in zip(plain.parameters(), model.parameters(), strict=True):
         assert one.grad is not None
@@ -120,7 +124,7 @@ def run_scaled(step: Step, parameters: list[nn.Parameter], optimizer: AdamW) -> 
     for batch in [WHOLE, *PARTS] * 2:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.float16):
-            step(batch, lambda loss: scaler.scale(loss).backward())
+            step(batch, lambda loss: torch.autograd.backward(scaler.scale(loss)))
         scaler.unscale_(optimizer)
         clip_grad_norm_(parameters, 0.1)
         scaler.step(optimizer)
@@ -156,7 +160,7 @@ def test_a_scaler_reaches_every_local_loss(rule: lp.Rule) -> None:
     plain, scaled = (make_learner(make_model(), rule) for _ in "ab")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     plain.backward(WHOLE)
-    scaled.backward(WHOLE, backward=lambda loss: scaler.scale(loss).backward())
+    scaled.backward(WHOLE, backward=lambda loss: torch.autograd.backward(scaler.scale(loss)))
     scaler.unscale_(scaled.optimizers[0])
     for one, other in zip(plain.parameters(), scaled.parameters(), strict=True):
         assert one.grad is not None
@@ -168,7 +172,8 @@ def test_a_scaler_reaches_every_local_loss(rule: lp.Rule) -> None:
 
 
 def average(module: nn.Module) -> AveragedModel:
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    decay_by_half = get_ema_multi_avg_fn(0.5)  # type: ignore[no-untyped-call]
+    return AveragedModel(module, multi_avg_fn=decay_by_half, use_buffers=True)
 
 
 def test_an_average_of_the_network_is_that_of_the_plain_loop() -> None:

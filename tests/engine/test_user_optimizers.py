@@ -83,9 +83,10 @@ def test_the_name_of_the_argument_decides(factory: Any, named: bool) -> None:
 def test_fused_and_foreach_optimizers(option: str, existing: bool) -> None:
     """The same as a loop over the parameters, up to rounding."""
     trained = []
-    for options in ({option: True}, {"foreach": False}):
+    choices: list[dict[str, Any]] = [{option: True}, {"foreach": False}]
+    for options in choices:
         model, batches = network("resnet8")
-        factory = partial(SGD, lr=0.1, momentum=0.9, **options)  # type: ignore[arg-type]
+        factory: Any = partial(SGD, lr=0.1, momentum=0.9, **options)
         optimizer = factory(model.parameters()) if existing else factory
         learner = lp.Learner(model, lp.greedy(), modules=3, optimizer=optimizer, sample=batches[0])
         learner.memory()  # on fakes

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["OptimizerGroup"]
-
 # Entries of a parameter group that are no hyperparameters.
 PARAMETER_LISTS = ("params", "param_names")
 
