@@ -8,6 +8,7 @@ import importlib.util
 import re
 from collections.abc import Sized
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -86,6 +87,16 @@ def test_python_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(losses) == 16
     assert names["epoch"] == 1
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "network.pt"}
+
+
+def test_the_loops_of_the_page_around_the_step() -> None:
+    """All blocks are one program. An existing optimizer trains heads, and the average follows."""
+    page = (ROOT / "docs" / "around-the-step.md").read_text()
+    names: dict[str, Any] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), names)
+    owned = {name for group in names["learner"].optimizer_groups() for name in group.parameters}
+    assert owned == {name for name, _ in names["learner"].named_parameters()}
+    assert names["ema"].n_averaged == 2
 
 
 def test_the_diff_of_the_readme_runs_before_and_after() -> None:

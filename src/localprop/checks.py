@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from localprop.engine.isolation import find_leaks
+from localprop.engine.user_optimizers import find_closure_problems
 from localprop.errors import BadInput, check
 from localprop.network.find_layers import layers_of, look_again
 from localprop.network.layers import LayerEnd, Layers
@@ -71,7 +72,9 @@ def find_argument_problems(
             yield f"{name}={count!r} must be a whole number."
     if precision not in PRECISIONS:
         yield f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
-    if not isinstance(optimizer, Optimizer) and not callable(optimizer):
+    if isinstance(optimizer, Optimizer):
+        yield from find_closure_problems(optimizer)
+    elif not callable(optimizer):
         yield (
             f"optimizer is a {_name(optimizer)}, but must be a function of parameters, or a torch "
             "optimizer."

@@ -18,12 +18,10 @@ from localprop.cost.flops import count_flops
 from localprop.cost.memory import MemoryReading, predict_memory
 from localprop.data.dataset import Normalization
 from localprop.engine.loss import Losses
+from localprop.engine.optimizer_groups import OptimizerGroup, list_groups
+from localprop.engine.shared_optimizer import exchange_parameters, extend_optimizer
 from localprop.engine.store import Backward, Observer
-from localprop.engine.user_optimizers import (
-    OptimizerFactory,
-    exchange_parameters,
-    extend_optimizer,
-)
+from localprop.engine.user_optimizers import OptimizerFactory
 from localprop.errors import BadInput, check
 from localprop.network.contextual import add_contexts
 from localprop.network.find_layers import layers_of, look_again
@@ -56,9 +54,10 @@ class Learner:
         budget: instead of both, the bytes that a step may take, such as "8GB": then modules,
             recompute and microbatches are those of the fastest way of the rule that fits
             (`lp.plan`), and `learner.plan` has the others.
-        optimizer: a factory, called with the parameters of each segment and of each local loss; or
-            an existing optimizer, which gains the parameters of heads and encoders as a group and
-            steps once, after the last backward.
+        optimizer: a factory, called with the parameters of each segment and of each local loss, or
+            with (name, parameter) pairs if its argument is called `named`; or an existing
+            optimizer, whose groups gain the parameters of heads and encoders, and which steps once,
+            after the last backward (`optimizer_groups`).
         sample: a batch as the loader gives it. Others may differ in size and shape, as far as the
             model lets them.
         task: how a batch enters the model, and the loss of its output: a `Task`, a loss such as
@@ -115,9 +114,8 @@ class Learner:
             )
         )
         check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
-        if budget is not None:
-            given = modules, partition, recompute, microbatches, optimizer, ranks
-            check(find_budget_problems(*given))
+        given = modules, partition, recompute, microbatches, optimizer, ranks
+        check(find_budget_problems(*given) if budget is not None else ())
         self.model, self.rule = model, rule
         self.seed, self.steps = seed, 0
         sample = checks.add_targets(unwrap(sample))
@@ -160,7 +158,7 @@ class Learner:
         self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders
         self.network = add_contexts(model, self.encoders, self.partition, self.wiring.sources)
-        self.engine, self.pipeline, trained = make_own_engine(
+        self.engine, self.pipeline = make_own_engine(
             model,
             self.wiring,
             own,
@@ -174,7 +172,7 @@ class Learner:
         self.schedule = self.engine.schedule
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
             unreached = self.partition.layers.unreached
-            extend_optimizer(self._shared, model, trained, unreached)
+            extend_optimizer(self._shared, model, self.wiring, unreached)
         self._named = list(self.named_parameters())
 
     def rebuild(self, *, modules: int | None = None, partition: Partition | None = None) -> None:
@@ -195,10 +193,9 @@ class Learner:
             raise BadInput("learner.rebuild runs in one process: make a new learner on each rank.")
         self.flush()
         if modules is None and partition is None:
-            cuts = [module[-1] for module in self.partition.modules[:-1]]
             dims, task = self._arguments["batch_dims"], self.wiring.task
             layers = layers_of(self.model, self._sample, task=task, batch_dims=dims)
-            partition = Partition.at(layers, cuts)
+            partition = Partition.at(layers, [own[-1] for own in self.partition.modules[:-1]])
         before = collect_by_name(self, self._named)
         arguments = {**self._arguments, "modules": modules, "partition": partition}
         with exchange_parameters(self._shared, self._named, self.model):
@@ -346,9 +343,7 @@ class Learner:
         return read_values(self.engine, self._outside, self._like(batch))
 
     def flops(self, batch: Any | None = None) -> int:
-        """Count the floating-point operations of such a step: convolutions and matrix products,
-        forward and backward, heads and encoders included.
-        """
+        """Count the floating-point operations of such a step: convolutions and matrix products."""
         return count_flops(self.engine, self._outside, self._like(batch))
 
     def explain(self, *, values: bool = False) -> str:
@@ -384,6 +379,10 @@ class Learner:
     def optimizers(self) -> list[Optimizer]:
         """All optimizers, in the order of the forward; for schedulers and inspection."""
         return self.engine.optimizers.all() if self._shared is None else [self._shared]
+
+    def optimizer_groups(self) -> list[OptimizerGroup]:
+        """Which parameter sits in which group of which optimizer, with which options."""
+        return list(list_groups(self.optimizers, self.named_parameters()))
 
     def trained_modules(self) -> dict[str, nn.Module]:
         """All that is trained: "model", "heads" and "encoders"."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from localprop.engine.optimizer_groups import PARAMETER_LISTS
 from localprop.errors import BadInput, check
 from localprop.ranks.pipeline import Pipeline
 from localprop.state_problems import (
@@ -23,9 +24,6 @@ from localprop.state_problems import (
     find_optimizer_problems,
     find_tensor_problems,
 )
-
-# Entries of a parameter group that are no hyperparameters.
-_PARAMETER_LISTS = ("params", "param_names")
 
 StateDict = dict[str, Any]
 
@@ -169,7 +167,7 @@ def _list_entries_to_keep(before: Mapping[str, Any], learner: Trained) -> Iterat
             parameters = {names[id(parameter)]: parameter for parameter in group["params"]}
             # A parameter that was frozen before takes the hyperparameters of its new group.
             known = [saved[name]["group"] for name in parameters if name in saved]
-            now = {key: value for key, value in group.items() if key not in _PARAMETER_LISTS}
+            now = {key: value for key, value in group.items() if key not in PARAMETER_LISTS}
             hyperparameters = now | (known[0] if known else {})
             for name, parameter in parameters.items():
                 for key, value in hyperparameters.items():
@@ -220,7 +218,7 @@ def _list_optimizer_entries(
 ) -> Iterator[tuple[str, Any]]:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            hyperparameters = [key for key in group if key not in _PARAMETER_LISTS]
+            hyperparameters = [key for key in group if key not in PARAMETER_LISTS]
             for parameter in group["params"]:
                 name = names.get(id(parameter))
                 if name is None:  # it has joined the optimizer since

@@ -245,8 +245,8 @@ def test_groups_of_one_optimizer_keep_their_hyperparameters() -> None:
 
     one, two = grouped(1), grouped(2)
     restore(two, copy_state(one))
-    assert [group["weight_decay"] for group in two.optimizers[0].param_groups] == [0.1, 0, 0]
-    assert [group["lr"] for group in two.optimizers[0].param_groups] == [0.1, 0.01, 0.1]
+    assert [group["weight_decay"] for group in two.optimizers[0].param_groups] == [0.1, 0]
+    assert [group["lr"] for group in two.optimizers[0].param_groups] == [0.1, 0.01]
     with pytest.raises(BadInput, match=r"one group here had different values of weight_decay|lr"):
         restore(
             build_learner(3, lp.greedy(), optimizer=lambda p: SGD(p, lr=0.1), shared=True),

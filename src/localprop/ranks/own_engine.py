@@ -29,12 +29,10 @@ class OwnEngine(NamedTuple):
     Attributes:
         engine: with optimizers, at the start.
         pipeline: None in one process.
-        parameters: all that it trains.
     """
 
     engine: Engine
     pipeline: Pipeline | None
-    parameters: list[nn.Parameter]
 
 
 def make_own_engine(
@@ -86,4 +84,4 @@ def make_own_engine(
         recomputed=choose_recomputed(wiring.layers, recompute),
     )
     engine.initialise_copies()
-    return OwnEngine(engine, pipeline, [each for some in owned.values() for each in some])
+    return OwnEngine(engine, pipeline)
