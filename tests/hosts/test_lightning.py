@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,9 @@ def fit(
     }
     if isinstance(module, Host):
         usual |= {"accumulate_grad_batches": PARTS, "gradient_clip_val": CLIP}
-    saves = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
-    callbacks = [saves, *options.pop("callbacks", [])]
+    steps = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+    epochs = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    callbacks = [steps, epochs, *options.pop("callbacks", [])]
     trainer = lightning.Trainer(**usual | options, callbacks=callbacks)
     trainer.fit(module, make_loader(), ckpt_path=resume)
     return trainer
@@ -132,16 +132,132 @@ def test_end_to_end_is_automatic_optimisation(way: str, tmp_path: Path) -> None:
     assert ends[0][1:] == ends[1][1:]
 
 
-@pytest.mark.parametrize("name", ["host", "end_to_end", "backlink"])
-def test_a_resumed_run_equals_the_undisturbed_one(name: str, tmp_path: Path) -> None:
-    def make() -> lightning.LightningModule:
-        rules = {"end_to_end": lp.end_to_end, "backlink": lambda: lp.backlink(layers=1)}
-        return Host() if name == "host" else Ours(rules[name]())
+RULES: dict[str, lp.Rule | None] = {
+    "host": None,
+    "end_to_end": lp.end_to_end(),
+    "backlink": lp.backlink(layers=1),
+}
 
-    whole, again = make(), make()
-    fit(whole, tmp_path)
-    fit(again, tmp_path / "again", resume=str(tmp_path / "step=3.ckpt"))
+
+def make(name: str) -> Any:
+    rule = RULES[name]
+    return Host() if rule is None else Ours(rule)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Any, Path]]:
+    """A run of each, with an average of the weights: its module, its average and its folder."""
+    found = {}
+    for name in RULES:
+        module, average, folder = make(name), WeightAveraging(), tmp_path_factory.mktemp(name)
+        fit(module, folder, callbacks=[average])
+        found[name] = module, average, folder
+    return found
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_resumed_run_equals_the_undisturbed_one(
+    name: str, runs: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, _, folder = runs[name]
+    again = make(name)
+    fit(again, tmp_path, str(folder / "epoch=0.ckpt"), callbacks=[WeightAveraging()])
     assert_equal(state_of(whole), state_of(again))
     if name == "backlink":
         assert any(key.startswith("learner_state.heads") for key in state_of(again))
-        assert again.learner.steps == 2 * BATCHES
+        assert again.learner.steps == whole.learner.steps == 2 * BATCHES
+
+
+def test_end_to_end_resumes_in_an_epoch_as_lightning_does(
+    runs: dict[str, Any], tmp_path: Path
+) -> None:
+    """Lightning begins the epoch's data anew, so neither equals its undisturbed run."""
+    ends = []
+    for name in ("host", "end_to_end"):
+        again = make(name)
+        resume = str(runs[name][2] / "step=1.ckpt")
+        fit(again, tmp_path / name, resume, callbacks=[WeightAveraging()])
+        ends.append(state_of(again.model))
+    assert_equal(*ends)
+
+
+def test_averages_equal_those_of_automatic_optimisation(runs: dict[str, Any]) -> None:
+    averages = [runs[name][1]._average_model.module.model for name in ("host", "end_to_end")]
+    assert_equal(*map(state_of, averages))
+    ours = runs["backlink"][1]._average_model.module
+    for name, value in state_of(runs["backlink"][0].learner.heads).items():
+        assert not state_of(ours.learner_state.heads)[name].equal(value)
+
+
+def test_clipping_counts_the_heads(tmp_path: Path) -> None:
+    """Values are clipped one by one, so that those of heads can be seen."""
+    options = {"gradient_clip_algorithm": "value", "gradient_clip_val": 0.01}
+    module, seen = Ours(lp.greedy(), **options), []
+
+    class See(lightning.Callback):  # type: ignore[misc]
+        def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            parameters = module.learner.heads.parameters()
+            seen.extend(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
+
+    fit(module, tmp_path, callbacks=[See()])
+    assert max(seen) == pytest.approx(0.01)
+
+
+def test_a_checkpoint_loads_without_a_trainer(runs: dict[str, Any]) -> None:
+    whole, _, folder = runs["backlink"]
+    loaded = Ours.load_from_checkpoint(folder / "epoch=1.ckpt", rule=lp.backlink(layers=1))
+    assert loaded.learner.steps == 2 * BATCHES
+    assert state_of(loaded).keys() == state_of(whole).keys()
+
+
+def choose_automatic(module: Any) -> None:
+    module.automatic_optimization = True
+
+
+def leave_heads_out(module: Any) -> None:
+    module.configure_optimizers = lambda: torch.optim.SGD(module.model.parameters(), lr=0.1)
+
+
+def give_two(module: Any) -> None:
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1) for _ in range(2)]
+    module.configure_optimizers = lambda: optimizers
+
+
+def use_plateau(module: Any) -> None:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    found = {"scheduler": scheduler, "monitor": "loss"}
+    module.configure_optimizers = lambda: {"optimizer": optimizer, "lr_scheduler": found}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (choose_automatic, "automatic_optimization=True"),
+        (lambda module: vars(module).pop("_learned"), "call self.learn_locally"),
+        (leave_heads_out, r"The optimizer lacks .* \(heads\."),
+        (give_two, "2 optimizers"),
+        (use_plateau, "ReduceLROnPlateau"),
+    ],
+)
+def test_what_is_refused_at_set_up(change: Any, message: str, tmp_path: Path) -> None:
+    module = Ours(lp.greedy())
+    if change in (give_two, use_plateau):
+        module.configure_model()
+    change(module)
+    with pytest.raises(lp.BadInput, match=message):
+        fit(module, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": lp.contsup()}, "has contexts"),
+        ({"microbatches": 2}, "accumulate_grad_batches"),
+        ({"accumulate_grad_batches": 0}, "must be 1 or more"),
+    ],
+)
+def test_arguments_that_are_refused(options: dict[str, Any], message: str) -> None:
+    rule = options.pop("rule", lp.greedy())
+    with pytest.raises(lp.BadInput, match=message):
+        Ours(rule, **options)

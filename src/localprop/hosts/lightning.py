@@ -28,7 +28,7 @@ __all__ = ["LocalLearning"]
 class LocalLearning(LightningModule):  # type: ignore[misc]
     """A LightningModule whose model is trained by local losses.
 
-    Call `learn_locally` in `__init__`, and `step_locally` in `training_step`. The loop, the devices,
+    Call `learn_locally` in `__init__`, and `step_locally` in `training_step`. The loop, the device,
     precision, callbacks, loggers and checkpoints stay Lightning's. The heads are parameters of the
     module, so that `configure_optimizers` gets them by `self.parameters()`, and checkpoints resume
     them. Schedulers that `configure_optimizers` returns are stepped as in automatic optimisation.
@@ -176,7 +176,7 @@ def _find_argument_problems(rule: Rule, parts: int, options: dict[str, Any]) -> 
         "budget": "lp.plan(model, batch, budget=...), and what it says: modules and recompute",
     }
     for name in instead.keys() & options.keys():
-        yield f"learn_locally has {name}={options[name]!r}, but Lightning decides that: {instead[name]}."
+        yield f"learn_locally has {name}, but Lightning decides that: {instead[name]}."
 
 
 def _find_setup_problems(module: LocalLearning, trainer: Any) -> Iterator[str]:

@@ -233,8 +233,8 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
     def _load_learner(self, path: Path) -> None:
         if not path.is_file():
             raise BadInput(
-                f"{path.parent} has no {STATE_FILE}: it was not saved by a LocalTrainer, and has no "
-                "heads. Train from its weights instead: from_pretrained(...), without "
+                f"{path.parent} has no {STATE_FILE}: it was not saved by a LocalTrainer, and has "
+                "no heads. Train from its weights instead: from_pretrained(...), without "
                 "resume_from_checkpoint."
             )
         assert self.learner is not None
@@ -243,8 +243,8 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
             LearnerState(self.learner).load_state_dict(state)
         except RuntimeError as error:
             raise BadInput(
-                f"{path} has the heads of another rule or partition ({error}): use the rule and the "
-                "modules that it was trained with."
+                f"{path} has the heads of another rule or partition ({error}): use the rule and "
+                "the modules that it was trained with."
             ) from error
 
 
@@ -268,7 +268,7 @@ def _find_problems(
     if args.torch_compile:
         yield "torch_compile=True would compile a model that is cut: leave it out."
     if task is not None and is_builder(task):
-        yield f"task={task!r} builds losses: give a task such as lp.Classification(), or a function."
+        yield f"task={task!r} builds losses: give a task, such as lp.Classification()."
     if task is not None and (trainer.label_smoother or trainer.compute_loss_func):
         yield (
             "There is a task, and label_smoothing_factor or compute_loss_func, which are losses, "
