@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 WORDS, CLASSES = 16, 3
@@ -55,14 +56,18 @@ def make_texts(count: int, *, classes: bool = False) -> list[dict[str, Tensor]]:
 
 
 def pad(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch that is as long as its longest text."""
+    """A batch of the length 6 or 12, as its longest text needs."""
     ids = [row["input_ids"] for row in rows]
     labels = [row["labels"] for row in rows]
     masks = [torch.ones_like(each) for each in ids]
     return {
-        "input_ids": pad_sequence(ids, batch_first=True),
-        "attention_mask": pad_sequence(masks, batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=-100)
-        if labels[0].ndim
-        else torch.stack(labels),
+        "input_ids": pad_evenly(ids, 0),
+        "attention_mask": pad_evenly(masks, 0),
+        "labels": pad_evenly(labels, -100) if labels[0].ndim else torch.stack(labels),
     }
+
+
+def pad_evenly(texts: list[Tensor], value: int) -> Tensor:
+    """The texts as rows, whose length is a multiple of 6."""
+    padded = pad_sequence(texts, batch_first=True, padding_value=value)
+    return functional.pad(padded, (0, -padded.shape[1] % 6), value=value)

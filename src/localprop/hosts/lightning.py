@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from localprop.engine.loss import Losses
 from localprop.errors import BadInput, check
@@ -217,8 +218,8 @@ def _find_optimizer_problems(module: LocalLearning) -> Iterator[str]:
             f"The optimizer lacks {len(lacking)} parameters that are trained "
             f"({', '.join(lacking[:3])}): build it from self.parameters(), which has the heads."
         )
-    plateaus = [c for c in module.trainer.lr_scheduler_configs if c.reduce_on_plateau]
-    if plateaus:
+    configs = module.trainer.lr_scheduler_configs
+    if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in configs):
         yield (
             "ReduceLROnPlateau needs a metric that is known after the batch: return the optimizer "
             "alone, and step the scheduler in on_train_epoch_end."
