@@ -202,8 +202,11 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
         """The loss of the Trainer's own arguments, which comes before that of the model."""
         function, smoother = self.compute_loss_func, self.label_smoother
         if function is not None:
+            # Nobody counts when the learner looks at its losses, before the first step.
             return lambda output, batch, items: function(
-                CausalLMOutput(logits=output), batch["labels"], num_items_in_batch=items
+                CausalLMOutput(logits=output),
+                batch["labels"],
+                num_items_in_batch=torch.ones(()) if items is None else items,
             )
         if smoother is not None:
             shifts = isinstance(task, CausalLM)
