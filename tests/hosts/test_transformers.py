@@ -276,7 +276,7 @@ def test_a_loss_of_a_subclass_is_refused(tmp_path: Path) -> None:
 
 def test_checkpoints_of_others_are_refused(run: Any, tmp_path: Path) -> None:
     _, _, rows, folder = run
-    other = make_trainer(folder, make_language_model(), lp.greedy(aux=lp.Head(linears=2)), rows)
+    other = make_trainer(folder, make_language_model(), lp.end_to_end(), rows, modules=1)
     with pytest.raises(lp.BadInput, match="heads of another rule"):
         other.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     plain = tmp_path / "checkpoint-3"
