@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
 from torch import Tensor, nn
@@ -14,10 +16,10 @@ WORDS, CLASSES = 16, 3
 def make_language_model() -> nn.Module:
     """Two blocks without dropout; the output layer is the embedding."""
     torch.manual_seed(0)
-    sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}
-    dropout = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = transformers.GPT2Config(vocab_size=WORDS, **sizes, **dropout, **ends)
+    options: dict[str, Any] = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    options |= {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    options |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = transformers.GPT2Config(vocab_size=WORDS, **options)
     model: nn.Module = transformers.GPT2LMHeadModel(config)
     return model
 
@@ -25,17 +27,17 @@ def make_language_model() -> nn.Module:
 def make_classifier() -> nn.Module:
     """Two layers without dropout."""
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=WORDS,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=16,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        num_labels=CLASSES,
-    )
+    options: dict[str, Any] = {
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 16,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_labels": CLASSES,
+    }
+    config = transformers.BertConfig(vocab_size=WORDS, **options)
     model: nn.Module = transformers.BertForSequenceClassification(config)
     return model
 
