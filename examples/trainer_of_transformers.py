@@ -20,9 +20,7 @@ LENGTH = 16
 letters = sorted(set(TEXT))
 ids = torch.tensor([letters.index(letter) for letter in TEXT])
 windows = ids.unfold(0, LENGTH, 4)
-train, test = (
-    [{"input_ids": window, "labels": window} for window in part] for part in windows.split(28)
-)
+rows = [{"input_ids": window, "labels": window} for window in windows]
 
 torch.manual_seed(0)
 config = transformers.GPT2Config(
@@ -42,8 +40,8 @@ trainer = LocalTrainer(
         disable_tqdm=True,
         use_cpu=True,
     ),
-    train_dataset=train,
-    eval_dataset=test,
+    train_dataset=rows[:28],
+    eval_dataset=rows[28:],
     rule=lp.backlink(layers=1),
     modules=2,
 )

@@ -42,7 +42,7 @@ def configure(module: lightning.LightningModule) -> Any:
     return [optimizer], [by_step, StepLR(optimizer, 1, 0.5)]
 
 
-class Host(lightning.LightningModule):
+class Host(lightning.LightningModule):  # type: ignore[misc]
     """What a user has."""
 
     def __init__(self) -> None:
@@ -221,6 +221,10 @@ def choose_automatic(module: Any) -> None:
     module.automatic_optimization = True
 
 
+def forget_model(module: Any) -> None:
+    del module._learned
+
+
 def leave_heads_out(module: Any) -> None:
     module.configure_optimizers = lambda: torch.optim.SGD(module.model.parameters(), lr=0.1)
 
@@ -241,7 +245,7 @@ def use_plateau(module: Any) -> None:
     ("change", "message"),
     [
         (choose_automatic, "automatic_optimization=True"),
-        (lambda module: vars(module).pop("_learned"), "call self.learn_locally"),
+        (forget_model, "call self.learn_locally"),
         (leave_heads_out, r"The optimizer lacks .* \(heads\."),
         (give_two, "2 optimizers"),
         (use_plateau, "ReduceLROnPlateau"),

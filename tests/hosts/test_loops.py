@@ -51,7 +51,7 @@ class Run:
             self.model if self.learner is None else nn.ParameterList(self.learner.parameters())
         )
         self.average = AveragedModel(self.model)
-        self.raw = self.model
+        self.raw: Any = self.model
         self.scheduler: Any = StepLR(self.optimizer, 1, 0.9)
 
     def differentiate(self, batch: Batch, backward: Callable[[Tensor], object]) -> None:

@@ -24,7 +24,7 @@ Rows = list[dict[str, Tensor]]
 
 def make_arguments(folder: Path, **options: Any) -> Any:
     """Five batches an epoch in steps of three, so that the last one has two; clipped, scheduled."""
-    usual = {
+    usual: dict[str, Any] = {
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 3,
         "num_train_epochs": 2,
@@ -104,8 +104,9 @@ def test_end_to_end_is_the_trainers_own_run(kind: str, tmp_path: Path) -> None:
 def own_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
     shifted = functional.pad(labels[:, 1:], (0, 1), value=-100)
     logits = outputs["logits"].flatten(0, 1)
-    loss = functional.cross_entropy(logits, shifted.flatten(), reduction="sum")
-    return loss.sqrt() / num_items_in_batch
+    total = functional.cross_entropy(logits, shifted.flatten(), reduction="sum")
+    loss: Tensor = total.sqrt() / num_items_in_batch
+    return loss
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_options_of_the_trainer(options: dict[str, Any], tmp_path: Path) -> None
     assert ends[0][1] == ends[1][1]
 
 
-class Average(transformers.TrainerCallback):  # type: ignore[misc]
+class Average(transformers.TrainerCallback):
     """An average of the weights, as users keep one; and the norms of heads, before and after."""
 
     def __init__(self) -> None:
@@ -149,11 +150,11 @@ class Average(transformers.TrainerCallback):  # type: ignore[misc]
         gradients = [p.grad for p in parameters if p.grad is not None]
         self.norms.append(float(nn.utils.get_total_norm(gradients)))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Average."""
         if self.average is None:
-            self.average = AveragedModel(model)
-        self.average.update_parameters(model)
+            self.average = AveragedModel(kwargs["model"])
+        self.average.update_parameters(kwargs["model"])
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_the_saved_model_is_the_plain_one(run: Any, tmp_path: Path) -> None:
     trainer, _, rows, _ = run
     trainer.save_model(str(tmp_path))
     assert not (tmp_path / "localprop.pt").exists()
-    loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
+    loaded: Any = transformers.GPT2LMHeadModel.from_pretrained(tmp_path)
     batch = pad(rows)
     assert loaded.eval()(**batch).logits.equal(trainer.model.eval()(**batch).logits)
 
@@ -205,7 +206,7 @@ def test_the_saved_model_is_the_plain_one(run: Any, tmp_path: Path) -> None:
 def test_adapters_are_trained_and_saved_alone(tmp_path: Path) -> None:
     """LoRA: the network below is frozen, and equals the Trainer's own run."""
     peft = pytest.importorskip("peft")
-    rows, ends = make_texts(10), []
+    rows, ends = make_texts(10), list[dict[str, Tensor]]()
     for rule in (None, lp.end_to_end(), lp.greedy()):
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"])
         model = peft.get_peft_model(make_language_model(), config)

@@ -43,7 +43,7 @@ INSTEAD = {
 }
 
 
-class LocalTrainer(Trainer):  # type: ignore[misc]
+class LocalTrainer(Trainer):
     """Hugging Face's Trainer, whose model is trained by local losses.
 
     The loop stays the Trainer's: accumulation, clipping, mixed precision, schedulers, callbacks,
@@ -113,6 +113,7 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
         self.learner: Learner | None = None
         self._learner_options = {"rule": rule, "modules": modules, "seed": self.args.seed} | options
         self._sample, self._given_task = sample, task
+        self._task: TrainerTask | None = None
         self._local_loss: Tensor | None = None
 
     # --- a step ---------------------------------------------------------------------------------
@@ -125,8 +126,9 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
         Returns:
             The loss of the model's own output, divided as the Trainer divides it.
         """
-        learner, host_step = self.learner, super().training_step
+        learner, task, host_step = self.learner, self._task, super().training_step
         assert learner is not None
+        assert task is not None
         model.train()
         inputs = self._prepare_inputs(inputs)
         reported: list[Tensor] = []
@@ -141,7 +143,7 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
                 self._local_loss = None
 
         # Accelerate puts autocast around the model alone, but heads are outside of it.
-        with self.accelerator.autocast(), learner.wiring.task.counting(num_items_in_batch):
+        with self.accelerator.autocast(), task.counting(num_items_in_batch):
             learner.backward(inputs, backward=backward)
         return reported[-1]
 
@@ -156,8 +158,8 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
         samples, items = super().get_batch_samples(*args, **kwargs)
         if self._given_task is None:
             return samples, items
-        assert self.learner is not None
-        weights = [self.learner.wiring.task.weight(sample) for sample in samples]
+        assert self._task is not None
+        weights = [self._task.weight(sample) for sample in samples]
         return samples, None if any(weight is None for weight in weights) else sum(weights)
 
     # --- a run ----------------------------------------------------------------------------------
@@ -165,37 +167,39 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer and the learner, whose heads it gains."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if self.learner is None or self.learner.model is not self.model:
-            sample = self._take_sample()
+        network: Any = self.model
+        if self.learner is None or self.learner.model is not network:
+            sample = self._take_sample(network)
+            self._task = self._make_task(network, sample)
             self.learner = Learner(
-                self.model,
+                network,
                 optimizer=optimizer,
                 sample=sample,
-                task=self._make_task(sample),
+                task=self._task,
                 ranks=Ranks(alone=True),
                 **self._learner_options,
             )
         return optimizer
 
-    def _take_sample(self) -> Any:
+    def _take_sample(self, network: nn.Module) -> Any:
         if self._sample is not None:
             return self._sample
         # The order of the data depends on random numbers, which this must not draw. Nor must
         # Accelerate know of a loader that is not read to its end.
-        with untouched(self.model):
+        with untouched(network):
             loader = self.get_train_dataloader()
             return next(iter(getattr(loader, "base_dataloader", loader)))
 
-    def _make_task(self, sample: Any) -> TrainerTask:
+    def _make_task(self, network: nn.Module, sample: Any) -> TrainerTask:
         dims = self._learner_options.get("batch_dims", ...)
         sample = self._prepare_inputs(sample)
-        task = resolve_task(self._given_task, self.model, sample, dims)
+        task = resolve_task(self._given_task, network, sample, dims)
         if self._given_task is not None:
             # The Trainer divides by the number of batches where nobody counts items.
             self.loss_is_scaled_for_ga = task.weight(sample) is not None
             return TrainerTask(task, by_items=self.loss_is_scaled_for_ga)
         batch = Batch.of(sample, task.targets(sample), dims)
-        by_items = self.model_accepts_loss_kwargs and divides_by_items(self.model, batch)
+        by_items = self.model_accepts_loss_kwargs and divides_by_items(network, batch)
         return TrainerTask(task, by_items=by_items, host_loss=self._find_host_loss(task))
 
     def _find_host_loss(self, task: Any) -> HostLoss | None:
@@ -217,7 +221,7 @@ class LocalTrainer(Trainer):  # type: ignore[misc]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, Any]:
         """The model of the loop has the heads, so that it clips and clears their gradients too."""
-        model, loader = super()._prepare_for_training(*args, **kwargs)
+        model, loader = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
         assert self.learner is not None
         return nn.ModuleDict({"model": model, "heads": self.learner.heads}), loader
 
