@@ -23,7 +23,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "user_code", "writing", "tasks", "models", "data", "network", "rule", "methods",
     "schedule", "engine", "cost", "ranks", "checks", "planning", "state_problems", "state",
-    "learner", "model_check", "__init__", "training", "experiments",
+    "learner", "model_check", "hosts", "__init__", "training", "experiments",
     "report", "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.

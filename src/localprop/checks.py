@@ -273,7 +273,11 @@ class BatchCheck:
         data = use_plain_dicts(unwrap(data))
         shapes = find_shapes(data)
         if shapes not in self._known:
-            self._known[shapes] = self._look_at(data)
+            try:
+                self._known[shapes] = self._look_at(data)
+            finally:
+                # Within a host's autocast, it has kept fakes of cast weights for the forward.
+                torch.clear_autocast_cache()
         like, outputs = self._known[shapes]
         batch = like.take(data)
         inputs = LossInputs(batch.inputs, batch.targets, batch=batch.data)

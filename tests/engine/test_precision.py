@@ -104,3 +104,16 @@ def test_attention_is_differentiated_twice() -> None:
     learner = lp.Learner(model, lp.sgr(), modules=3, optimizer=sgd, sample=batch)
     assert all(torch.isfinite(loss) for loss in learner.step(batch))
     assert torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
+
+
+def test_new_shapes_within_the_autocast_of_a_host() -> None:
+    """Autocast keeps casts of weights, and must not keep those of the look at a new shape."""
+    images, targets = make_batch()
+    learner = lp.Learner(
+        lp.models.resnet8(), lp.greedy(), modules=2, optimizer=sgd, sample=(images, targets)
+    )
+    larger = nn.functional.interpolate(images, scale_factor=2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = learner.backward((larger, targets))
+    assert {type(loss) for loss in losses} == {Tensor}
+    assert torch.isfinite(losses.task)

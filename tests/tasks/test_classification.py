@@ -52,6 +52,36 @@ def test_torchs_own_form_equals_torch_to_the_bit(shape: tuple[int, ...]) -> None
     assert lp.Classification().loss(logits, (None, labels)).equal(wanted)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_totals_equal_torchs_sum_to_the_bit(smoothing: float, weights: Any) -> None:
+    logits, labels = torch.randn(3, 4, 5), make_labels(3, 4, ignored=0.3)
+    weight = None if weights is None else torch.tensor(weights)
+    wanted = functional.cross_entropy(
+        logits.flatten(0, -2),
+        labels.flatten(),
+        weight=weight,
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
+    for task in (
+        lp.Classification(smoothing, weights),
+        lp.task(loss=lp.Classification(smoothing, weights)),
+    ):
+        assert task.total(logits, (None, labels)).equal(wanted)
+
+
+def test_totals_are_the_loss_times_its_denominator() -> None:
+    output, targets = torch.randn(3, 4), torch.randn(3, 4)
+    total = lp.Regression().total(output, (None, targets))
+    torch.testing.assert_close(total, (output - targets).square().sum())
+    unknown = lp.task(loss=lambda output, targets: output.mean())
+    with pytest.raises(lp.BadInput, match="give weight="):
+        unknown.total(output, (None, targets))
+    known = lp.task(loss=lambda output, targets: output.mean(), weight=lambda targets: 2.0)
+    torch.testing.assert_close(known.total(output, (None, targets)), output.mean() * 2)
+
+
 def test_a_dimension_that_cannot_be_told_is_asked_for() -> None:
     logits, labels = torch.randn(3, 5, 5), make_labels(3, 5)
     with pytest.raises(lp.BadInput, match=r"dimension 1 or in the last.*Classification\(dim=-1\)"):

@@ -60,6 +60,23 @@ def check_against_own_loss(task: Task, model: nn.Module, batch: Batch) -> None:
         )
 
 
+def divides_by_items(model: nn.Module, batch: Batch) -> bool:
+    """Find out whether a Hugging Face model divides its loss by `num_items_in_batch`.
+
+    All that take keywords accept the argument, and some ignore it. The model runs twice on a part
+    of the batch, as in `check_against_own_loss`.
+
+    Args:
+        model: it takes keywords, and has a loss of its own.
+        batch: a batch with labels.
+    """
+    data = _take_part(batch).to(next(model.parameters()).device).data
+    many = torch.tensor(1e6, device=next(model.parameters()).device)
+    with _look_only(model):
+        mean, shared = model(**data).loss, model(**data, num_items_in_batch=many).loss
+    return not torch.allclose(mean, shared, equal_nan=True)
+
+
 def _take_part(batch: Batch) -> Batch:
     """A few samples; of sequences with a label per position, a few positions."""
     part, targets = batch.select(min(_SAMPLES, batch.samples)), find_targets(batch.data)

@@ -74,6 +74,12 @@ class Classification(Task):
         return tuple(self.class_weights or ())
 
     def loss(self, output: Tensor, batch: Any) -> Tensor:
+        return self._reduce(output, batch, "mean")
+
+    def total(self, output: Tensor, batch: Any) -> Tensor:
+        return self._reduce(output, batch, "sum")
+
+    def _reduce(self, output: Tensor, batch: Any, reduction: str) -> Tensor:
         targets = require_targets(self, batch)
         dim = self._find_class_dim(output.shape, targets)
         if dim != 1:  # as rows; torch's own form stays as it is
@@ -88,14 +94,17 @@ class Classification(Task):
             counts = targets != self.ignore_index
             counts &= weights[targets.where(counts, 0)] > 0
             targets = targets.where(counts, self.ignore_index)
-        return self._compare(output, targets, weights)
+        return self._compare(output, targets, weights, reduction)
 
-    def _compare(self, output: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    def _compare(
+        self, output: Tensor, targets: Tensor, weights: Tensor | None, reduction: str
+    ) -> Tensor:
         return functional.cross_entropy(
             output,
             targets,
             weight=weights,
             ignore_index=self.ignore_index,
+            reduction=reduction,
             label_smoothing=self.label_smoothing,
         )
 
@@ -231,11 +240,11 @@ class Segmentation(Classification):
     ignore_index: int = 255
     dim: int | None = 1
 
-    def loss(self, output: Tensor, batch: Any) -> Tensor:
+    def _reduce(self, output: Tensor, batch: Any, reduction: str) -> Tensor:
         size = require_targets(self, batch).shape[1:]
         if output.ndim == 4 and len(size) == 2 and output.shape[2:] != size:
             output = functional.interpolate(output, size=size, mode="bilinear", align_corners=False)
-        return super().loss(output, batch)
+        return super()._reduce(output, batch, reduction)
 
     def find_problems(self, batch: Any, outputs: torch.Size) -> Iterator[str]:
         targets = self.targets(batch)

@@ -81,9 +81,12 @@ class LogLikelihood(Classification):
         BadInput: as for `Classification`.
     """
 
-    def _compare(self, output: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        ignored = self.ignore_index
-        return functional.nll_loss(output, targets, weight=weights, ignore_index=ignored)
+    def _compare(
+        self, output: Tensor, targets: Tensor, weights: Tensor | None, reduction: str
+    ) -> Tensor:
+        return functional.nll_loss(
+            output, targets, weight=weights, ignore_index=self.ignore_index, reduction=reduction
+        )
 
 
 def make_task(loss: Criterion) -> Task:

@@ -100,6 +100,11 @@ class CustomTask(Task):
     def loss(self, output: Tensor, batch: Any) -> Tensor:
         return self.judge.loss(output, self._make_usual(batch))
 
+    def total(self, output: Tensor, batch: Any) -> Tensor:
+        if self.weigh is None:
+            return self.judge.total(output, self._make_usual(batch))
+        return super().total(output, batch)
+
     def weight(self, batch: Any) -> Tensor | float | None:
         usual = self._make_usual(batch)
         return self.judge.weight(usual) if self.weigh is None else self.weigh(find_targets(usual))

@@ -71,6 +71,22 @@ class Task:
         """
         return None
 
+    def total(self, output: Tensor, batch: Any) -> Tensor:
+        """Compute the sum that the loss is the mean of: the loss times its denominator.
+
+        A host that accumulates gradients over batches divides it by the denominator of all.
+
+        Raises:
+            BadInput: the denominator is not known.
+        """
+        weight = self.weight(batch)
+        if weight is None:
+            raise BadInput(
+                f"The denominator of {type(self).__name__}'s mean is not known: give weight=... to "
+                "lp.task()."
+            )
+        return self.loss(output, batch) * weight
+
     def targets(self, batch: Any) -> Tensor | None:
         """The targets, for losses that compare labels; None if there are none."""
         targets = find_targets(batch)
