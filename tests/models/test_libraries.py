@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_timm_loads_pretrained_weights(tmp_path: Path) -> None:
     known = timm.create_model("test_resnet", num_classes=1000).eval()
     torch.save(known.state_dict(), file)
     name = f"timm:test_resnet,pretrained=True,pretrained_cfg_overlay={{'file': {str(file)!r}}}"
-    model = models.create_model(name, 7, (3, 32, 32)).eval()
+    model: Any = models.create_model(name, 7, (3, 32, 32)).eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.forward_features(images), known.forward_features(images))
     assert model(images).shape == (2, 7)
