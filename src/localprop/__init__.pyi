@@ -4,6 +4,8 @@ from . import data as data
 from . import methods as methods
 from . import models as models
 from .commands import compare as compare
+from .commands import evaluate as evaluate
+from .commands import export as export
 from .commands import recipes as recipes
 from .commands import train as train
 from .data.dataset import Normalization as Normalization

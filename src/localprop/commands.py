@@ -13,23 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from localprop import experiments
-from localprop.errors import check
+from localprop.errors import check, collect_problems
 from localprop.experiments import Recipe
+from localprop.experiments.blank_data import load_shape
 from localprop.ranks.launch import get_rank, get_world_size
 from localprop.report.compare import ShowProgress as ShowRuns
 from localprop.report.compare import hide_progress as hide_runs
 from localprop.report.compare import run_compare
 from localprop.report.method_spec import Methods
 from localprop.report.tasks import find_task
-from localprop.training import run
+from localprop.training import deploy, run
 from localprop.training.build import load_data
 from localprop.training.config import Config
 from localprop.training.idle_flags import check_flags
 from localprop.training.plan_file import read_plan
 from localprop.training.run import ShowProgress, hide_progress
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
+from localprop.writing.charts import check_path
 
-__all__ = ["compare", "recipes", "train"]
+__all__ = ["compare", "evaluate", "export", "recipes", "train"]
 
 
 def train(
@@ -164,6 +166,74 @@ def compare(
         on_note=on_note,
         report=report,
     )
+
+
+def export(run: str | Path, *paths: str | Path) -> dict[str, Any]:
+    """Write the deployed network of a run to files, as `localprop export` does.
+
+    The network is in evaluation mode and on the CPU. It has the encoders of a method with context,
+    and no heads.
+
+    Args:
+        run: the directory of a run.
+        *paths: files by their endings: .pt (a state_dict of torch.save), .safetensors, .pt2
+            (torch.export, which plain PyTorch runs, for any number of samples) or .onnx.
+
+    Returns:
+        The shape of an input, how pixels become inputs ("mean", "std"), the files, and "table",
+        these in words.
+
+    Raises:
+        BadInput: there is no such run, a file has another ending, a package is not installed, or
+            torch cannot export the network.
+        RunFailed: a file cannot be written.
+
+    Example:
+        >>> import localprop as lp
+        >>> _ = lp.train(model="mlp", epochs=2, limit=200, out="runs/a")
+        >>> lp.export("runs/a", "network.pt")["files"]
+        ['network.pt']
+    """
+    problems: list[str] = []
+    files: list[Path] = []
+    for path in paths:
+        with collect_problems(problems):
+            files.append(check_path(path, deploy.FORMATS))
+    problems += deploy.find_format_problems(files)
+    with collect_problems(problems):
+        config, dataset, learner = deploy.load_run(run, load_shape, device="cpu")
+    check(problems)
+    inputs, _ = dataset.make_zero_batch(2)
+    for file in files:
+        deploy.export_network(learner, inputs, file)
+    return deploy.describe_export(config, learner, dataset, files)
+
+
+def evaluate(run: str | Path, **fields: Any) -> dict[str, Any]:
+    """Measure the deployed network of a run on test data, as `localprop evaluate` does.
+
+    Args:
+        run: the directory of a run.
+        **fields: `data`, other data of the same shape and classes, which are normalised as those of
+            the training; `root`, `download`, `batch_size`, `device` and `workers`.
+
+    Returns:
+        Accuracy and loss of the network, and of each module whose head makes outputs: those of an
+        early exit, `learner.predict(x, module=k)`; and "table", the table's text.
+
+    Raises:
+        BadInput: there is no such run, a field is unknown, or the data are absent or do not fit.
+        RunFailed: a loss is not finite.
+
+    Example:
+        >>> import localprop as lp
+        >>> summary = lp.train(model="mlp", epochs=2, limit=200, out="runs/b")
+        >>> lp.evaluate("runs/b")["test_accuracy"] == summary["test_accuracy"]
+        True
+    """
+    others = [f.name for f in dataclasses.fields(Config) if f.name not in deploy.MAY_CHANGE]
+    _check_fields(fields, without=others)
+    return deploy.score_run(run, fields)
 
 
 def recipes(word: str = "") -> list[Recipe]:

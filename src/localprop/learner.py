@@ -17,6 +17,7 @@ from localprop.cost.explain import explain, explain_values
 from localprop.cost.flops import count_flops
 from localprop.cost.memory import MemoryReading, predict_memory
 from localprop.data.dataset import Normalization
+from localprop.engine.early_exit import predict_at
 from localprop.engine.loss import Losses
 from localprop.engine.optimizer_groups import OptimizerGroup, list_groups
 from localprop.engine.shared_optimizer import exchange_parameters, extend_optimizer
@@ -24,7 +25,7 @@ from localprop.engine.store import Backward, Observer
 from localprop.engine.user_optimizers import OptimizerFactory
 from localprop.errors import BadInput, check
 from localprop.network.contextual import add_contexts
-from localprop.network.find_layers import layers_of, look_again
+from localprop.network.find_layers import layers_of
 from localprop.network.modes import evaluation_mode
 from localprop.network.partition import Partition
 from localprop.network.recomputed import RecomputeChoice
@@ -32,7 +33,7 @@ from localprop.planning.budget import choose_within, find_budget_problems, summa
 from localprop.planning.plan import Plan
 from localprop.ranks.own_engine import make_own_engine
 from localprop.ranks.pipeline import Ranks
-from localprop.ranks.stages import gather_network, make_predictor
+from localprop.ranks.stages import gather_network, predict_on_ranks
 from localprop.rule.rule import Rule
 from localprop.schedule.notes import find_notes
 from localprop.schedule.wire import wire
@@ -140,12 +141,11 @@ class Learner:
         }
         own = Batch.of(sample, task.targets(sample), batch_dims).clone().to(torch.device("cpu"))
         self._sample = own.forget_classes().data
-        named = model.named_parameters()
         self.wiring = wire(
             rule,
             self.partition,
             task=task,
-            frozen=frozenset(name for name, parameter in named if not parameter.requires_grad),
+            frozen=frozenset(n for n, p in model.named_parameters() if not p.requires_grad),
             seed=seed,
             normalization=normalization,
         )
@@ -271,22 +271,23 @@ class Learner:
                 self.pipeline.transport.wait_for_sends()
 
     @torch.no_grad()
-    def predict(self, batch: Any) -> Tensor:
+    def predict(self, batch: Any, *, module: int | None = None) -> Tensor:
         """The deployed network's outputs (N, ...) in evaluation mode, on all ranks.
 
         Args:
             batch: as in the sample, or only its inputs; moved to the model's device.
+            module: leave the network at the end of this module, through its trained head.
+
+        Raises:
+            BadInput: the module has no such head; or on several ranks, which have no early exits.
         """
         self.flush()
-        task = self.wiring.task
-        entered = Batch.of(batch, task.targets(batch)).to(self.device)
+        entered = Batch.of(batch, self.wiring.task.targets(batch)).to(self.device)
         with evaluation_mode(self.network), self.report_failures():
             if self.pipeline is None:
-                return task.forward(self.network, entered.data)
-            look_again(self.partition.layers, task.forward, entered)
-            predictor = make_predictor(self.pipeline, self.model, self.wiring, self.device)
-            output = predictor.predict(entered, number=self.steps)
-            return self.pipeline.broadcast_output(output)
+                return predict_at(module, self.network, self.model, self.wiring, entered)
+            known, number = (self.pipeline, self.model, self.wiring), self.steps
+            return predict_on_ranks(*known, entered, number=number, module=module)
 
     # --- several ranks --------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import pytest
 
 from localprop.cli.flags import collect_fields
 from localprop.cli.main import _build_parser
-from localprop.training.config import format_flag
+from localprop.training.field_types import format_flag
 
 
 def test_every_field_is_a_flag() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,9 +40,9 @@ def test_options_reach_the_libraries() -> None:
     [
         ("timm:resnet18,0.1", (3, 32, 32), "without a name"),
         (
-            "timm:resnet18,pretrained=True",
+            "torchvision:resnet18,weights=DEFAULT",
             (3, 32, 32),
-            "cannot take pretrained=True: .* untrained.*before lp.Learner",
+            "cannot take weights='DEFAULT': .* untrained.*--init FILE",
         ),
         ("timm:resnet18,img_size=4", (3, 32, 32), "cannot take img_size=4: the data decide that"),
         ("timm:resnet18,patch=4", (3, 32, 32), "cannot be built with {'patch': 4}"),
@@ -82,3 +84,29 @@ def test_a_missing_package_names_the_pip_line(
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(BadInput, match=rf"{package} cannot.*pip install 'localprop\[vision\]'"):
         models.create_model(f"{package}:resnet18", 10, (3, 32, 32))
+
+
+def test_timm_loads_pretrained_weights(tmp_path: Path) -> None:
+    """From a file, which stands in for a download."""
+    timm = pytest.importorskip("timm")
+    file = tmp_path / "weights.pth"
+    known = timm.create_model("test_resnet", num_classes=1000).eval()
+    torch.save(known.state_dict(), file)
+    name = f"timm:test_resnet,pretrained=True,pretrained_cfg_overlay={{'file': {str(file)!r}}}"
+    model: Any = models.create_model(name, 7, (3, 32, 32)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.forward_features(images), known.forward_features(images))
+    assert model(images).shape == (2, 7)
+    file.unlink()
+    with pytest.raises(BadInput, match=r"weights of timm:test_resnet cannot be loaded \(.*--init"):
+        models.create_model(name, 7, (3, 32, 32))
+    models.create_model(name, 7, (3, 32, 32), pretrained=False)
+
+
+def test_weights_that_timm_has_not_are_refused() -> None:
+    timm = pytest.importorskip("timm")
+    unknown = next(name for name in timm.list_models() if not timm.is_model_pretrained(name))
+    with pytest.raises(BadInput, match=f"no pretrained weights of {unknown}: .*--init"):
+        models.create_model(f"timm:{unknown},pretrained=True", 7, (3, 224, 224))
+    with pytest.raises(BadInput, match="pretrained='yes': write True or False"):
+        models.create_model("timm:resnet18,pretrained=yes", 7, (3, 32, 32))

@@ -9,7 +9,8 @@ from dataclasses import MISSING, fields
 from inspect import cleandoc
 from typing import Any, TypeAlias, get_args
 
-from localprop.training.config import Config, find_accepted_types, format_flag
+from localprop.training.config import Config, find_accepted_types
+from localprop.training.field_types import format_flag
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

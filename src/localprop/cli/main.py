@@ -10,13 +10,24 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from localprop.cli import bench, check, compare, plan, recipes, show, simulate, train
+from localprop.cli import (
+    bench,
+    check,
+    compare,
+    evaluate,
+    export,
+    plan,
+    recipes,
+    show,
+    simulate,
+    train,
+)
 from localprop.errors import BadInput, RunFailed, StepFailed
 from localprop.ranks.launch import get_rank, get_world_size
 
 # In the order of the help. Each has `add_parser`, which declares its flags, and `run`, which runs
 # it and returns the exit code.
-_COMMANDS = (compare, train, show, check, plan, recipes, simulate, bench)
+_COMMANDS = (compare, train, evaluate, export, show, check, plan, recipes, simulate, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -54,10 +54,13 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
 
     config = Config(**experiments.fields_of(name, given, print_line))
     check_flags(given, config)
-    _, learner = prepare(config, make_blank_dataset if name else load_shape)
+    notes: list[str] = []
+    load_dataset = make_blank_dataset if name else load_shape
+    _, learner = prepare(config, load_dataset, on_note=notes.append)
+    notes += learner.notes
     memory = learner.memory()
     provenance = [experiments.find(name).provenance()] if name else []
-    texts = [*provenance, learner.explain(), format_notes(learner.notes)]
+    texts = [*provenance, learner.explain(), format_notes(notes)]
     return {
         **experiments.recipe_info(name, given),
         "config": config.as_json(),
@@ -69,6 +72,6 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         "peak_bytes": memory.peak_bytes,
         "resting_bytes": memory.resting_bytes,
         "module_bytes": [memory.module_bytes[m] for m in sorted(memory.module_bytes)],
-        "notes": list(learner.notes),
+        "notes": notes,
         "table": "\n\n".join(filter(None, texts)),
     }

@@ -49,8 +49,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 LIBRARIES = {"timm": build_timm_model, "torchvision": build_torchvision_model}
 
 
-def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Build an untrained model by name, for inputs of a given shape.
+def create_model(
+    name: str, num_classes: int, input_shape: tuple[int, ...], *, pretrained: bool = True
+) -> nn.Module:
+    """Build a model by name, for inputs of a given shape. It is untrained, but for
+    "timm:NAME,pretrained=True", which has the weights that timm knows and a new classifier.
 
     Options follow the name. They are the other arguments of the model's function:
     "resnet32:widen=2", "vgg8b:feat_mult=2,dropout=0.25,leaky=True",
@@ -68,6 +71,8 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
         num_classes: outputs of the classifier, or the vocabulary of a language model.
         input_shape: shape of one sample, without the batch: (C, H, W) for images, (T,) for language
             models, where T is the longest sequence.
+        pretrained: whether pretrained=True in a name loads weights. Whoever
+            has others does without.
 
     Returns:
         A network from (N, *input_shape) to logits (N, num_classes). A language model returns logits
@@ -76,7 +81,8 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
     Raises:
         BadInput: for an unknown name (with close matches), options that the model does not have, a
             package that is not installed, an input shape that the model does not take, counts
-            less than one, and a function that cannot be imported, fails or returns no module.
+            less than one, pretrained weights that cannot be had, and a function that cannot be
+            imported, fails or returns no module.
 
     Example:
         >>> create_model("mlp:32,32", 10, (1, 8, 8))(torch.zeros(2, 1, 8, 8)).shape
@@ -88,7 +94,7 @@ def create_model(name: str, num_classes: int, input_shape: tuple[int, ...]) -> n
     _check_sizes(num_classes, input_shape)
     prefix, _, rest = name.partition(":")
     if prefix in LIBRARIES:
-        return _create_library_model(prefix, rest, num_classes, input_shape)
+        return _create_library_model(prefix, rest, num_classes, input_shape, pretrained)
     if prefix == "hf":
         spec = parse_model_spec(rest, separator=",")
         check(_find_nameless_values(name, spec.values))
@@ -195,7 +201,7 @@ def _check_sizes(num_classes: int, input_shape: tuple[int, ...]) -> None:
 
 
 def _create_library_model(
-    library: str, text: str, num_classes: int, input_shape: tuple[int, ...]
+    library: str, text: str, num_classes: int, input_shape: tuple[int, ...], pretrained: bool
 ) -> nn.Module:
     """Build "LIBRARY:NAME,option=value,...", whose text after the colon is `text`."""
     spec = parse_model_spec(text, separator=",")
@@ -204,7 +210,9 @@ def _create_library_model(
         problems.append(_describe_non_image(f"{library}:{text}", input_shape))
     check(problems)
     chans, height, width = input_shape
-    return LIBRARIES[library](spec.name, spec.options, num_classes, (chans, height, width))
+    without = () if pretrained or library != "timm" else ("pretrained",)
+    options = {key: value for key, value in spec.options.items() if key not in without}
+    return LIBRARIES[library](spec.name, options, num_classes, (chans, height, width))
 
 
 def _describe_non_image(name: str, input_shape: tuple[int, ...]) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from localprop.errors import BadInput, check
+from localprop.user_code import describe_error
 
 # Options that a name may not set, because the data set decides them.
 SET_BY_DATA = ("num_classes", "in_chans", "img_size", "image_size")
-# Options that a name may not set, because they would load trained weights.
+# Options that a name may not set, because they would load trained weights; timm has a way of its
+# own.
 PRETRAINED_OPTIONS = ("pretrained", "weights")
 
 
@@ -55,16 +57,40 @@ def describe_unknown_model(library: str, name: str, known: Iterable[str]) -> str
 def build_timm_model(
     name: str, options: Mapping[str, Any], num_classes: int, shape: tuple[int, int, int]
 ) -> nn.Module:
-    """Build a network of timm, untrained, for images (C, H, W) = `shape`.
+    """Build a network of timm for images (C, H, W) = `shape`, by default untrained.
+
+    With the option pretrained=True, timm loads the weights that it has, and fits them to the images
+    and classes.
 
     Raises:
-        BadInput: if timm is not installed, has no such model, or refuses the options or the size.
+        BadInput: if timm is not installed, has no such model, refuses the options or the size, or
+            cannot load the weights.
     """
     timm = import_library("timm")
     if not timm.is_model(name):
         raise BadInput(describe_unknown_model("timm", name, timm.list_models()))
+    options = dict(options)
+    pretrained = options.pop("pretrained", False)
+    check(_find_pretrained_problems(timm, name, pretrained))
     fixed = {"pretrained": False, "num_classes": num_classes, "in_chans": shape[0]}
-    return _build(timm.create_model, name, options, fixed, {"img_size": shape[1:]})
+    size = {"img_size": shape[1:]}
+    model = _build(timm.create_model, name, options, fixed, size)
+    if not pretrained:
+        return model
+    try:
+        return _build(timm.create_model, name, options, fixed | {"pretrained": True}, size)
+    except Exception as error:  # it was built without weights: this is about them
+        raise BadInput(
+            f"The pretrained weights of timm:{name} cannot be loaded ({describe_error(error)}): "
+            "connect to the network, or leave pretrained out and give a file with --init."
+        ) from error
+
+
+def _find_pretrained_problems(timm: ModuleType, name: str, pretrained: object) -> Iterator[str]:
+    if not isinstance(pretrained, bool):
+        yield f"timm:{name} cannot take pretrained={pretrained!r}: write True or False."
+    elif pretrained and not timm.is_model_pretrained(name):
+        yield f"timm has no pretrained weights of {name}: leave pretrained out, or give --init."
 
 
 def build_torchvision_model(
@@ -120,8 +146,7 @@ def _find_forbidden_options(name: str, options: Mapping[str, Any]) -> Iterator[s
         if key in PRETRAINED_OPTIONS:
             yield (
                 f"{name} cannot take {key}={value!r}: a network that is built by name is untrained."
-                " Remove it. In Python, load pretrained weights into the model before"
-                " lp.Learner(model, ...)."
+                " Remove it, and begin with the weights of a file: --init FILE."
             )
 
 

@@ -23,7 +23,7 @@ def create_without_data(name: str, num_classes: int, input_shape: tuple[int, ...
         device(type='meta')
     """
     with torch.device("meta"):
-        model = create_model(name, num_classes, input_shape)
+        model = create_model(name, num_classes, input_shape, pretrained=False)
     return model.to("meta")  # what a function has made elsewhere all the same
 
 

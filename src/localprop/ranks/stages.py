@@ -6,11 +6,13 @@ from copy import deepcopy
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from localprop.engine.engine import Engine
 from localprop.engine.optimizers import Optimizers
+from localprop.errors import BadInput
 from localprop.network.contextual import add_contexts
+from localprop.network.find_layers import look_again
 from localprop.network.partial_forward import find_isolation_problems
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Pipeline, Ranks, load_tensors
@@ -52,19 +54,45 @@ def join_pipeline(
     return pipeline
 
 
-def make_predictor(
-    pipeline: Pipeline, model: nn.Module, wiring: Wiring, device: torch.device
-) -> Engine:
-    """An engine that only runs forwards."""
-    return Engine(
+def predict_on_ranks(
+    pipeline: Pipeline,
+    model: nn.Module,
+    wiring: Wiring,
+    batch: Batch,
+    *,
+    number: int,
+    module: int | None,
+) -> Tensor:
+    """The deployed network's outputs, on all ranks.
+
+    Args:
+        pipeline: that all ranks take part in.
+        model: the primary network, of which each rank runs its stage.
+        wiring: of the learner.
+        batch: on the device of the model.
+        number: of the step, for random draws.
+        module: must be None, since ranks have no early exits.
+
+    Raises:
+        BadInput: a module is given.
+    """
+    if module is not None:
+        raise BadInput(
+            f"module={module}: on several ranks the network has no early exits; load the "
+            "checkpoint in one process."
+        )
+    look_again(wiring.layers, wiring.task.forward, batch)
+    # An engine that only runs forwards.
+    predictor = Engine(
         model,
         replace(wiring, flows=((),) * len(wiring.segments)),
         pipeline.prediction_schedule,
         Optimizers({}),
-        device=device,
+        device=batch.inputs.device,
         stage=pipeline.stage._replace(replica=0, replicas=1),
         communicator=pipeline.transport,
     )
+    return pipeline.broadcast_output(predictor.predict(batch, number=number))
 
 
 def gather_network(

@@ -34,7 +34,7 @@ from localprop.report.method_spec import (
 )
 from localprop.report.value_checks import find_range_problems
 from localprop.tasks.batch import Batch
-from localprop.training.build import build, load_data
+from localprop.training.build import OnNote, build, load_data
 from localprop.training.config import Config
 from localprop.training.environment import describe_environment
 from localprop.training.optimizers import make_optimizer_factory
@@ -201,7 +201,8 @@ def run_compare(
             not, it is left out and named under the table.
         show_progress: takes the number of epochs of all runs, and yields a `Progress`.
         report: called with the table so far if the comparison ends early or a run fails.
-        on_note: called before the first run with each note on the methods (`find_method_notes`).
+        on_note: called before the first run with what `init` has changed, and with each note on the
+            methods (`find_method_notes`).
 
     Returns:
         The figures with the notes, and the table's text as `table`.
@@ -213,12 +214,13 @@ def run_compare(
     file = None if out is None else Path(os.path.expanduser(out)) / _RESULT_FILE
     problems = _find_value_problems(config, seeds, rounds)
     problems += _find_output_problems(file, overwrite) if file else []
-    dataset, specs = _load_and_check(config, methods, problems)
+    notes: list[str] = []
+    dataset, specs = _load_and_check(config, methods, problems, notes.append)
     built, left_out = filter_methods(config, dataset, specs)
     check(left_out if strict else [])
     if file:
         _make_folder(file.parent)
-    notes = list(find_method_notes(built))
+    notes += find_method_notes(built)
     specs = [spec for spec, _ in built]
     del built  # the learners would count as memory of what is measured later
     for note in notes:
@@ -276,7 +278,7 @@ def _find_value_problems(config: Config, seeds: int, rounds: int) -> list[str]:
 
 
 def _load_and_check(
-    config: Config, methods: Methods, problems: list[str]
+    config: Config, methods: Methods, problems: list[str], on_note: OnNote
 ) -> tuple[Dataset, list[MethodSpec]]:
     """Load the data and parse the methods; raise BadInput for `problems` and all new ones."""
     specs = parse_and_check_methods(methods, problems)
@@ -285,7 +287,7 @@ def _load_and_check(
         # Every method shares the problems of end-to-end training. Reported here, they appear once
         # instead of once per method.
         with collect_problems(problems):
-            build(replace(config, method="end_to_end()"), dataset)
+            build(replace(config, method="end_to_end()"), dataset, on_note=on_note)
     check(dict.fromkeys(problems))
     return dataset, specs
 

@@ -66,7 +66,7 @@ class ImageSetting:
         classes = self.classes if is_count(self.classes) else 1
         # Only creating the network checks its name, options and image size completely.
         with collect_problems(problems), torch.random.fork_rng(devices=[]):
-            create_model(self.model, classes, shape)
+            create_model(self.model, classes, shape, pretrained=False)
         return problems
 
     def make_images(self, samples: int) -> Batch:
@@ -81,5 +81,6 @@ class ImageSetting:
         """A new network on the device; the caller's random state stays as it is."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_SEED)
-            model = create_model(self.model, self.classes, self.input_shape)
+            sizes = self.classes, self.input_shape
+            model = create_model(self.model, *sizes, pretrained=False)  # only costs are measured
         return model.to(find_device(self.device))

@@ -14,6 +14,8 @@ from localprop.errors import BadInput, check, collect_problems
 from localprop.learner import Learner
 from localprop.methods.parse import parse_rule
 from localprop.models import create_model, takes_images
+from localprop.models.freeze import freeze
+from localprop.models.weights import load_weights, read_weights
 from localprop.network.find_layers import layers_of
 from localprop.network.partition import Partition
 from localprop.ranks.pipeline import Ranks
@@ -22,6 +24,12 @@ from localprop.training.config import Config
 from localprop.training.device import find_device
 from localprop.training.optimizers import make_optimizer_factory
 from localprop.training.phase_schedule import PhaseSchedule
+
+OnNote = Callable[[str], object]
+
+
+def ignore(note: str) -> None:
+    """Tell nobody."""
 
 
 def load_data(config: Config) -> Dataset:
@@ -49,11 +57,20 @@ def options_of(config: Config) -> LoadingOptions:
     )
 
 
-def build(config: Config, dataset: Dataset) -> Learner:
+def build(
+    config: Config, dataset: Dataset, *, weights: bool = True, on_note: OnNote = ignore
+) -> Learner:
     """Build the learner of a config: a new model, a rule and optimizers for the data set's batches.
 
     A run in phases begins with the learner of the first phase. The initial weights depend on the
-    seed alone. The caller's random state does not change.
+    seed and on `init` alone. The caller's random state does not change.
+
+    Args:
+        config: the run.
+        dataset: the data set.
+        weights: whether to begin with the weights of `init`, or those of a pretrained model; a run
+            that goes on has its own.
+        on_note: called with what `init` has changed.
 
     Raises:
         BadInput: all problems of the values and the model, or those of the partition or the rule.
@@ -64,7 +81,7 @@ def build(config: Config, dataset: Dataset) -> Learner:
         4
     """
     with _as_bad_input():
-        model = _build_model(config, dataset)
+        model = _build_model(config, dataset, weights, on_note)
         return _build_learner(config, dataset, model, _partition_model(config, dataset, model))
 
 
@@ -92,13 +109,19 @@ def build_phase_schedule(config: Config, dataset: Dataset, first: Learner) -> Ph
 
 
 def prepare(
-    config: Config, load_dataset: Callable[[Config], Dataset] = load_data
+    config: Config,
+    load_dataset: Callable[[Config], Dataset] = load_data,
+    *,
+    weights: bool = True,
+    on_note: OnNote = ignore,
 ) -> tuple[Dataset, Learner]:
     """Load the data set of a config and build its learner.
 
     Args:
         config: the run.
         load_dataset: loads the data set of a config.
+        weights: as for `build`.
+        on_note: as for `build`.
 
     Raises:
         BadInput: the problems of values, data and model together.
@@ -110,7 +133,7 @@ def prepare(
     with collect_problems(problems):
         dataset = load_dataset(config.with_valid_defaults())
         with collect_problems(problems):
-            learner = build(config, dataset)
+            learner = build(config, dataset, weights=weights, on_note=on_note)
     check(dict.fromkeys(problems))  # build finds the problems of the values a second time
     return dataset, learner
 
@@ -126,7 +149,7 @@ def _as_bad_input() -> Iterator[None]:
         ) from error
 
 
-def _build_model(config: Config, dataset: Dataset) -> nn.Module:
+def _build_model(config: Config, dataset: Dataset, weights: bool, on_note: OnNote) -> nn.Module:
     """Build the model, or raise `BadInput` with the problems of values, data and model at once."""
     problems = config.find_problems() or [
         *_find_batch_problems(config, dataset),
@@ -134,20 +157,41 @@ def _build_model(config: Config, dataset: Dataset) -> nn.Module:
     ]
     model: nn.Module | None = None
     with collect_problems(problems):
-        model = _create_seeded_model(config.with_valid_defaults(), dataset)
+        model = _create_seeded_model(config.with_valid_defaults(), dataset, weights, on_note)
     check(problems)
     assert model is not None
     return model
 
 
-def _create_seeded_model(config: Config, dataset: Dataset) -> nn.Module:
+def _create_seeded_model(
+    config: Config, dataset: Dataset, weights: bool, on_note: OnNote
+) -> nn.Module:
     if len(dataset.shape) == 1 and takes_images(config.model):
         raise BadInput(f"{config.model} takes images, not tokens: use transformer.")
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds accelerators too. Weights are drawn on the CPU, so that
         # they are the same for every device.
         torch.default_generator.manual_seed(config.seed)
-        return create_model(config.model, dataset.num_classes, dataset.shape)
+        sizes = dataset.num_classes, dataset.shape
+        model = create_model(config.model, *sizes, pretrained=weights)
+    problems: list[str] = []
+    with collect_problems(problems):
+        if weights and config.init is not None:
+            on_note(_load_initial_weights(model, config.init, config.init_order))
+    with collect_problems(problems):
+        if config.freeze is not None:
+            freeze(model, config.freeze)
+    check(problems)
+    return model
+
+
+def _load_initial_weights(model: nn.Module, path: str, in_order: bool) -> str:
+    if in_order and path.endswith(".safetensors"):
+        raise BadInput(
+            f"{path} has no order, because safetensors sorts its tensors by name: leave "
+            "--init-order out, or give a state_dict of torch.save."
+        )
+    return load_weights(model, read_weights(path), in_order=in_order)
 
 
 def _make_sample(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor]:

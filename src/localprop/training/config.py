@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import sys
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from localprop.errors import collect_problems
 from localprop.training.device import find_device
+from localprop.training.field_types import describe_mistyped, has_type, list_alternatives
 from localprop.training.phases import find_cycle_problems, parse_phases
 
 if TYPE_CHECKING:
@@ -32,17 +32,6 @@ CHOICES = {
 # These fields say where a run takes place. A resumed run may change them.
 MAY_DIFFER = ("device", "root", "download", "timeout_s", "workers")
 
-# How error messages name the types of fields.
-_TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "a text",
-    types.NoneType: "None",
-    tuple[int, ...]: "whole numbers with commas",
-    tuple[float, ...]: "numbers with commas",
-}
-
 
 # The command line reads the flags' help from the section "Attributes" of this docstring.
 @dataclass(frozen=True)
@@ -52,7 +41,15 @@ class Config:
     Attributes:
         model: a name of localprop.models such as resnet32, mlp:512,512 (hidden widths) or
             transformer:width=64,blocks=2 (for text), timm:NAME, torchvision:NAME, hf:TYPE or
-            hf:PATH (transformers), or a function of your own, my_code.py:make or my_module:make.
+            hf:PATH (transformers), or a function of your own, my_code.py:make or my_module:make;
+            timm:NAME,pretrained=True begins with the weights that timm has.
+        init: a file of weights to begin with, .safetensors or a state_dict of torch.save, which is
+            read without running code; tensors go to the parameters of their names, and a classifier
+            with another number of outputs stays as it is.
+        init_order: with init, give the tensors of the file by position and shape instead of by
+            name, and print which went where.
+        freeze: parameters that are not trained, by their names: "stem.*", or with commas
+            "stem.*,blocks.0.*"; statistics of BatchNorm go on moving.
         data: digits, cifar10, cifar100, svhn, svhn_extra, stl10, mnist, fashion_mnist, kmnist, a
             path that ends in .npz, or folder:PATH; for language models text (part of every Python)
             or a path that ends in .txt.
@@ -121,6 +118,9 @@ class Config:
     """
 
     model: str = "resnet20"
+    init: str | None = None
+    init_order: bool = False
+    freeze: str | None = None
     data: str = "digits"
     method: str | Rule = "Rule()"
     phases: str | None = None
@@ -201,7 +201,8 @@ class Config:
             2
         """
         found = [
-            _describe_mistyped(name, getattr(self, name)) for name in self._find_mistyped_fields()
+            describe_mistyped(name, getattr(self, name), find_accepted_types()[name])
+            for name in self._find_mistyped_fields()
         ]
         valid = self.with_valid_defaults()
         found += find_value_problems(valid)
@@ -225,7 +226,7 @@ class Config:
 
     def _find_mistyped_fields(self) -> list[str]:
         accepted = find_accepted_types()
-        return [name for name in accepted if not _has_type(getattr(self, name), accepted[name])]
+        return [name for name in accepted if not has_type(getattr(self, name), accepted[name])]
 
 
 # --- types ----------------------------------------------------------------------------------------
@@ -241,39 +242,7 @@ def find_accepted_types() -> dict[str, tuple[Any, ...]]:
     # Whoever gives a rule has imported its module; --help does without it, and without torch.
     rule = getattr(sys.modules.get("localprop.rule.rule"), "Rule", object)
     hints = get_type_hints(Config, localns={"Rule": rule})
-    return {field.name: _alternatives_of(hints[field.name]) for field in fields(Config)}
-
-
-def _alternatives_of(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _has_type(value: object, accepted: tuple[Any, ...]) -> bool:
-    """Whether a value has one of the types. True is no whole number, but 1 is a number."""
-    for accepted_type in accepted:
-        if isinstance(accepted_type, types.GenericAlias):  # tuple[int, ...]
-            item_type = get_args(accepted_type)[:1]
-            if isinstance(value, tuple) and all(_has_type(item, item_type) for item in value):
-                return True
-        elif type(value) is accepted_type or (accepted_type is float and type(value) is int):
-            return True
-    return False
-
-
-def _describe_mistyped(name: str, value: object) -> str:
-    types = find_accepted_types()[name]
-    wanted = " or ".join(_TYPE_NAMES.get(accepted, "a Rule") for accepted in types)
-    return f"{name}={value!r} is a {type(value).__name__}, but must be {wanted}: correct it."
-
-
-def format_flag(field: str) -> str:
-    """The flag of a field of `Config`.
-
-    Example:
-        >>> format_flag("batch_size")
-        '--batch-size'
-    """
-    return "--" + field.replace("_", "-")
+    return {field.name: list_alternatives(hints[field.name]) for field in fields(Config)}
 
 
 # --- values ---------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from localprop.data.loading import is_folder, is_text
 from localprop.data.sources import augment_of, find_name_problems
 from localprop.errors import check
 from localprop.training.build import options_of
-from localprop.training.config import Config, format_flag
+from localprop.training.config import Config
+from localprop.training.field_types import format_flag
 
 
 def check_flags(given: Mapping[str, Any], config: Config) -> None:
@@ -48,6 +49,8 @@ def find_idle_flags(given: Iterable[str], config: Config) -> Iterator[str]:
 def _find_idle_fields(given: set[str], config: Config) -> Iterator[tuple[str, str]]:
     """Find fields that change nothing, each with the reason and the fix."""
     yield from _find_idle_optimizer_fields(config)
+    if config.init is None:
+        yield "init_order", "without --init: leave it out, or add --init FILE"
     if list(find_name_problems(config.data, options_of(config))):
         return  # loading the data reports them
     yield from _find_idle_data_fields(config)

@@ -63,7 +63,8 @@ def run(
         recipe: for a run of a recipe, its name and the fields that were replaced, for the summary.
             A resumed run has its own.
         show_progress: shows epochs and steps.
-        on_note: called before the first epoch with each note of `Learner.notes`.
+        on_note: called before the first epoch with what `init` has changed, and with each note of
+            `Learner.notes`.
         load_dataset: loads the data set of a config.
 
     Returns:
@@ -92,10 +93,13 @@ def run(
         config = Config(**given)
     _outlive_sigterm()
     unused = None if resume else directory
-    dataset, learner, phase_schedule = _prepare(config, unused, overwrite, load_dataset)
+    goes_on = resume and directory is not None and directory.has_checkpoint()
+    dataset, learner, phase_schedule, notes = _prepare(
+        config, unused, overwrite, load_dataset, weights=not goes_on
+    )
     config = _resolve_defaults(config, learner)
     learners = (learner, *phase_schedule.others.values())
-    notes = [*dict.fromkeys(note for each in learners for note in each.notes)]
+    notes += dict.fromkeys(note for each in learners for note in each.notes)
     for note in notes:
         on_note(note)
     done = 0
@@ -167,17 +171,22 @@ def _prepare(
     directory: RunDirectory | None,
     overwrite: bool,
     load_dataset: Callable[[Config], Dataset],
-) -> tuple[Dataset, Learner, PhaseSchedule]:
-    """Build everything, and check the directory of a new run. Reports the problems of both."""
+    weights: bool,
+) -> tuple[Dataset, Learner, PhaseSchedule, list[str]]:
+    """Build everything, and check the directory of a new run. Reports the problems of both.
+
+    The last value holds the notes on initial weights.
+    """
     problems: list[str] = []
+    notes: list[str] = []
     with collect_problems(problems):
         if directory:
             directory.refuse_used(overwrite=overwrite)
     with collect_problems(problems):
-        dataset, learner = prepare(config, load_dataset)
+        dataset, learner = prepare(config, load_dataset, weights=weights, on_note=notes.append)
         phase_schedule = build_phase_schedule(config, dataset, learner)
     check(problems)
-    return dataset, learner, phase_schedule
+    return dataset, learner, phase_schedule, notes
 
 
 def _resolve_defaults(config: Config, learner: Learner) -> Config:

@@ -148,6 +148,10 @@ class RunDirectory:
         """Whether an earlier attempt of this torchrun launch has started the run."""
         return bool(self._read_environment().get("launch") == get_launch_id())
 
+    def has_checkpoint(self) -> bool:
+        """Whether the run has finished an epoch."""
+        return (self.path / _LAST).exists()
+
     def restore(
         self, learner: Learner, others: Mapping[str, Learner] = MappingProxyType({})
     ) -> int:

@@ -1,0 +1,33 @@
+"""`localprop evaluate`: figures of the deployed network of a run."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+from localprop.cli.flags import Subparsers, add_command, add_config, collect_fields
+from localprop.cli.output import print_figures
+from localprop.training.config import Config
+
+# The fields of `localprop.training.deploy.MAY_CHANGE`, which the help has without torch.
+_FIELDS = ("data", "root", "download", "batch_size", "device", "workers")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "evaluate",
+        "measure the deployed network of a run on test data, and each module's early exit",
+    )
+    parser.add_argument("directory", metavar="RUN", help="the directory of a run of train --out")
+    add_config(parser, skip=[field.name for field in fields(Config) if field.name not in _FIELDS])
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    from localprop import commands
+
+    print_figures(args, commands.evaluate(args.directory, **collect_fields(args)))
+    return 0

