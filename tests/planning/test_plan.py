@@ -166,6 +166,14 @@ def test_tiny_batches(samples: int) -> None:
     assert max(way.microbatches for way in found.ways) == samples - samples % 2
 
 
+def test_where_the_plain_loop_fits_it_is_taken_unless_a_method_is_faster() -> None:
+    for name in MODELS:
+        found = make_plan(name)
+        best = found.fit(2 * found.plain.peak_bytes)
+        assert best is not None
+        assert best == found.plain or best.time < 1
+
+
 def test_what_to_do_where_nothing_fits() -> None:
     found = make_plan("resnet8", "1MB")
     assert found.best is None

@@ -308,11 +308,12 @@ def _choose_counts(layers: int) -> list[int]:
 def keep_front(ways: Iterable[Way]) -> list[Way]:
     """Those to which no other is equal or better in bytes and in time, in the order of bytes.
 
-    At equal times, fewer micro-batches are faster: operations do not say what small kernels cost.
+    At equal times, fewer micro-batches are better, nothing that runs again, and fewer modules:
+    operations do not say what small kernels cost.
     """
 
-    def rank(way: Way) -> tuple[float, int]:
-        return way.time, way.microbatches
+    def rank(way: Way) -> tuple[float, int, bool, int]:
+        return way.time, way.microbatches, bool(way.recompute), way.modules
 
     best: list[Way] = []
     for way in sorted(ways, key=lambda way: (way.peak_bytes, *rank(way))):

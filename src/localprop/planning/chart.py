@@ -80,7 +80,7 @@ def _point_at(axes: Axes, way: Way, name: str, unit: float) -> None:
     axes.annotate(
         name if name == "plain loop" else f"{name}: {way}",
         (x, way.time),
-        xytext=(12 if is_left else -12, -14),
+        xytext=(12 if is_left else -12, 10 if name == "plain loop" else -16),
         textcoords="offset points",
         ha="left" if is_left else "right",
         fontsize="small",
