@@ -67,9 +67,8 @@ def list_configurations() -> Iterator[tuple[str, str, int, Any, int]]:
             yield name, "end to end", 1, recompute, 1
         yield name, "greedy", 2, stretches[0], 1
         for rule in RULES:
-            for recompute in (False, True):
-                for modules in (1,) if rule == "end to end" else (3, 5):
-                    yield name, rule, modules, recompute, 1
+            for recompute, modules in ((False, 3), (True, 5)):
+                yield name, rule, 1 if rule == "end to end" else modules, recompute, 1
             if name != "resnet14":  # BatchNorm sees parts of the batch there
                 yield name, rule, 3, False, 4
 

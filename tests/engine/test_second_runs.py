@@ -63,7 +63,7 @@ def train(
     return model, learner
 
 
-@pytest.mark.parametrize("recompute", [True, "modules", 2, "0..2", "1..3(1..2)", "0..3(0..2(0,1))"])
+@pytest.mark.parametrize("recompute", [True, "modules", 2, "0..3(0..2(0,1))"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_end_to_end_with_state_is_bit_equal_to_stored(layer: str, recompute: Any) -> None:
     stored, _ = train(layer, lp.end_to_end(), False, 2)

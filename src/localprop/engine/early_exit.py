@@ -25,7 +25,7 @@ def list_exits(wiring: Wiring) -> list[int]:
 
     Example:
         >>> list_exits(learner.wiring)
-        [0, 1, 2, 3]
+        [0, 1, 2]
     """
     return [*_find_heads(wiring), wiring.segments[-1].module]
 

@@ -47,7 +47,11 @@ def load_run(
         BadInput: there is no run or no checkpoint, a file is damaged, or the data are absent.
 
     Example:
+        >>> import localprop as lp
+        >>> _ = lp.train(model="mlp", epochs=2, limit=200, out="runs/a")
         >>> config, dataset, learner = load_run("runs/a")
+        >>> config.model
+        'mlp'
     """
     directory = RunDirectory(path, writes=False)
     config = replace(directory.read_config(), **{"device": "auto", **changed})
@@ -194,8 +198,10 @@ def score_run(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
         RunFailed: the loss is not finite.
 
     Example:
-        >>> score_run("runs/a", {})["test_accuracy"]
-        0.975
+        >>> import localprop as lp
+        >>> summary = lp.train(model="mlp", epochs=2, limit=200, out="runs/c")
+        >>> score_run("runs/c", {})["test_accuracy"] == summary["test_accuracy"]
+        True
     """
     changed = {name: value for name, value in given.items() if name != "data"}
     config, dataset, learner = load_run(path, **changed)
