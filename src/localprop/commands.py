@@ -24,7 +24,7 @@ from localprop.report.method_spec import Methods
 from localprop.report.tasks import find_task
 from localprop.training import deploy, run
 from localprop.training.build import load_data
-from localprop.training.config import Config
+from localprop.training.config import OF_EVALUATION, Config
 from localprop.training.idle_flags import check_flags
 from localprop.training.plan_file import read_plan
 from localprop.training.run import ShowProgress, hide_progress
@@ -231,7 +231,7 @@ def evaluate(run: str | Path, **fields: Any) -> dict[str, Any]:
         >>> lp.evaluate("runs/b")["test_accuracy"] == summary["test_accuracy"]
         True
     """
-    others = [f.name for f in dataclasses.fields(Config) if f.name not in deploy.MAY_CHANGE]
+    others = [f.name for f in dataclasses.fields(Config) if f.name not in OF_EVALUATION]
     _check_fields(fields, without=others)
     return deploy.score_run(run, fields)
 

@@ -66,8 +66,8 @@ class Learner:
         batch_dims: the dimensions with the samples, if not 0: a number, or numbers in the structure
             of the batch; None for what all samples share.
         recompute: run layers again in their backward instead of keeping what they have computed:
-            True for all, n for every n-th, names ("blocks.*"), or "modules" for those of a module
-            together, which keeps only its input.
+            True for all, n for every n-th, names ("blocks.*"), stretches "first..last", which keep
+            only their input, with inner ones "first..last(a..b,c)", or "modules", one for each.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         seed: of heads, encoders and every random draw of a step.

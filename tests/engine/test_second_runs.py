@@ -92,12 +92,9 @@ def test_local_rules_with_state_are_bit_equal_to_stored(
     assert_same(again, stored)
 
 
-@pytest.mark.parametrize("rule", [lp.end_to_end(), lp.backlink(layers=2), lp.interlocking(3)])
-def test_each_layer_runs_again_once(rule: lp.Rule) -> None:
-    """Also where several flows follow; and users' hooks see no second run."""
-    model = build("batch norm")
-    runs, seen = [0, 0, 0], [0, 0, 0]
-    learner = lp.Learner(model, rule, modules=4, optimizer=sgd, sample=BATCHES[0], recompute=True)
+def count_runs(model: nn.Module) -> list[int]:
+    """How often each block runs from here on."""
+    runs = [0, 0, 0]
     for i in range(3):
         block = model.get_submodule(str(1 + i))
         assert isinstance(block, Block)
@@ -106,11 +103,22 @@ def test_each_layer_runs_again_once(rule: lp.Rule) -> None:
             runs[i] += 1
             return weigh(x)
 
+        block.weigh = count  # type: ignore[method-assign]
+    return runs
+
+
+@pytest.mark.parametrize("rule", [lp.end_to_end(), lp.backlink(layers=2), lp.interlocking(3)])
+def test_each_layer_runs_again_once(rule: lp.Rule) -> None:
+    """Also where several flows follow; and users' hooks see no second run."""
+    model = build("batch norm")
+    learner = lp.Learner(model, rule, modules=4, optimizer=sgd, sample=BATCHES[0], recompute=True)
+    runs, seen = count_runs(model), [0, 0, 0]
+    for i in range(3):
+
         def see(*_: object, i: int = i) -> None:
             seen[i] += 1
 
-        block.weigh = count  # type: ignore[method-assign]
-        block.register_forward_hook(see)
+        model.get_submodule(str(1 + i)).register_forward_hook(see)
     learner.step(BATCHES[0])
     assert runs == [2, 2, 2]
     assert seen == [1, 1, 1]
@@ -131,16 +139,7 @@ def test_inner_stretches_run_once_more(recompute: str, times: list[int]) -> None
     learner = lp.Learner(
         model, lp.end_to_end(), modules=1, optimizer=sgd, sample=BATCHES[0], recompute=recompute
     )
-    runs = [0, 0, 0]
-    for i in range(3):
-        block = model.get_submodule(str(1 + i))
-        assert isinstance(block, Block)
-
-        def count(x: Tensor, i: int = i, weigh: Any = block.weigh) -> Any:
-            runs[i] += 1
-            return weigh(x)
-
-        block.weigh = count  # type: ignore[method-assign]
+    runs = count_runs(model)
     learner.step(BATCHES[0])
     assert runs == times
 

@@ -7,10 +7,7 @@ from dataclasses import fields
 
 from localprop.cli.flags import Subparsers, add_command, add_config, collect_fields
 from localprop.cli.output import print_figures
-from localprop.training.config import Config
-
-# The fields of `localprop.training.deploy.MAY_CHANGE`, which the help has without torch.
-_FIELDS = ("data", "root", "download", "batch_size", "device", "workers")
+from localprop.training.config import OF_EVALUATION, Config
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -21,7 +18,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "measure the deployed network of a run on test data, and each module's early exit",
     )
     parser.add_argument("directory", metavar="RUN", help="the directory of a run of train --out")
-    add_config(parser, skip=[field.name for field in fields(Config) if field.name not in _FIELDS])
+    others = [field.name for field in fields(Config) if field.name not in OF_EVALUATION]
+    add_config(parser, skip=others)
     parser.set_defaults(run=run)
 
 

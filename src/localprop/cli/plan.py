@@ -64,6 +64,9 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         BadInput: the model, the sizes, the budget or a method has problems.
     """
+    import torch
+    from torch.utils._pytree import tree_map
+
     from localprop.errors import check, collect_problems
     from localprop.models import create_model
     from localprop.models.sample import create_without_data, make_zero_batch
@@ -85,10 +88,12 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
         with collect_problems(problems):
             check_path(path, FILES)
     with collect_problems(problems):
-        create = create_model if args.measure else create_without_data
-        model = create(args.model, args.classes, args.input_shape)
+        model = create_without_data(args.model, args.classes, args.input_shape)
     check(problems)
     batch = make_zero_batch(model, args.input_shape, args.batch)
+    if args.measure:  # steps run, and need data
+        model = create_model(args.model, args.classes, args.input_shape)
+        batch = tree_map(lambda tensor: torch.zeros_like(tensor, device="cpu"), batch)
     found = plan(
         model,
         batch,

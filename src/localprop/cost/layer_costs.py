@@ -65,10 +65,8 @@ class Network(NamedTuple):
 
     def wire(self, rule: Rule, partition: Partition, device: str = "meta") -> Wiring:
         """The wiring of a rule. By default its heads have no data."""
-        named = self.model.named_parameters()
-        frozen = frozenset(name for name, parameter in named if not parameter.requires_grad)
         with torch.device(device):
-            return wire(rule, partition, task=self.task, frozen=frozen)
+            return wire(rule, partition, task=self.task, frozen=self.layers.frozen)
 
     def make_engine(
         self, wiring: Wiring, *, recompute: RecomputeChoice = False, microbatches: int = 1

@@ -35,7 +35,7 @@ def make_zero_batch(model: nn.Module, input_shape: tuple[int, ...], samples: int
     (N, C, H, W) with (N, H, W). Inputs are images, or, for a model with an embedding, tokens (T,).
 
     Args:
-        model: on the device `meta`, or with data.
+        model: on the device `meta`.
         input_shape: of one sample, without the batch.
         samples: of the batch.
 
@@ -49,12 +49,11 @@ def make_zero_batch(model: nn.Module, input_shape: tuple[int, ...], samples: int
         >>> inputs.dtype, targets.shape
         (torch.int64, torch.Size([4, 16]))
     """
-    device = next(model.parameters()).device
     reads_tokens = len(input_shape) == 1 and any(
         isinstance(module, nn.Embedding) for module in model.modules()
     )
     inputs = torch.zeros(
-        (samples, *input_shape), dtype=torch.long if reads_tokens else None, device=device
+        (samples, *input_shape), dtype=torch.long if reads_tokens else None, device="meta"
     )
     if not hasattr(getattr(model, "config", None), "model_type"):
         output = _run(model, inputs)
@@ -65,7 +64,7 @@ def make_zero_batch(model: nn.Module, input_shape: tuple[int, ...], samples: int
     each_token = known.get_output_embeddings() is not None
     each_token |= type(model).__name__.endswith("ForTokenClassification")
     shape = inputs.shape if reads_tokens and each_token else inputs.shape[:1]
-    targets = torch.zeros(shape, dtype=torch.long, device=device)
+    targets = torch.zeros(shape, dtype=torch.long, device="meta")
     return {str(known.main_input_name): inputs, "labels": targets}
 
 

@@ -117,7 +117,18 @@ class Candidates:
     @cached_property
     def plain(self) -> Way:
         """The plain loop: end to end, all stored, the batch whole."""
-        return self._cost(Way("end_to_end", end_to_end(), 1, 0, 1, 0, 0, 0))
+        way = Way(
+            "end_to_end",
+            end_to_end(),
+            modules=1,
+            recompute=0,
+            microbatches=1,
+            peak_bytes=0,
+            resting_bytes=0,
+            flops=0,
+        )
+        (plain,) = self._list_one(way)
+        return plain
 
     def list_end_to_end(self) -> Iterator[Way]:
         """End-to-end training, with recomputed layers and micro-batches.
@@ -170,7 +181,7 @@ class Candidates:
         """A way that can be replayed; of others only a few, since an engine has to read them."""
         recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
         if can_replay(self.wire(way.rule, way.modules), recomputed):
-            yield self._cost(way)
+            yield self._cost(way, recomputed)
         elif way.modules == 1:
             if way.recompute in ((0, 1, 2) if way.microbatches == 1 else (0, 1)):
                 yield self.confirm(way)
@@ -190,9 +201,10 @@ class Candidates:
         starts = [span.start for span in spans]
         found = []
         for plan in list_plans(chains, starts, nested=nested, buckets=buckets):
-            text = ",".join(stretch.format(self._layers.names) for stretch in plan)
-            if text and can_replay(wiring, Recomputed(plan)):
-                found.append(self._cost(replace(way, recompute=text)))
+            recomputed = Recomputed(plan)
+            if plan and can_replay(wiring, recomputed):
+                text = ",".join(stretch.format(self._layers.names) for stretch in plan)
+                found.append(self._cost(replace(way, recompute=text), recomputed))
         return keep_front(found)
 
     @cached_property
@@ -221,10 +233,8 @@ class Candidates:
         flops = way.flops or count_flops(engine, [], batch) * way.microbatches // microbatches
         return self._finish(way, peak, resting, flops, confirmed=True)
 
-    def _cost(self, way: Way) -> Way:
-        recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
-        if not can_replay(self.wire(way.rule, way.modules), recomputed):
-            return self.confirm(way)
+    def _cost(self, way: Way, recomputed: Recomputed) -> Way:
+        """A way that can be replayed, with its peak and its operations."""
         found = replay(
             self.scale(way.rule, -(-self._samples // way.microbatches)),
             self.measure(way.rule, self._samples).resting,
@@ -237,7 +247,8 @@ class Candidates:
     def _finish(
         self, way: Way, peak: int, resting: int, flops: int, *, confirmed: bool = False
     ) -> Way:
-        is_plain = (way.method, *way.kwargs.values()) == ("end_to_end", way.rule, 1, False, 1)
+        is_whole = way.modules == way.microbatches == 1 and not way.recompute
+        is_plain = is_whole and way.rule == end_to_end()
         return replace(
             way,
             peak_bytes=peak,

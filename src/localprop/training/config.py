@@ -31,6 +31,8 @@ CHOICES = {
 
 # These fields say where a run takes place. A resumed run may change them.
 MAY_DIFFER = ("device", "root", "download", "timeout_s", "workers")
+# What a measurement of a trained network may change.
+OF_EVALUATION = ("data", "root", "download", "batch_size", "device", "workers")
 
 
 # The command line reads the flags' help from the section "Attributes" of this docstring.
@@ -86,8 +88,9 @@ class Config:
         device: auto (the accelerator if there is one), cpu, or one of torch's names such as cuda:1.
         precision: fp32, or bf16 (autocast).
         recompute: compute activations again in the backward instead of keeping them: of all layers,
-            of every n-th (2), of some ("blocks.1,blocks.2", "blocks.*"), or of the layers of each
-            module together ("modules").
+            of every n-th (2), of some ("blocks.1,blocks.2", "blocks.*"), of stretches together
+            ("a..f(a..c),h"; those in brackets run once more), or of the layers of each module
+            together ("modules").
         microbatches: micro-batches that a batch is split into; gradients accumulate.
         replicas: under torchrun, the number of pipelines; each gets its share of every batch, in
             that many micro-batches.

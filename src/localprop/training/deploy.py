@@ -27,9 +27,6 @@ from localprop.user_code import describe_error
 from localprop.writing.files import write_bytes
 from localprop.writing.tables import format_table
 
-# What `score_run` may change in the config of a run.
-MAY_CHANGE = ("data", "root", "download", "batch_size", "device", "workers")
-
 
 def load_run(
     path: str | Path,
@@ -188,7 +185,7 @@ def score_run(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         path: the directory of the run.
-        given: fields of `MAY_CHANGE`. Other data are normalised as those of the training.
+        given: fields of `OF_EVALUATION`. Other data are normalised as those of the training.
 
     Returns:
         Accuracy and loss of the network and of each module that has an exit, and a table.
