@@ -56,6 +56,25 @@ def run_simulation(
     Raises:
         BadInput: all problems with values, methods, network and file.
     """
+    # Learners and timelines stay to the end. They have so many objects that Python's collector would
+    # look through them for a third of the time, and find little to free.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _run(setting, methods, strict=strict, out=out, progress=progress)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _run(
+    setting: PipelineSetting,
+    methods: Methods,
+    *,
+    strict: bool,
+    out: str | None,
+    progress: Callable[[str], object],
+) -> dict[str, Any]:
     layers, specs = _find_layers_and_methods(setting, methods, out)
     specs, left_out = filter_trainable(specs, lambda spec: setting.check_method(spec, layers))
     check(left_out if strict else [])
@@ -65,17 +84,11 @@ def run_simulation(
     runs = [(baseline, order) for order in PIPELINES]
     runs += [(other, PipelineOrder()) for other in others]
     rows, timelines = list[PipelineRow](), dict[str, Timeline]()
-    # The learners stay to the end. A timeline has so many events that Python would look through all
-    # that the learners hold again and again, which takes as long as the simulation itself.
-    gc.freeze()
-    try:
-        for method, order in runs:
-            row, timeline = simulate_method(setting, method, order, plain_seconds)
-            rows.append(row)
-            if out is not None:
-                timelines[_format_title(row)] = timeline
-    finally:
-        gc.unfreeze()
+    for method, order in runs:
+        row, timeline = simulate_method(setting, method, order, plain_seconds)
+        rows.append(row)
+        if out is not None:
+            timelines[_format_title(row)] = timeline
     assumptions = _list_assumptions(setting, baseline.learner.device)
     if out is not None:
         draw_gantt(timelines, out, f"{setting.model}. {' '.join(assumptions)}")
