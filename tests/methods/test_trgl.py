@@ -108,7 +108,7 @@ def test_kinetic_energy_with_backward_links_trains_what_the_loss_trains() -> Non
     branches: list[Tensor] = []
     for block in reference.blocks:
         end = block.get_submodule("bn2")
-        end.register_forward_hook(lambda module, args, output: branches.append(output))
+        end.register_forward_hook(lambda module, args, output: branches.append(output.clone()))
     h = reference.relu(reference.bn(reference.conv(inputs)))
     outputs = []
     for block in list(reference.blocks)[:3]:

@@ -39,6 +39,8 @@ class _Upsample(nn.Module):
 
     def forward(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         target = (-(-size[0] // self.divisor), -(-size[1] // self.divisor))
+        if maps.shape[2:] == target:
+            return maps
         return functional.interpolate(maps, target, mode="bilinear", align_corners=True)
 
 

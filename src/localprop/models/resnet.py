@@ -111,9 +111,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_chans, H, W) to (N, out_chans, ceil(H / stride), ceil(W / stride))."""
-        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        out: Tensor = self.relu(residual + self.shortcut(x))
-        return out
+        out: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += self.shortcut(x)  # in place: the backward needs neither
+        return self.relu(out)  # type: ignore[no-any-return]
 
 
 class PadShortcut(nn.Module):

@@ -56,8 +56,8 @@ def run_simulation(
     Raises:
         BadInput: all problems with values, methods, network and file.
     """
-    # Learners and timelines stay to the end. They have so many objects that Python's collector would
-    # look through them for a third of the time, and find little to free.
+    # Learners and timelines stay to the end. Python's collector would look through them for a third
+    # of the time, and find little to free.
     collects = gc.isenabled()
     gc.disable()
     try:
