@@ -3,6 +3,7 @@
 # make lint          ruff and mypy
 # make test-oldest   the tests with the oldest torch that pyproject.toml allows
 # make coverage      the tests, and which lines and branches they reach
+# make bench         times of every method and how they grow, into benchmarks/results/speed.jsonl
 # make recipes       two steps of every published experiment; takes long
 # make stubs         the public names of the package, for type checkers, from the modules' __all__
 PYTHON ?= python3
@@ -13,7 +14,7 @@ OLDEST := 'torch==2.11.*' 'torchvision==0.26.*'
 OLDEST_VENV := .venv-oldest
 OLDEST_BIN := $(OLDEST_VENV)/bin
 
-.PHONY: demo test lint test-oldest coverage recipes stubs
+.PHONY: demo test lint test-oldest coverage bench recipes stubs
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/core.stamp
@@ -28,6 +29,9 @@ test-oldest: $(OLDEST_VENV)/dev.stamp
 
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest -n 2 --cov
+
+bench: $(VENV)/core.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py benchmarks/results/speed.jsonl
 
 recipes: $(VENV)/dev.stamp
 	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/experiments/test_steps.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_benchmarks(capsys: pytest.CaptureFixture[str], what: str) -> None:
     assert code == 0
     assert "plain PyTorch loop" in out
     code, out, _ = run_command(capsys, *words, "--json", "--methods", "greedy()")
-    assert json.loads(out)["rows"][0]["method"] == "greedy()"
+    assert json.loads(out)["rows"][-1]["method"] == "greedy()"
     # InfoPro looks at the pixels, which are random here.
     assert run_command(capsys, *words, "--methods", "infopro()")[0] == 0
 
@@ -68,3 +69,61 @@ def test_a_step_that_does_not_fit_fails_in_a_sentence(capsys: pytest.CaptureFixt
     code, _, err = run_command(capsys, *words.split())
     assert code == 1
     assert "may fit" in err
+
+
+THEIRS = """
+from torch import nn, optim
+
+def make_steps(make_network, batch):
+    model, (images, labels) = make_network(), batch
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+    def step():
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return {"theirs": step}
+"""
+SMALL = "bench speed --model resnet8 --modules 2 --batch-size 4 --rounds 2 --device cpu"
+
+
+def test_other_implementations_run_in_the_same_rounds(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "theirs.py"
+    file.write_text(THEIRS)
+    words = [*SMALL.split(), "--methods", "greedy()", "--against", str(file), "--json"]
+    code, out, _ = run_command(capsys, *words)
+    assert code == 0
+    checkpointed, theirs, greedy = json.loads(out)["rows"]
+    assert [checkpointed["method"], theirs["method"]] == ["torch.utils.checkpoint", "theirs"]
+    # A block's forward runs twice, of three parts: forward and two halves of the backward.
+    assert 1.25 < checkpointed["operations"] < 1.34
+    assert theirs["operations"] is None
+    assert greedy["peak_bytes"] == greedy["predicted_bytes"] < checkpointed["peak_bytes"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "has no 'make_steps'"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def make_steps(make_network, batch):\n    return make_network()", "functions by name"),
+        ("def make_steps(make_network):\n    return {}", "make_steps of"),
+    ],
+)
+def test_a_file_without_steps_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "theirs.py"
+    file.write_text(text)
+    words = [*SMALL.split(), "--methods", "greedy()", "--against", str(file)]
+    code, _, err = run_command(capsys, *words)
+    assert code == 2
+    assert message in err
+
+
+def test_memory_is_not_compared_with_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_command(capsys, "bench", "memory", "--against", "theirs.py")
+    assert code == 2
+    assert "bench speed" in err

@@ -69,6 +69,13 @@ def add_parser(subparsers: Subparsers) -> None:
         accepts=float,
     )
     add_flag(parser, "--device", "a device, as for train", default="auto")
+    add_flag(
+        parser,
+        "--against",
+        "for speed: a file whose make_steps(make_network, batch) returns steps of other "
+        "implementations, by name, which are timed in the same rounds",
+        metavar="FILE.py",
+    )
     add_rounds(parser)
     parser.set_defaults(run=run)
 
@@ -88,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
     )
     methods = args.methods or benchmark.methods
-    figures = run_bench(args.quantity, setting, methods, args.rounds, progress=print_line)
+    figures = run_bench(
+        args.quantity, setting, methods, args.rounds, progress=print_line, against=args.against
+    )
     print_figures(args, figures)
     return 0

@@ -6,15 +6,18 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.flops import FlopCounter
 from localprop.cost.memory import measure_peak
+from localprop.network.layers import Layers
 from localprop.tasks.batch import Batch
 
 Step = Callable[[], object]
@@ -61,6 +64,20 @@ class PlainLoop:
             self.step()
         total: int = counter.total
         return total
+
+
+def checkpoint_blocks(model: nn.Module, layers: Layers) -> None:
+    """Let the blocks among the layers of a model run again by `torch.utils.checkpoint`.
+
+    Args:
+        model: changed in place.
+        layers: of the model; those that are one call of a module with modules inside are blocks.
+    """
+    for calls in layers.calls:
+        for call in calls:
+            block = model.get_submodule(call.name)
+            if any(True for _ in block.children()):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from localprop.cost.baselines import PlainLoop, Timing
+from localprop.cost.baselines import PlainLoop, Step, Timing, checkpoint_blocks
 from localprop.data.dataset import Normalization
-from localprop.errors import as_run_failure, check
+from localprop.errors import BadInput, as_run_failure, check
 from localprop.learner import Learner
 from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
@@ -27,7 +27,10 @@ from localprop.report.method_spec import (
 from localprop.report.value_checks import find_range_problems
 from localprop.tasks.batch import Batch
 from localprop.training.environment import describe_environment
+from localprop.user_code import describe_error, import_named
 from localprop.writing.tables import MIB, format_table
+
+CHECKPOINTED = "torch.utils.checkpoint"
 
 Progress = Callable[[str], object]
 
@@ -90,6 +93,12 @@ class BenchSetting(ImageSetting):
         """A new network and the plain PyTorch loop that trains it."""
         model = self.make_network()
         return PlainLoop(model, self.make_optimizer(list(model.parameters())), batch)
+
+    def make_checkpointed_loop(self, batch: Batch) -> PlainLoop:
+        """The plain loop of a network whose blocks run again by `torch.utils.checkpoint`."""
+        plain = self.make_plain_loop(batch)
+        checkpoint_blocks(plain.model, layers_of(plain.model, batch))
+        return plain
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -167,63 +176,138 @@ def format_memory_table(setting: BenchSetting, plain_bytes: int, rows: Sequence[
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """The time of one method.
+    """The time of one method, or of somebody else's step.
 
     Attributes:
         method: its label.
         timing: seconds per step, and their ratio to the plain loop's.
+        operations: those of a step, of the plain loop's: a floor of the ratio, with the kernels of
+            the plain loop. None where the step is somebody else's.
         actions: the number of actions in its schedule.
+        peak_bytes: measured.
+        predicted_bytes: by the engine on fake tensors.
     """
 
     method: str
     timing: Timing
-    actions: int
+    operations: float | None = None
+    actions: int | None = None
+    peak_bytes: int | None = None
+    predicted_bytes: int | None = None
 
 
 def measure_speed(
-    setting: BenchSetting, specs: Sequence[MethodSpec], rounds: int, progress: Progress = print
+    setting: BenchSetting,
+    specs: Sequence[MethodSpec],
+    rounds: int,
+    progress: Progress = print,
+    against: str | None = None,
 ) -> tuple[float, list[SpeedRow]]:
-    """Measure the seconds of a step of the plain loop, and of each method in interleaved rounds.
+    """Measure a step of the plain loop, of torch's checkpointing and of each method, in turns.
+
+    Args:
+        setting: network, images and optimizer.
+        specs: the methods.
+        rounds: interleaved rounds.
+        progress: called with what is running.
+        against: a file of the user's with steps of his own; see `load_steps`.
+
+    Returns:
+        The seconds of the plain loop, and the rows of all others.
 
     Raises:
-        BadInput: if the network cannot be trained with a method.
+        BadInput: if the network cannot be trained with a method, or the file is not as it should.
     """
     batch = setting.make_batch()
-    plain = setting.make_plain_loop(batch)
+    plain, checkpointed = setting.make_plain_loop(batch), setting.make_checkpointed_loop(batch)
+    others: dict[str, Step] = {CHECKPOINTED: checkpointed.step}
+    if against is not None:
+        others |= load_steps(against, setting, batch)
     learners = {spec.label: setting.make_learner(spec, batch) for spec in specs}
     progress("warming up")
     for _ in range(2):
         plain.step()
+        for step in others.values():
+            step()
         for learner in learners.values():
             learner.step(batch.data)
-    progress(f"{rounds} interleaved rounds of {1 + len(learners)} steps")
-    plain_seconds, timings = time_steps(plain, learners, batch, rounds)
-    return plain_seconds, [
-        SpeedRow(label, timings[label], len(learner.schedule))
+    progress(f"{rounds} interleaved rounds of {1 + len(others) + len(learners)} steps")
+    plain_seconds, timings = time_steps(plain, learners, batch, rounds, others)
+    progress("counting operations and bytes")
+    plain_flops = plain.flops()
+    rows = [SpeedRow(label, timings[label]) for label in others]
+    rows[0] = replace(
+        rows[0],
+        operations=checkpointed.flops() / plain_flops,
+        peak_bytes=checkpointed.peak_bytes(),
+    )
+    return plain_seconds, rows + [
+        SpeedRow(
+            label,
+            timings[label],
+            learner.flops(batch.data) / plain_flops,
+            len(learner.schedule),
+            measure_peak_bytes(learner, batch),
+            learner.memory(batch.data).peak_bytes,
+        )
         for label, learner in learners.items()
     ]
+
+
+def load_steps(file: str, setting: BenchSetting, batch: Batch) -> dict[str, Step]:
+    """The training steps in a file of the user's, by name.
+
+    The file defines one function. It takes a function that makes a new network, as all contenders
+    train it, and the batch of images and classes, and returns functions that run one step each::
+
+        def make_steps(make_network, batch):
+            model, (images, labels) = make_network(), batch
+            trainer = TheirTrainer(model, modules=16)
+            return {"their greedy": lambda: trainer.train_on(images, labels)}
+
+    Raises:
+        BadInput: the file cannot be run, has no such function, or that fails or returns something
+            else.
+    """
+    make_steps: Any = import_named(file, "make_steps")
+    try:
+        steps = make_steps(setting.make_network, batch.data)
+    except Exception as error:
+        raise BadInput(f"make_steps of {file} fails: {describe_error(error)}") from error
+    if not isinstance(steps, dict) or not all(callable(step) for step in steps.values()):
+        raise BadInput(
+            f"make_steps of {file} returned {steps!r:.80}, but must return functions by name: "
+            'return {"their greedy": step}.'
+        )
+    return {str(name): step for name, step in steps.items()}
 
 
 def format_speed_table(
     setting: BenchSetting, plain_seconds: float, rows: Sequence[SpeedRow], rounds: int
 ) -> str:
     """Format the table of `localprop bench speed`."""
-    header = ["method", "ms per step", "ratio", "quartiles", "actions", "extra us per action"]
-    cells = [[PLAIN_LOOP, f"{1000 * plain_seconds:.1f}", "1", "", "", ""]]
+    header = ["method", "ms", "ratio", "quartiles", "operations", "us/action", "MiB", "predicted"]
+    cells = [[PLAIN_LOOP, f"{1000 * plain_seconds:.1f}", "1", "", "1", "", "", ""]]
     for row in rows:
         timing = row.timing
-        extra_seconds = (timing.seconds - plain_seconds) / row.actions
+        extra_seconds = timing.seconds - plain_seconds
         cells.append(
             [
                 row.method,
                 f"{1000 * timing.seconds:.1f}",
                 f"{timing.ratio:.3f}",
                 f"{timing.low:.3f}-{timing.high:.3f}",
-                str(row.actions),
-                f"{1e6 * extra_seconds:.0f}",
+                "" if row.operations is None else f"{row.operations:.2f}",
+                "" if row.actions is None else f"{1e6 * extra_seconds / row.actions:.0f}",
+                "" if row.peak_bytes is None else f"{row.peak_bytes / MIB:.1f}",
+                "" if row.predicted_bytes is None else f"{row.predicted_bytes / MIB:.1f}",
             ]
         )
-    legend = f"{_describe_setting(setting)} {rounds} interleaved rounds."
+    legend = (
+        f"{_describe_setting(setting)} {rounds} interleaved rounds; ratio: to the plain loop, the "
+        "median of the rounds; operations: of the plain loop's; us/action: more than the plain "
+        "loop, for each action of the schedule; MiB: the peak of a step, measured and predicted."
+    )
     return "\n".join([format_table(header, cells), "", legend])
 
 
@@ -236,6 +320,7 @@ def run_bench(
     methods: Methods,
     rounds: int,
     progress: Progress = print,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Run one of the benchmarks.
 
@@ -245,6 +330,7 @@ def run_bench(
         methods: expressions.
         rounds: interleaved rounds of the timing; 2 or more.
         progress: called with what is running.
+        against: a file with steps of other implementations, for "speed"; see `load_steps`.
 
     Returns:
         The figures, and the table's text as `table`.
@@ -255,6 +341,8 @@ def run_bench(
     """
     problems = [*find_range_problems(rounds=(rounds, 2)), *setting.find_problems()]
     specs = parse_and_check_methods(methods, problems)
+    if against is not None and what != "speed":
+        problems.append("--against times the steps of a file: use it with `localprop bench speed`.")
     check(problems)
     with as_run_failure():
         # All methods are built once before the first is measured, which may take minutes.
@@ -263,7 +351,7 @@ def run_bench(
         if what == "memory":
             figures = _run_memory(setting, specs, progress)
         else:
-            figures = _run_speed(setting, specs, rounds, progress)
+            figures = _run_speed(setting, specs, rounds, progress, against)
     table = figures.pop("table")
     environment = describe_environment()
     return {**figures, "setting": asdict(setting), "environment": environment, "table": table}
@@ -281,9 +369,13 @@ def _run_memory(
 
 
 def _run_speed(
-    setting: BenchSetting, specs: Sequence[MethodSpec], rounds: int, progress: Progress
+    setting: BenchSetting,
+    specs: Sequence[MethodSpec],
+    rounds: int,
+    progress: Progress,
+    against: str | None,
 ) -> dict[str, Any]:
-    plain_seconds, rows = measure_speed(setting, specs, rounds, progress)
+    plain_seconds, rows = measure_speed(setting, specs, rounds, progress, against)
     return {
         "baseline": {"step_seconds": plain_seconds},
         "rows": [asdict(row) for row in rows],

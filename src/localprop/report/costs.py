@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
 import torch
 
-from localprop.cost.baselines import PlainLoop, Timing, time_interleaved
+from localprop.cost.baselines import PlainLoop, Step, Timing, time_interleaved
 from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.memory import measure_peak
 from localprop.learner import Learner
@@ -90,15 +90,19 @@ def measure_costs(
 
 
 def time_steps(
-    plain: PlainLoop, learners: Mapping[str, Learner], batch: Batch, rounds: int
+    plain: PlainLoop,
+    learners: Mapping[str, Learner],
+    batch: Batch,
+    rounds: int,
+    others: Mapping[str, Step] | None = None,
 ) -> tuple[float, dict[str, Timing]]:
     """Time steps in interleaved rounds. Every step has run before.
 
     Returns:
-        The seconds of the plain loop, and the timing of each method beside it.
+        The seconds of the plain loop, and the timing of each method and other step beside it.
     """
     baseline = ""  # no method has an empty label
-    steps: dict[str, Callable[[], object]] = {baseline: plain.step}
+    steps: dict[str, Step] = {baseline: plain.step, **(others or {})}
     steps |= {label: partial(learner.step, batch) for label, learner in learners.items()}
     timings = time_interleaved(steps, baseline, rounds, batch.inputs.device)
     return timings.pop(baseline).seconds, timings

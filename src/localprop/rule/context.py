@@ -33,9 +33,9 @@ class _PoolToSize(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if features.shape[2:] == self.size:
             return features
-        windows = [divmod(a, b) for a, b in zip(features.shape[2:], self.size, strict=True)]
-        if not any(rest for _, rest in windows):  # the same bits, and faster
-            return nn.functional.avg_pool2d(features, [side for side, _ in windows])
+        sides = [divmod(a, b) for a, b in zip(features.shape[2:], self.size, strict=True)]
+        if not any(rest for _, rest in sides):  # the same bits, and faster
+            return nn.functional.avg_pool2d(features, [side for side, _ in sides])
         return nn.functional.adaptive_avg_pool2d(features, self.size)
 
 
