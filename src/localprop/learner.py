@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -19,12 +19,13 @@ from localprop.cost.memory import MemoryReading, predict_memory
 from localprop.data.dataset import Normalization
 from localprop.engine.early_exit import predict_at
 from localprop.engine.loss import Losses
-from localprop.engine.optimizer_groups import OptimizerGroup, list_groups
 from localprop.engine.shared_optimizer import exchange_parameters, extend_optimizer
 from localprop.engine.store import Backward, Observer
+from localprop.engine.trained import Trained
 from localprop.engine.user_optimizers import OptimizerFactory
 from localprop.errors import BadInput, check
 from localprop.network.contextual import add_contexts
+from localprop.network.fast import choose_fast_steps, find_memory_format
 from localprop.network.find_layers import layers_of
 from localprop.network.modes import evaluation_mode
 from localprop.network.partition import Partition
@@ -44,7 +45,7 @@ from localprop.tasks.task import Task
 __all__ = ["Learner"]
 
 
-class Learner:
+class Learner(Trained):
     """Trains a model by a rule.
 
     Args:
@@ -70,6 +71,8 @@ class Learner:
             only their input, with inner ones "first..last(a..b,c)", or "modules", one for each.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        fast: take what gains on the model's device, which changes rounding alone: channels last,
+            for good, and bf16; `explain()` says what was taken and why.
         seed: of heads, encoders and every random draw of a step.
         normalization: how the inputs were made from pixels, for losses that look at those
             (InfoPro); `Normalization()` if they are pixels in 0..1.
@@ -105,6 +108,7 @@ class Learner:
         recompute: RecomputeChoice = False,
         microbatches: int = 1,
         precision: str = "fp32",
+        fast: bool = False,
         seed: int = 0,
         normalization: Normalization | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008
@@ -117,6 +121,9 @@ class Learner:
         check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
         given = modules, partition, recompute, microbatches, optimizer, ranks
         check(find_budget_problems(*given) if budget is not None else ())
+        self.fast = choose_fast_steps(model, precision, fast=fast)
+        if self.fast.channels_last:
+            model.to(memory_format=torch.channels_last)
         self.model, self.rule = model, rule
         self.seed, self.steps = seed, 0
         sample = checks.add_targets(unwrap(sample))
@@ -124,7 +131,7 @@ class Learner:
         self.plan: Plan | None = None
         if budget is not None:
             self.plan, partition, recompute, microbatches = choose_within(
-                budget, model, rule, sample, task, batch_dims, optimizer, precision
+                budget, model, rule, sample, task, batch_dims, optimizer, self.fast.precision
             )
         cuts = modules if partition is None else partition
         self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
@@ -135,6 +142,7 @@ class Learner:
             "recompute": recompute,
             "microbatches": microbatches,
             "precision": precision,
+            "fast": fast,
             "seed": seed,
             "normalization": normalization,
             "ranks": ranks,
@@ -149,7 +157,7 @@ class Learner:
             seed=seed,
             normalization=normalization,
         )
-        self.wiring.to(self.device)
+        self.wiring.to(self.device, find_memory_format(model))
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._outside = [] if self._shared is None else [self._shared]
         needs = {"one_optimizer": self._shared is not None, "on_ranks": ranks.is_used()}
@@ -165,7 +173,7 @@ class Learner:
             optimizer,
             recompute=recompute,
             microbatches=microbatches,
-            autocast=checks.PRECISIONS[precision],
+            autocast=checks.PRECISIONS[self.fast.precision],
             seed=seed,
             ranks=ranks,
         )
@@ -354,12 +362,14 @@ class Learner:
             values: whether to list, for each action, the values that are alive after it.
         """
         reading = self.values()
-        return f"{explain(self.engine, reading.memory)}\n{explain_values(reading, every=values)}"
+        lines = [explain(self.engine, reading.memory), explain_values(reading, every=values)]
+        return "\n".join([*lines, *self.fast.reasons])
 
     def summary(self) -> str:
         """One sentence: the predicted peak; with a budget also what end-to-end training takes."""
         modules = len(self.partition.modules)
-        return summarise(self.memory(), self._like(None), self.plan, modules, self._arguments)
+        arguments = {**self._arguments, "precision": self.fast.precision}
+        return summarise(self.memory(), self._like(None), self.plan, modules, arguments)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -368,32 +378,3 @@ class Learner:
 
     def _like(self, batch: Any | None) -> Batch:
         return self._check_batch(self._sample if batch is None else batch)
-
-    # --- what is trained ------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-    @property
-    def optimizers(self) -> list[Optimizer]:
-        """All optimizers, in the order of the forward; for schedulers and inspection."""
-        return self.engine.optimizers.all() if self._shared is None else [self._shared]
-
-    def optimizer_groups(self) -> list[OptimizerGroup]:
-        """Which parameter sits in which group of which optimizer, with which options."""
-        return list(list_groups(self.optimizers, self.named_parameters()))
-
-    def trained_modules(self) -> dict[str, nn.Module]:
-        """All that is trained: "model", "heads" and "encoders"."""
-        return {"model": self.model, "heads": self.heads, "encoders": self.encoders}
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's parameters by their own names, then those of `heads.` and `encoders.`."""
-        for kind, module in self.trained_modules().items():
-            yield from module.named_parameters("" if kind == "model" else kind)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that are trained: of the model, the heads and the encoders."""
-        return (parameter for _, parameter in self.named_parameters())

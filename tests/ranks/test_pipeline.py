@@ -236,6 +236,12 @@ def test_an_optimizer_with_products_in_bf16(pool: RankPool) -> None:
     compare_on_ranks(pool, Run(lp.backlink(), options=options, optimizer=adafactor), 2)
 
 
+def test_fast_steps(pool: RankPool) -> None:
+    """Messages keep the layout of channels last, whatever the precision of the CPU at hand."""
+    run = Run(lp.backlink(), options={"modules": 6, "fast": True})
+    compare_on_ranks(pool, run, 2)
+
+
 # --- a batch that cannot be used -----------------------------------------------------------------
 
 

@@ -257,7 +257,9 @@ class Wiring:
         """
         return self._steps[segment]
 
-    def to(self, device: torch.device) -> None:
+    def to(
+        self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format
+    ) -> None:
         """Move heads and encoders to a device, in the dtypes of their inputs."""
         dtypes = self.layers.dtypes
         for number, head in self.heads.items():
@@ -265,10 +267,12 @@ class Wiring:
             # features.
             last = self.segments_of(self.table.module_of_loss[int(number)])[-1]
             head.to(device=device, dtype=dtypes[self.segments[last].layers[-1]])
+            head.to(memory_format=memory_format)
         for module, encoders in self.encoders.items():
             # What an encoder returns is added to the module's input, so it has the dtype of that.
             first = self.segments_of(int(module))[0]
             encoders.to(device=device, dtype=dtypes[self.segments[first].layers[0] - 1])
+            encoders.to(memory_format=memory_format)
 
     @property
     def task_loss(self) -> LocalLoss:

@@ -199,7 +199,10 @@ def _make_sample(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor]:
 
 
 def _partition_model(config: Config, dataset: Dataset, model: nn.Module) -> Partition:
-    layers = layers_of(model.to(find_device(config.device)), _make_sample(config, dataset))
+    model.to(find_device(config.device))
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    layers = layers_of(model, _make_sample(config, dataset))
     if config.cuts is not None:
         return Partition.at(layers, config.cuts)
     return Partition.uniform(layers, config.modules or len(layers))
@@ -218,6 +221,7 @@ def _build_learner(
         recompute=config.recompute,
         microbatches=config.microbatches,
         precision=config.precision,
+        fast=config.fast,
         seed=config.seed,
         normalization=dataset.normalization,
         ranks=Ranks(replicas=config.replicas, timeout_s=config.timeout_s),

@@ -87,6 +87,8 @@ class Config:
         seed: seed of initial weights, data order, augmentation and every random draw of a step.
         device: auto (the accelerator if there is one), cpu, or one of torch's names such as cuda:1.
         precision: fp32, or bf16 (autocast).
+        channels_last: keep the channels of a pixel side by side, for faster convolutions.
+        fast: take what gains on the device and changes rounding alone: channels_last and bf16.
         recompute: compute activations again in the backward instead of keeping them: of all layers,
             of every n-th (2), of some ("blocks.1,blocks.2", "blocks.*"), of stretches together
             ("a..f(a..c),h"; those in brackets run once more), or of the layers of each module
@@ -146,6 +148,8 @@ class Config:
     seed: int = 0
     device: str = "auto"
     precision: str = "fp32"
+    channels_last: bool = False
+    fast: bool = False
     recompute: bool | int | str = False
     microbatches: int = 1
     replicas: int = 1

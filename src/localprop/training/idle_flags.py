@@ -49,6 +49,8 @@ def find_idle_flags(given: Iterable[str], config: Config) -> Iterator[str]:
 def _find_idle_fields(given: set[str], config: Config) -> Iterator[tuple[str, str]]:
     """Find fields that change nothing, each with the reason and the fix."""
     yield from _find_idle_optimizer_fields(config)
+    if config.fast:
+        yield "channels_last", "with --fast, which decides that: leave it out"
     if config.init is None:
         yield "init_order", "without --init: leave it out, or add --init FILE"
     if list(find_name_problems(config.data, options_of(config))):
