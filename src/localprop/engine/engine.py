@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from localprop.engine.backward_hooks import BackwardHooks
 from localprop.engine.communicator import Communicator
+from localprop.engine.compiled import find_compiled_parts
 from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
@@ -104,6 +104,7 @@ class Engine:
         # takes its place, so its hook runs first: it comes last here (`_hooked`).
         taps = [(module, partial(self._keep_inner_output, t)) for module, t in self._program.taps]
         self.hooks: list[tuple[nn.Module, Callable[..., Any]]] = [*self._cuts, *taps]
+        self._compiled = find_compiled_parts(model, self.hooks, wiring, recomputed)
         self._cursor = Cursor()
         self._running_step: StepContext | None = None
         # The batch before, while some of its actions are still to come.
@@ -125,8 +126,7 @@ class Engine:
         Args:
             batch: inputs (N, ...) and targets on the model's device.
             number: the number of the step, which random draws depend on.
-            stepping: whether to run the actions H and S; without them gradients are left in
-                `.grad`.
+            stepping: whether to run H and S; without them gradients are left in `.grad`.
             backward: called on each local loss.
             observe: called with every action before it runs.
 
@@ -134,8 +134,7 @@ class Engine:
             The losses, which know their places.
 
         Raises:
-            StepFailed: an action failed; says which one, where, and which segments had been stepped
-                already.
+            StepFailed: says which action failed, where, and which segments had been stepped.
         """
         plan, stage = self.plan, self.stage
         parts = batch.split(plan.microbatches * stage.replicas)
@@ -329,15 +328,18 @@ class Engine:
     def _hooked(self) -> Iterator[None]:
         # Only for the time of a step: a hook that stayed would cut calls of the user's own, and a
         # deep copy of the model, such as an average of the weights, would take it along.
-        handles: list[RemovableHandle] = []
+        handles: list[Any] = []
         backward_hooks = None
         try:
             for module, hook in self.hooks:
-                # Before all hooks that are there: those of Hugging Face's models, for instance,
-                # keep outputs, and would keep one that is not cut.
-                handles.append(module.register_forward_hook(hook, prepend=True))
+                # Before all hooks that are there, such as those of Hugging Face's models, which
+                # would keep outputs that are not cut.
+                if module._compiled_call_impl is None:
+                    handles.append(module.register_forward_hook(hook, prepend=True))
+            if self._compiled is not None:
+                handles.append(self._compiled.hook())
             ends = self._cuts.segments
-            if any(module._backward_hooks or module._backward_pre_hooks for module in ends):
+            if any(end._backward_hooks or end._backward_pre_hooks for end in ends):
                 backward_hooks = BackwardHooks(ends)
             if self.recompute is not None:
                 handles += self.recompute.hook()
@@ -394,6 +396,5 @@ class Engine:
 
 def is_profiled() -> bool:
     """Whether a profiler of torch records: `torch.profiler`, `emit_nvtx` or `emit_itt`."""
-    # torch has no public question for this. Its other private one, `autograd._profiler_enabled`,
-    # does not know profilers of all threads. Should the name go, steps run without ranges.
+    # torch has no public question for this that knows profilers of all threads.
     return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", False))
