@@ -70,7 +70,8 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
     from localprop.errors import check, collect_problems
     from localprop.models import create_model
     from localprop.models.sample import create_without_data, make_zero_batch
-    from localprop.planning.plan import FILES, METHODS, plan
+    from localprop.planning.plan import FILES
+    from localprop.planning.search import METHODS, plan
     from localprop.planning.sizes import read_size
     from localprop.training.config import CHOICES, Config
     from localprop.training.optimizers import make_optimizer_factory

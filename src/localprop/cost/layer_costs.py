@@ -25,6 +25,7 @@ from localprop.cost.fake_engine import faked
 from localprop.cost.flops import FlopCounter
 from localprop.cost.layer_reading import LayerReading, LayerWatcher, Meter
 from localprop.engine.engine import Engine
+from localprop.engine.offload import Host
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.user_optimizers import (
     OptimizerFactory,
@@ -54,6 +55,7 @@ class Network(NamedTuple):
         batch: only its shapes and dtypes are used.
         optimizer: makes an optimizer of parameters.
         autocast: the dtype of forwards and losses, or None.
+        on_host: whether it is trained on the host, and not on an accelerator.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Network(NamedTuple):
     batch: Batch
     optimizer: OptimizerFactory
     autocast: torch.dtype | None = None
+    on_host: bool = True
 
     def wire(self, rule: Rule, partition: Partition, device: str = "meta") -> Wiring:
         """The wiring of a rule. By default its heads have no data."""
@@ -69,7 +72,12 @@ class Network(NamedTuple):
             return wire(rule, partition, task=self.task, frozen=self.layers.frozen)
 
     def make_engine(
-        self, wiring: Wiring, *, recompute: RecomputeChoice = False, microbatches: int = 1
+        self,
+        wiring: Wiring,
+        *,
+        recompute: RecomputeChoice = False,
+        microbatches: int = 1,
+        host: Host | None = None,
     ) -> Engine:
         """An engine of a wiring, with optimizers of its own."""
         owned = find_owned_parameters(self.model, wiring)
@@ -81,6 +89,7 @@ class Network(NamedTuple):
             device=next(self.model.parameters()).device,
             autocast=self.autocast,
             recomputed=choose_recomputed(self.layers, recompute),
+            host=host,
         )
 
 

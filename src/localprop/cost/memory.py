@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from localprop.cost.counted_host import CountedHost
 from localprop.cost.fake_engine import RankSlice, faked
 from localprop.engine.engine import Engine
 from localprop.schedule.schedule import Action
@@ -123,12 +124,15 @@ class MemoryReading:
         peak_bytes: the peak: parameters, optimizer state, batch, activations and gradients.
         resting_bytes: alive between steps.
         module_bytes: for each local module, the peak while its actions run.
+        host_bytes: the most that is offloaded to the host at once; None where nothing is, and on a
+            device that is the host, where the peak has it.
         batch: what the reading holds for. A batch of other shapes takes another amount.
     """
 
     peak_bytes: int
     resting_bytes: int
     module_bytes: dict[int, int] = field(default_factory=dict)
+    host_bytes: int | None = None
     batch: str = field(default="", compare=False)
 
 
@@ -229,7 +233,7 @@ class ModulePeaks:
 
     def __init__(self, engine: Engine, live: LiveBytes) -> None:
         self.by_module: dict[int, int] = {}
-        self._wiring = engine.wiring
+        self._wiring, self._offload = engine.wiring, engine.offload
         self._live = live
         self._running = 0  # the module of the action that runs
 
@@ -250,4 +254,9 @@ class ModulePeaks:
 
     def read(self, resting_bytes: int) -> MemoryReading:
         """The reading of the whole step."""
-        return MemoryReading(max(self.by_module.values()), resting_bytes, self.by_module)
+        peak = max(self.by_module.values())
+        return MemoryReading(peak, resting_bytes, self.by_module, self._count_host_bytes())
+
+    def _count_host_bytes(self) -> int | None:
+        host = self._offload and self._offload.host
+        return host.peak if isinstance(host, CountedHost) else None

@@ -31,6 +31,7 @@ from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
 from localprop.engine.loss import Losses, find_loss_places
+from localprop.engine.offload import Host, make_offload
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
@@ -65,6 +66,7 @@ class Engine:
         stage: the part of each step that runs here; by default all of it.
         communicator: carries tensors to and from the other ranks, if there are any.
         recomputed: the layers that run again in the backward.
+        host: keeps what forwards save, if that is offloaded; no layer runs again then.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Engine:
         stage: Stage | None = None,
         communicator: Communicator | None = None,
         recomputed: Recomputed = Recomputed(),  # noqa: B008
+        host: Host | None = None,
     ) -> None:
         self.model = model
         self.wiring = wiring
@@ -94,6 +97,8 @@ class Engine:
         self._program = Program(self.plan, model, optimizers, communicator)
         self.recomputed = recomputed
         self.recompute = make_recompute(self.plan, model, recomputed)
+        self.offload = make_offload(self.plan, model, host)
+        self.saving = self.recompute or self.offload
         self._draws = self.plan.list_draws()
         self._loss_places = find_loss_places(wiring)
         last = len(wiring.segments) - 1
@@ -213,7 +218,9 @@ class Engine:
 
     @contextmanager
     def _running(self, step: StepContext, observe: Observer | None) -> Iterator[None]:
-        ranges = ActionRanges(self.wiring, observe) if is_profiled() else None
+        # torch has no public question for this. Should the name go, steps run without ranges.
+        is_profiled = getattr(torch.autograd.profiler, "_is_profiler_enabled", False)
+        ranges = ActionRanges(self.wiring, observe) if is_profiled else None
         self._cursor = Cursor(observe if ranges is None else ranges)
         # Segments switch the grad mode without a context manager; this one restores the caller's.
         with torch.enable_grad(), self.plan.generators.preserved(), self._hooked():
@@ -252,8 +259,6 @@ class Engine:
         self._cursor.microbatch, self._cursor.expected = microbatch, first
         if self._cuts.wait:
             self._cuts.begin()
-        if self.recompute is not None:
-            self.recompute.begin_forward()
         precision = self.plan.precision
         with precision.forward() if precision.is_active else nullcontext():
             output = self._run_forward(step, first)
@@ -276,6 +281,8 @@ class Engine:
     def _run_model(self, step: StepContext, first: int, batch: Batch) -> Tensor:
         forward = self.wiring.task.forward
         try:
+            if self.saving is not None:
+                self.saving.begin_forward(batch)
             if first == 0:
                 self._enter_segment(step, 0, batch.inputs)
                 return forward(self.model, batch.data)
@@ -289,8 +296,8 @@ class Engine:
         finally:
             if self._cuts.wait:
                 self._cuts.end()
-            if self.recompute is not None:
-                self.recompute.end_forward()
+            if self.saving is not None:
+                self.saving.end_forward()
 
     def _enter_received(self, step: StepContext, segment: int) -> dict[int, Tensor]:
         received = self._program.enter[self._cursor.microbatch, segment].take_received(step.store)
@@ -339,8 +346,8 @@ class Engine:
             ends = self._cuts.segments
             if any(module._backward_hooks or module._backward_pre_hooks for module in ends):
                 backward_hooks = BackwardHooks(ends)
-            if self.recompute is not None:
-                handles += self.recompute.hook()
+            if self.saving is not None:
+                handles += self.saving.hook()
             yield
         finally:
             for handle in handles:
@@ -376,7 +383,8 @@ class Engine:
         following = canonical_layout(output.detach())
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             # The uncut recomputation saves more where an input requires a gradient, so this must.
-            following.requires_grad_(output.requires_grad)
+            if not (self.offload and self.offload.is_innermost()):
+                following.requires_grad_(output.requires_grad)
             with unhooked_saved_tensors():
                 self._run(step, self._program.after[place])
         else:
@@ -390,10 +398,3 @@ class Engine:
             return output
         assert self._running_step is not None
         return tap(self._running_step.store, self._cursor.microbatch, output)
-
-
-def is_profiled() -> bool:
-    """Whether a profiler of torch records: `torch.profiler`, `emit_nvtx` or `emit_itt`."""
-    # torch has no public question for this. Its other private one, `autograd._profiler_enabled`,
-    # does not know profilers of all threads. Should the name go, steps run without ranges.
-    return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", False))

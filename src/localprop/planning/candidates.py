@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from localprop.checks import choose_partition
+from localprop.cost.counted_host import CountedHost
 from localprop.cost.flops import count_flops
 from localprop.cost.layer_costs import Breaks, LayerCosts, Network, ScaledCosts, find_breaks
 from localprop.cost.memory import predict_memory
@@ -39,6 +40,7 @@ class Way:
         recompute: which layers run again: none (0), all (1), every n-th (n), or stretches of them,
             as `Learner` takes them.
         microbatches: the parts that a batch is split into.
+        offload: whether the host keeps what forwards save.
         peak_bytes: the most bytes alive at once, weights, optimizer state and batch included.
         resting_bytes: alive between steps: weights, optimizer state and batch.
         gradient_bytes: of parameters, alive at the peak; None where no replay has told.
@@ -47,6 +49,7 @@ class Way:
         confirmed: whether an engine on fake tensors has read the peak; else it is a replay of what
             the layers cost.
         splits_batch_norm: whether BatchNorm sees parts of the batch only.
+        host_bytes: the most that is offloaded to the host at once; None where nothing is.
     """
 
     method: str
@@ -61,6 +64,8 @@ class Way:
     gradient_bytes: int | None = field(default=None, compare=False)
     confirmed: bool = False
     splits_batch_norm: bool = False
+    offload: bool = False
+    host_bytes: int | None = None
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -70,11 +75,14 @@ class Way:
             "modules": self.modules,
             "recompute": self.recompute if self.recompute not in (0, 1) else bool(self.recompute),
             "microbatches": self.microbatches,
+            "offload": self.offload,
         }
 
     @property
     def rerun(self) -> str:
-        """Which layers run again, in a word or two."""
+        """Which layers run again, in a word or two; or what is done instead."""
+        if self.offload:
+            return "offload"
         if isinstance(self.recompute, int):
             return {0: "no", 1: "all"}.get(self.recompute, f"1 of {self.recompute}")
         return "nested" if "(" in self.recompute else "stretches"
@@ -88,6 +96,8 @@ class Way:
         elif self.recompute:
             every = "" if self.recompute == 1 else f" of every {_ordinal(self.recompute)} layer"
             parts.append(f"recompute{every}")
+        if self.offload:
+            parts.append("offload")
         if self.microbatches > 1:
             parts.append(f"{self.microbatches} micro-batches")
         return ", ".join(parts)
@@ -136,6 +146,8 @@ class Candidates:
         With several modules, each is stepped right after its backward, so that its gradients die.
         """
         yield self.plain
+        if not self.network.on_host:
+            yield self.confirm(replace(self.plain, offload=True))
         choices = [n for n in (0, 1, 2, 3, 4) if n <= len(self._layers)]
         for microbatches in self.microbatches:
             way = replace(self.plain, microbatches=microbatches, flops=0)
@@ -225,12 +237,14 @@ class Candidates:
             self.wire(way.rule, way.modules),
             recompute=way.kwargs["recompute"],
             microbatches=microbatches,
+            host=CountedHost() if way.offload else None,
         )
         memory = predict_memory(engine, [], batch)
         peak, resting = memory.peak_bytes, memory.resting_bytes
         if microbatches < way.microbatches:
             peak, resting = peak + way.resting_bytes - resting, way.resting_bytes
         flops = way.flops or count_flops(engine, [], batch) * way.microbatches // microbatches
+        way = replace(way, host_bytes=memory.host_bytes)
         return self._finish(way, peak, resting, flops, confirmed=True)
 
     def _cost(self, way: Way, recomputed: Recomputed) -> Way:

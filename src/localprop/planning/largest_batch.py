@@ -52,7 +52,7 @@ def predict_peak(candidates: Candidates, way: Way, samples: int) -> int | None:
     network, whole = candidates.network, candidates.network.batch.samples
     liveness = candidates.order(way)
     recomputed = choose_recomputed(network.layers, way.kwargs["recompute"])
-    if not can_replay(liveness.wiring, recomputed):
+    if way.offload or not can_replay(liveness.wiring, recomputed):
         return None
     pairs = zip(network.batch.tensors, network.batch.dims, strict=True)
     batch = sum(tensor.nbytes for tensor, dim in pairs if dim is not None)

@@ -11,7 +11,8 @@ from localprop.planning.sizes import format_size
 _UNKNOWN = [None] * len(BytesByKind._fields)
 LEGEND = (
     "activations: with workspaces; time: operations of the plain loop, a lower bound: differences "
-    "below 0.15 are ties; ~: replayed from what each layer costs, and not read by the engine."
+    "below 0.15 are ties; +: copies come on top; ~: replayed from what each layer costs, and not "
+    "read by the engine."
 )
 
 
@@ -78,7 +79,7 @@ def _format_row(
         str(way.microbatches),
         format_size(way.peak_bytes) + ("" if way.confirmed else " ~"),
         *("-" if nbytes is None else format_size(nbytes) for nbytes in kinds or _UNKNOWN),
-        f"{way.time:.2f}",
+        f"{way.time:.2f}{' +' if way.offload else ''}",
         *([f"{measured[way]:.2f}" if way in measured else "-"] if measured else ()),
         "◄" if is_same(way, best) else "fits" if fits else "",
     )
