@@ -24,6 +24,7 @@ from torch import nn
 from localprop.cost.fake_engine import faked
 from localprop.cost.flops import FlopCounter
 from localprop.cost.layer_reading import LayerReading, LayerWatcher, Meter
+from localprop.data.dataset import Normalization
 from localprop.engine.engine import Engine
 from localprop.engine.offload import Host
 from localprop.engine.optimizers import Optimizers
@@ -68,8 +69,15 @@ class Network(NamedTuple):
 
     def wire(self, rule: Rule, partition: Partition, device: str = "meta") -> Wiring:
         """The wiring of a rule. By default its heads have no data."""
+        # Losses of pixels need a normalisation. No cost depends on its values.
         with torch.device(device):
-            return wire(rule, partition, task=self.task, frozen=self.layers.frozen)
+            return wire(
+                rule,
+                partition,
+                task=self.task,
+                frozen=self.layers.frozen,
+                normalization=Normalization(),
+            )
 
     def make_engine(
         self,
@@ -153,10 +161,17 @@ class LayerCosts:
         assert self._resting is not None
         return self._resting
 
-    def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
+    def wire(self, kind: str) -> Wiring:
+        """The wiring of a step of one kind.
+
+        Raises:
+            BadInput: the rule's heads cannot stand at each layer.
+        """
         rule, layers = replace(self.head, credit=_CREDITS[kind]), self.network.layers
-        wiring = self.network.wire(rule, Partition.uniform(layers, len(layers)))
-        engine = self.network.make_engine(wiring, recompute=recomputed)
+        return self.network.wire(rule, Partition.uniform(layers, len(layers)))
+
+    def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
+        engine = self.network.make_engine(self.wire(kind), recompute=recomputed)
         # All frames are found in the step that frees most, so that nothing else holds them.
         frames = kind == "alone" and not recomputed
         with faked(engine, [], self.network.batch) as fake:

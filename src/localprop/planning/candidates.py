@@ -15,7 +15,7 @@ from localprop.cost.flops import count_flops
 from localprop.cost.layer_costs import Breaks, LayerCosts, Network, ScaledCosts, find_breaks
 from localprop.cost.memory import predict_memory
 from localprop.cost.replay import replay
-from localprop.cost.replayable import can_replay
+from localprop.cost.replayable import can_replay, have_heads_of
 from localprop.errors import BadInput
 from localprop.methods.baselines import end_to_end
 from localprop.network.recomputed import Recomputed, choose_recomputed
@@ -123,6 +123,7 @@ class Candidates:
         self._scaled: dict[tuple[str, int], ScaledCosts] = {}
         self._wirings: dict[tuple[str, int], Wiring] = {}
         self._orders: dict[tuple[str, int, int], Liveness] = {}
+        self._measured_heads: dict[tuple[str, int], bool] = {}
 
     @cached_property
     def plain(self) -> Way:
@@ -192,7 +193,7 @@ class Candidates:
     def _list_one(self, way: Way) -> Iterator[Way]:
         """A way that can be replayed; of others only a few, since an engine has to read them."""
         recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
-        if can_replay(self.wire(way.rule, way.modules), recomputed):
+        if self.can_replay(way, recomputed):
             yield self._cost(way, recomputed)
         elif way.modules == 1:
             if way.recompute in ((0, 1, 2) if way.microbatches == 1 else (0, 1)):
@@ -203,7 +204,7 @@ class Candidates:
     def _list_stretched(self, way: Way, *, buckets: int, nested: bool = False) -> list[Way]:
         """A way with the layers of each module run again in stretches, for less and less bytes."""
         wiring = self.wire(way.rule, way.modules)
-        if not can_replay(wiring):
+        if not self.can_replay(way):
             return []
         costs = self.scale(way.rule, -(-self._samples // way.microbatches))
         spans = [span for span, _ in wiring.list_spans()]
@@ -214,10 +215,25 @@ class Candidates:
         found = []
         for plan in list_plans(chains, starts, nested=nested, buckets=buckets):
             recomputed = Recomputed(plan)
-            if plan and can_replay(wiring, recomputed):
+            if plan and self.can_replay(way, recomputed):
                 text = ",".join(stretch.format(self._layers.names) for stretch in plan)
                 found.append(self._cost(replace(way, recompute=text), recomputed))
         return keep_front(found)
+
+    def can_replay(self, way: Way, recomputed: Recomputed = Recomputed()) -> bool:  # noqa: B008
+        """Whether what the layers cost, and heads at each of them, says all of a step."""
+        wiring = self.wire(way.rule, way.modules)
+        if not can_replay(wiring, recomputed):
+            return False
+        key = repr(way.rule), way.modules
+        if key not in self._measured_heads:
+            costs = self.measure(way.rule, self._samples)
+            try:
+                known = way.modules == 1 or have_heads_of(wiring, costs.wire("alone"))
+            except BadInput:  # of a single layer as a module
+                known = False
+            self._measured_heads[key] = known
+        return self._measured_heads[key]
 
     @cached_property
     def _breaks(self) -> Breaks:
