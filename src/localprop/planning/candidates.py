@@ -70,12 +70,12 @@ class Way:
     @property
     def kwargs(self) -> dict[str, Any]:
         """The arguments of a `Learner` that trains in this way."""
-        return {
+        saving = {"offload": True} if self.offload else {}
+        return saving | {
             "rule": self.rule,
             "modules": self.modules,
             "recompute": self.recompute if self.recompute not in (0, 1) else bool(self.recompute),
             "microbatches": self.microbatches,
-            "offload": self.offload,
         }
 
     @property

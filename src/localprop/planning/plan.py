@@ -11,6 +11,7 @@ from typing import Any
 
 from localprop.errors import BadInput
 from localprop.methods.names import format_method
+from localprop.planning.accuracies import Accuracy, describe_figures, find_accuracies
 from localprop.planning.by_kind import BytesByKind, split_peak
 from localprop.planning.candidates import Candidates, Way
 from localprop.planning.chart import draw_front
@@ -148,8 +149,8 @@ class Plan:
             write_text(path, to_json(self.as_json()))
             return
         figure = draw_front(self.ways, self.front, self.budget, self.best)
-        notes = "".join(f"<p>Note: {escape(note)}</p>" for note in self.notes)
-        table = format_html_table(make_header(self.measured), self._format_rows())
+        notes = "".join(f"<p>Note: {escape(note)}</p>" for note in self._list_notes())
+        table = format_html_table(self._make_header(), self._format_rows())
         title = "Ways to train" if self.made_for is None else f"Ways to train {self.made_for.model}"
         write_chart(figure, path, title=title, text=self.describe(), below=table + notes)
 
@@ -163,7 +164,7 @@ class Plan:
             "front": [self._way_as_json(way) for way in self.front],
             "rows": [self._way_as_json(way) for way in self._choose_rows()],
             "summary": self.describe(),
-            "notes": list(self.notes),
+            "notes": self._list_notes(),
         }
 
     def _choose_rows(self) -> list[Way]:
@@ -171,7 +172,18 @@ class Plan:
 
     def _format_rows(self) -> list[tuple[str, ...]]:
         rows = self._choose_rows()
-        return format_rows(rows, self.best, self.fits, self._split, self.measured)
+        known = self.measured, self._accuracies
+        return format_rows(rows, self.best, self.fits, self._split, *known)
+
+    def _make_header(self) -> tuple[str, ...]:
+        return make_header(self.measured, self._accuracies)
+
+    def _list_notes(self) -> list[str]:
+        return [*self.notes, *describe_figures(self._accuracies.values())]
+
+    @cached_property
+    def _accuracies(self) -> dict[Way, Accuracy]:
+        return find_accuracies(self.made_for, (*self._choose_rows(), *self.front))
 
     def _split(self, way: Way) -> BytesByKind | None:
         return None if self.candidates is None else split_peak(self.candidates, way)
@@ -185,6 +197,7 @@ class Plan:
 
     def _way_as_json(self, way: Way) -> dict[str, Any]:
         kinds, largest = self._split(way), self._largest_batches.get(way)
+        known = self._accuracies.get(way)
         return {
             "method": way.method,
             "rule": format_method(way.rule),
@@ -197,6 +210,7 @@ class Plan:
             "flops": way.flops,
             "time": round(way.time, 4),
             "measured_time": self.measured.get(way),
+            "accuracy": None if known is None else known._asdict(),
             "confirmed": way.confirmed,
             "splits_batch_norm": way.splits_batch_norm,
         }
@@ -236,6 +250,6 @@ class Plan:
         yield f"The largest batch within {budget} has {sizes[way]} samples, by {way}{plain}."
 
     def __str__(self) -> str:
-        notes = (f"Note: {note}" for note in self.notes)
-        table = format_table(make_header(self.measured), self._format_rows())
+        notes = (f"Note: {note}" for note in self._list_notes())
+        table = format_table(self._make_header(), self._format_rows())
         return "\n".join([table, "", LEGEND, "", self.describe(), *notes])
