@@ -58,7 +58,8 @@ def find_budget_problems(
     if ranks.is_used():
         yield (
             "budget= plans for one process, and these are several ranks: give modules=, "
-            "recompute= and microbatches=; learner.memory() predicts each rank's own peak."
+            "recompute= and microbatches=, as lp.plan(..., ranks=...) says; learner.memory() "
+            "predicts each rank's own peak."
         )
 
 

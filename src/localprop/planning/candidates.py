@@ -261,7 +261,7 @@ class Candidates:
             peak, resting = peak + way.resting_bytes - resting, way.resting_bytes
         flops = way.flops or count_flops(engine, [], batch) * way.microbatches // microbatches
         way = replace(way, host_bytes=memory.host_bytes)
-        return self._finish(way, peak, resting, flops, confirmed=True)
+        return self.finish(way, peak, resting, flops, confirmed=True)
 
     def _cost(self, way: Way, recomputed: Recomputed) -> Way:
         """A way that can be replayed, with its peak and its operations."""
@@ -272,11 +272,12 @@ class Candidates:
             recomputed,
         )
         way = replace(way, gradient_bytes=found.gradient_bytes)
-        return self._finish(way, found.peak_bytes, found.resting_bytes, found.flops)
+        return self.finish(way, found.peak_bytes, found.resting_bytes, found.flops)
 
-    def _finish(
+    def finish(
         self, way: Way, peak: int, resting: int, flops: int, *, confirmed: bool = False
     ) -> Way:
+        """A way with its bytes and operations."""
         is_whole = way.modules == way.microbatches == 1 and not way.recompute
         is_plain = is_whole and way.rule == end_to_end()
         return replace(

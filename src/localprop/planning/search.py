@@ -12,11 +12,12 @@ from torch import nn
 from localprop import checks
 from localprop.cost.layer_costs import Network
 from localprop.engine.user_optimizers import OptimizerFactory
-from localprop.errors import BadInput
+from localprop.errors import BadInput, check
 from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
 from localprop.planning.candidates import Candidates, Way, find_ways, has_batch_norm, keep_front
 from localprop.planning.made_for import MadeFor
+from localprop.planning.on_ranks import describe_ranks, find_ways_on_ranks
 from localprop.planning.plan import MICROBATCHES, Plan
 from localprop.planning.sizes import format_size, read_size
 from localprop.rule.rule import Rule
@@ -41,6 +42,7 @@ def plan(
     split_batch_norm: bool = False,
     precision: str = "fp32",
     device: str | torch.device | None = None,
+    ranks: int = 1,
     measure: bool = False,
 ) -> Plan:
     """Predict what a training step takes in bytes, in many ways, and choose the fastest that fits.
@@ -63,6 +65,7 @@ def plan(
         precision: as for `Learner`.
         device: what the plan is for, such as "cuda", which need not be here; by default where the
             model is. On an accelerator one more way keeps activations in the host's memory.
+        ranks: processes that share the network as stages of a pipeline, each with that budget.
         measure: whether to run steps of the ways in the table, beside the plain loop. They take as
             many samples as the plain loop has room for in the budget.
 
@@ -84,8 +87,7 @@ def plan(
         ... )
     """
     limit = None if budget is None else read_size(budget)
-    if precision not in checks.PRECISIONS:
-        raise BadInput(f"precision={precision!r}: choose one of {', '.join(checks.PRECISIONS)}.")
+    check(_find_problems(precision, ranks, measure=measure))
     notes: list[str] = []
     target = read_device(device, model)
     if optimizer is None:
@@ -99,8 +101,11 @@ def plan(
     network = Network(model, layers, task, own, optimizer, autocast, on_host=target.type == "cpu")
     counts, splits = list_microbatches(network, microbatches, split_batch_norm=split_batch_norm)
     named = {each if isinstance(each, str) else repr(each): parse_rule(each) for each in methods}
-    made_for = MadeFor.of(model, own, optimizer, precision)
-    found = search(network, named, limit, counts, notes=(*notes, *splits), made_for=made_for)
+    made_for = MadeFor.of(model, own, optimizer, precision)._replace(ranks=ranks)
+    notes += [_describe_assumptions(made_for, model), *splits]
+    if ranks > 1:
+        return _search_on_ranks(network, named, limit, counts, notes, made_for)
+    found = search(network, named, limit, counts, notes=notes, made_for=made_for)
     return found.measure() if measure else found
 
 
@@ -144,8 +149,7 @@ def search(
     candidates = Candidates(network, microbatches)
     others = {name: rule for name, rule in methods.items() if rule != candidates.plain.rule}
     ways, refused = find_ways(candidates, others)
-    layers = network.layers
-    spare = layers.output_shape.numel() * layers.output_dtype.itemsize
+    spare = _count_output_bytes(network)
     front = tuple(keep_front(w for w in ways if only in (None, w.rule) and not w.offload))
     found = Plan(
         tuple(ways),
@@ -189,6 +193,49 @@ def read_device(device: str | torch.device | None, model: nn.Module) -> torch.de
     except RuntimeError as error:
         raise BadInput(f"device={device!r} is unknown to torch: try 'cuda' or 'cpu'.") from error
     return torch.device("cpu") if found.type == "meta" else found
+
+
+def _search_on_ranks(
+    network: Network,
+    methods: Mapping[str, Rule],
+    budget: int | None,
+    microbatches: Sequence[int],
+    notes: Sequence[str],
+    made_for: MadeFor,
+) -> Plan:
+    """Cost ways on several ranks, and take the fastest whose largest rank fits."""
+    candidates, ranks = Candidates(network, microbatches), made_for.ranks
+    others = {name: rule for name, rule in methods.items() if rule != candidates.plain.rule}
+    ways, refused = find_ways_on_ranks(candidates, others, ranks)
+    front = tuple(keep_front(ways[1:]))
+    if not front:
+        raise BadInput(note.partition(" is left out: ")[2] for note in refused)
+    spare = _count_output_bytes(network)
+    told = (*notes, describe_ranks(ranks), *refused)
+    found = Plan(tuple(ways), front, budget, spare, told, made_for=made_for)
+    return replace(found, best=None if budget is None else found.fit(budget))
+
+
+def _count_output_bytes(network: Network) -> int:
+    return network.layers.output_shape.numel() * network.layers.output_dtype.itemsize
+
+
+def _find_problems(precision: str, ranks: object, *, measure: bool) -> Iterator[str]:
+    if precision not in checks.PRECISIONS:
+        yield f"precision={precision!r}: choose one of {', '.join(checks.PRECISIONS)}."
+    if type(ranks) is not int or ranks < 1:
+        yield f"ranks={ranks!r} must be a whole number, 1 or more."
+    elif ranks > 1 and measure:
+        yield f"measure=True times one process, but ranks={ranks}: leave one of them out."
+
+
+def _describe_assumptions(made_for: MadeFor, model: nn.Module) -> str:
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return (
+        f"peaks are for batches of {made_for.batch_size} x {made_for.input_shape} in "
+        f"{made_for.precision}, by learner.step, which drops gradients as it steps: "
+        f"learner.backward keeps those of all modules, {format_size(trained)} and the heads'."
+    )
 
 
 def _describe_offload(ways: Sequence[Way]) -> Iterator[str]:
