@@ -33,6 +33,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         held: existing tensors to count as well: parameters, buffers, optimizer state, the batch.
+        count: what a storage of so many bytes counts for.
 
     Attributes:
         current: bytes alive now.
@@ -49,8 +50,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         (2048, 1024)
     """
 
-    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self, held: Iterable[Tensor] = (), *, count: Callable[[int], int] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._count = count
         self.current = 0
         self.peak = 0
         self.sizes: dict[int, int] = {}
@@ -84,6 +88,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # Python object alive as long as the storage itself, so finalize runs when it is freed.
             key, nbytes = storage._cdata, storage.nbytes()
             if key not in self.sizes:
+                nbytes = nbytes if self._count is None else self._count(nbytes)
                 self.sizes[key] = nbytes
                 self.current += nbytes
                 self.peak = max(self.peak, self.current)
@@ -164,6 +169,8 @@ def predict_memory(
     optimizers: Iterable[Optimizer],
     batch: Batch,
     rank_slice: RankSlice | None = None,
+    *,
+    count: Callable[[int], int] | None = None,
 ) -> MemoryReading:
     """Predict the memory of a step by running the same engine on fake tensors, twice.
 
@@ -172,8 +179,11 @@ def predict_memory(
         optimizers: those that the caller steps after the engine's step.
         batch: only its shapes and dtypes are used.
         rank_slice: what a rank runs of the step, if not all that the engine runs.
+        count: as for `LiveBytes`.
     """
-    peaks, resting = watch_fake_step(engine, optimizers, batch, rank_slice, ModulePeaks)
+    peaks, resting = watch_fake_step(
+        engine, optimizers, batch, rank_slice, ModulePeaks, count=count
+    )
     return replace(peaks.read(resting), batch=describe(batch.data))
 
 
@@ -196,6 +206,8 @@ def watch_fake_step(
     batch: Batch,
     rank_slice: RankSlice | None,
     make_watcher: Callable[[Engine, LiveBytes], _W],
+    *,
+    count: Callable[[int], int] | None = None,
 ) -> tuple[_W, int]:
     """Run a step of an engine on fake tensors, as it is in the steady loop.
 
@@ -205,13 +217,14 @@ def watch_fake_step(
         batch: only its shapes and dtypes are used.
         rank_slice: what a rank runs of the step, if not all that the engine runs.
         make_watcher: makes the watcher, from the fake engine and the count of live bytes.
+        count: as for `LiveBytes`.
 
     Returns:
         The watcher, and the bytes that are alive between steps.
     """
     with faked(engine, optimizers, batch, rank_slice) as fake:
         fake.step()  # makes the optimizer state
-        live = LiveBytes(fake.list_held())
+        live = LiveBytes(fake.list_held(), count=count)
         watcher = make_watcher(fake.engine, live)
         resting = live.current
         with live:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -239,8 +239,12 @@ class Candidates:
     def _breaks(self) -> Breaks:
         return find_breaks(self.network)
 
-    def confirm(self, way: Way) -> Way:
+    def confirm(self, way: Way, *, count: Callable[[int], int] | None = None) -> Way:
         """The same way, as an engine on fake tensors reads it.
+
+        Args:
+            way: one of this network.
+            count: what a storage of so many bytes counts for, if not for them.
 
         Raises:
             BadInput: the model does not run on them.
@@ -255,7 +259,7 @@ class Candidates:
             microbatches=microbatches,
             host=CountedHost() if way.offload else None,
         )
-        memory = predict_memory(engine, [], batch)
+        memory = predict_memory(engine, [], batch, count=count)
         peak, resting = memory.peak_bytes, memory.resting_bytes
         if microbatches < way.microbatches:
             peak, resting = peak + way.resting_bytes - resting, way.resting_bytes

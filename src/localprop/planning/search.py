@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from localprop import checks
+from localprop.cost.cuda_margin import CudaMargin, find_margin, round_to_blocks
 from localprop.cost.layer_costs import Network
 from localprop.engine.user_optimizers import OptimizerFactory
 from localprop.errors import BadInput, check
@@ -103,9 +104,13 @@ def plan(
     named = {each if isinstance(each, str) else repr(each): parse_rule(each) for each in methods}
     made_for = MadeFor.of(model, own, optimizer, precision)._replace(ranks=ranks)
     notes += [_describe_assumptions(made_for, model), *splits]
+    if target.type == "cuda":
+        notes.append(_describe_margin(find_margin(target)))
     if ranks > 1:
         return _search_on_ranks(network, named, limit, counts, notes, made_for)
     found = search(network, named, limit, counts, notes=notes, made_for=made_for)
+    if target.type == "cuda":
+        found = replace(found, notes=(*found.notes, _describe_blocks(found)))
     return found.measure() if measure else found
 
 
@@ -205,6 +210,9 @@ def _search_on_ranks(
 ) -> Plan:
     """Cost ways on several ranks, and take the fastest whose largest rank fits."""
     candidates, ranks = Candidates(network, microbatches), made_for.ranks
+    count = len(network.layers)
+    if ranks > count:
+        raise BadInput(f"ranks={ranks}, but the model has {count} layers: use {count} or fewer.")
     others = {name: rule for name, rule in methods.items() if rule != candidates.plain.rule}
     ways, refused = find_ways_on_ranks(candidates, others, ranks)
     front = tuple(keep_front(ways[1:]))
@@ -235,6 +243,26 @@ def _describe_assumptions(made_for: MadeFor, model: nn.Module) -> str:
         f"peaks are for batches of {made_for.batch_size} x {made_for.input_shape} in "
         f"{made_for.precision}, by learner.step, which drops gradients as it steps: "
         f"learner.backward keeps those of all modules, {format_size(trained)} and the heads'."
+    )
+
+
+def _describe_margin(margin: CudaMargin) -> str:
+    source = "measured here" if margin.measured else "as is usual; a plan on the device measures it"
+    return (
+        f"a CUDA device needs more than these peaks: {format_size(margin.workspace_bytes)} for "
+        f"cuBLAS and {format_size(margin.context_bytes)} for its context ({source}), and what "
+        "cuDNN's kernels take while they run. Leave room."
+    )
+
+
+def _describe_blocks(found: Plan) -> str:
+    """What the allocator adds to the peak of a way."""
+    way = found.best or found.plain
+    assert found.candidates is not None
+    read = found.candidates.confirm(way, count=round_to_blocks)
+    return (
+        f"its allocator hands out blocks of 512 bytes: of {way}, {format_size(read.peak_bytes)} "
+        f"instead of {format_size(way.peak_bytes)}."
     )
 
 
