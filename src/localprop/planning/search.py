@@ -261,7 +261,7 @@ def _describe_blocks(found: Plan) -> str:
     assert found.candidates is not None
     read = found.candidates.confirm(way, count=round_to_blocks)
     return (
-        f"its allocator hands out blocks of 512 bytes: of {way}, {format_size(read.peak_bytes)} "
+        f"CUDA's allocator hands out blocks of 512 bytes: of {way}, {format_size(read.peak_bytes)} "
         f"instead of {format_size(way.peak_bytes)}."
     )
 
