@@ -23,6 +23,7 @@ SOURCES = (
     "experiments/recipe.py",
     "learner.py",
     "planning/plan.py",
+    "planning/search.py",
     "model_check.py",
     "methods",
     "network",

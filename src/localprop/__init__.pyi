@@ -15,7 +15,7 @@ from .errors import StepFailed as StepFailed
 from .experiments.recipe import Recipe as Recipe
 from .learner import Learner as Learner
 from .planning.plan import Plan as Plan
-from .planning.plan import plan as plan
+from .planning.search import plan as plan
 from .model_check import ModelCheck as ModelCheck
 from .model_check import check as check
 from .methods.auglocal import SampledLayers as SampledLayers

@@ -178,9 +178,21 @@ def choose_partition(layers: Layers, rule: Rule, task: Task, modules: int) -> Pa
 
 
 def find_wiring_problems(
-    wiring: Wiring, *, recompute: bool, one_optimizer: bool, on_ranks: bool = False
+    wiring: Wiring,
+    *,
+    recompute: bool,
+    one_optimizer: bool,
+    offload: bool = False,
+    on_ranks: bool = False,
 ) -> Iterator[str]:
     """What a rule's losses need that the model or the other arguments forbid."""
+    if offload and recompute:
+        yield (
+            "offload=True keeps on the host what recompute= would compute again: leave one of them "
+            "out."
+        )
+    if not isinstance(offload, bool):
+        yield f"offload={offload!r} must be True or False."
     segments = range(len(wiring.segments))
     if not any(wiring.flows[s] or wiring.has_second_order_loss(s) for s in segments):
         yield "Every parameter of the model is frozen: there is nothing to train."

@@ -134,7 +134,7 @@ def compare(
         on_note: called before the first run with each argument of a method that has no effect on
             this network, and with methods that are one and the same here.
         report: called with the table so far if the comparison ends early or a run fails.
-        **fields: fields of `Config`, but for `method`, `recompute` and `phases`.
+        **fields: fields of `Config`, but for `method`, `recompute`, `offload` and `phases`.
 
     Returns:
         The figures, and the table's text as "table".
@@ -150,7 +150,7 @@ def compare(
         >>> [row["method"] for row in result["rows"]]
         ['global', 'mine']
     """
-    _check_fields(fields, without=("method", "recompute", "phases"))
+    _check_fields(fields, without=("method", "recompute", "offload", "phases"))
     chosen = find_task(task)
     config = Config(**{**chosen.fields, **fields})
     check_flags(fields, config)

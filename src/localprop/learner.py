@@ -69,6 +69,8 @@ class Learner(Trained):
         recompute: run layers again in their backward instead of keeping what they have computed:
             True for all, n for every n-th, names ("blocks.*"), stretches "first..last", which keep
             only their input, with inner ones "first..last(a..b,c)", or "modules", one for each.
+        offload: keep what forwards save in the host's memory, and not on the device: as
+            `torch.autograd.graph.save_on_cpu`; on CUDA pinned, and copied beside the kernels.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         fast: take what gains on the model's device, which changes rounding alone: channels last,
@@ -106,6 +108,7 @@ class Learner(Trained):
         task: Task | Callable[..., Any] | None = None,
         batch_dims: Any = ...,
         recompute: RecomputeChoice = False,
+        offload: bool = False,
         microbatches: int = 1,
         precision: str = "fp32",
         fast: bool = False,
@@ -119,7 +122,7 @@ class Learner(Trained):
             )
         )
         check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
-        given = modules, partition, recompute, microbatches, optimizer, ranks
+        given = modules, partition, recompute, offload, microbatches, optimizer, ranks
         check(find_budget_problems(*given) if budget is not None else ())
         self.fast = choose_fast_steps(model, precision, fast=fast)
         if self.fast.channels_last:
@@ -140,6 +143,7 @@ class Learner(Trained):
             "task": task,
             "batch_dims": batch_dims,
             "recompute": recompute,
+            "offload": offload,
             "microbatches": microbatches,
             "precision": precision,
             "fast": fast,
@@ -161,22 +165,15 @@ class Learner(Trained):
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._outside = [] if self._shared is None else [self._shared]
         needs = {"one_optimizer": self._shared is not None, "on_ranks": ranks.is_used()}
-        check(checks.find_wiring_problems(self.wiring, recompute=bool(recompute), **needs))
+        saving = {"recompute": bool(recompute), "offload": offload}
+        check(checks.find_wiring_problems(self.wiring, **saving, **needs))
         self._check_batch = checks.BatchCheck(model, own, self.wiring, batch_dims)
         self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders
         self.network = add_contexts(model, self.encoders, self.partition, self.wiring.sources)
-        self.engine, self.pipeline = make_own_engine(
-            model,
-            self.wiring,
-            own,
-            optimizer,
-            recompute=recompute,
-            microbatches=microbatches,
-            autocast=checks.PRECISIONS[self.fast.precision],
-            seed=seed,
-            ranks=ranks,
-        )
+        run = {n: self._arguments[n] for n in ("offload", "microbatches", "seed", "ranks")}
+        run |= {"recompute": recompute, "autocast": checks.PRECISIONS[self.fast.precision]}
+        self.engine, self.pipeline = make_own_engine(model, self.wiring, own, optimizer, **run)
         self.schedule = self.engine.schedule
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
             unreached = self.partition.layers.unreached
@@ -373,8 +370,10 @@ class Learner(Trained):
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """A sentence for each argument of the rule that this network caps or ignores."""
-        return find_notes(self.rule, self.partition)
+        """A sentence for each argument that this network or device caps or ignores."""
+        idle = self.engine.offload is not None and self.device.type == "cpu"
+        on_host = ["offload=True saves no memory here: the device is the host itself."] * idle
+        return (*find_notes(self.rule, self.partition), *on_host)
 
     def _like(self, batch: Any | None) -> Batch:
         return self._check_batch(self._sample if batch is None else batch)

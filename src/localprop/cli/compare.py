@@ -43,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--out", metavar="DIR", help="directory for compare.json, with all figures of all runs"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the result in --out")
-    add_config(parser, skip=("method", "recompute", "phases"))
+    add_config(parser, skip=("method", "recompute", "offload", "phases"))
     parser.set_defaults(run=run)
 
 

@@ -31,6 +31,20 @@ def add_parser(subparsers: Subparsers) -> None:
         "interlocking)",
     )
     add_flag(parser, "--precision", "as for train", default="fp32")
+    add_flag(
+        parser,
+        "--device",
+        "what the plan is for, such as cuda, which need not be here: with a margin for its "
+        "allocator, and a way that keeps activations in the host's memory",
+        default="cpu",
+    )
+    add_flag(
+        parser,
+        "--ranks",
+        "processes that share the network, each with that budget",
+        accepts=int,
+        default=1,
+    )
     parser.add_argument(
         "--split-batch-norm",
         action="store_true",
@@ -70,7 +84,8 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
     from localprop.errors import check, collect_problems
     from localprop.models import create_model
     from localprop.models.sample import create_without_data, make_zero_batch
-    from localprop.planning.plan import FILES, METHODS, plan
+    from localprop.planning.plan import FILES
+    from localprop.planning.search import METHODS, plan
     from localprop.planning.sizes import read_size
     from localprop.training.config import CHOICES, Config
     from localprop.training.optimizers import make_optimizer_factory
@@ -102,6 +117,8 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
         methods=args.methods or METHODS,
         split_batch_norm=args.split_batch_norm,
         precision=args.precision,
+        device=args.device,
+        ranks=args.ranks,
         measure=args.measure,
     )
     assert found.made_for is not None

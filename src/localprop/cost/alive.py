@@ -131,11 +131,11 @@ def find_storages(engine: Engine, kept: Any) -> Iterator[torch.UntypedStorage]:
         yield from storages_of(kept)
         if kept.grad_fn is None:
             return
-        if engine.recompute is None:
+        if engine.saving is None:
             yield from _find_saved(kept.grad_fn)
             return
-        # A look at what was dropped would run layers again.
-        with engine.recompute.peeking() as chains:
+        # A look at what was dropped would run layers again, or bring it from the host.
+        with engine.saving.peeking() as chains:
             yield from _find_saved(kept.grad_fn)
         for tensor in (tensor for chain in chains for tensor in chain.list_tensors()):
             yield from storages_of(tensor)

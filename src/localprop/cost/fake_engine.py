@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from localprop.cost.counted_host import imitate
 from localprop.cost.kernels import run_operation
 from localprop.cost.stand_ins import StandIns
 from localprop.engine.engine import Engine
@@ -318,6 +319,7 @@ def _make_engine(engine: Engine, rank_slice: RankSlice | None, optimizers: Optim
         stage=rank_slice.stage if rank_slice else None,
         communicator=communicator,
         recomputed=engine.recomputed,
+        host=None if engine.offload is None else imitate(engine.offload.host),
     )
     if fake.recompute is not None:
         fake.recompute.trust()

@@ -24,7 +24,9 @@ from torch import nn
 from localprop.cost.fake_engine import faked
 from localprop.cost.flops import FlopCounter
 from localprop.cost.layer_reading import LayerReading, LayerWatcher, Meter
+from localprop.data.dataset import Normalization
 from localprop.engine.engine import Engine
+from localprop.engine.offload import Host
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.user_optimizers import (
     OptimizerFactory,
@@ -54,6 +56,7 @@ class Network(NamedTuple):
         batch: only its shapes and dtypes are used.
         optimizer: makes an optimizer of parameters.
         autocast: the dtype of forwards and losses, or None.
+        on_host: whether it is trained on the host, and not on an accelerator.
     """
 
     model: nn.Module
@@ -62,14 +65,27 @@ class Network(NamedTuple):
     batch: Batch
     optimizer: OptimizerFactory
     autocast: torch.dtype | None = None
+    on_host: bool = True
 
     def wire(self, rule: Rule, partition: Partition, device: str = "meta") -> Wiring:
         """The wiring of a rule. By default its heads have no data."""
+        # Losses of pixels need a normalisation. No cost depends on its values.
         with torch.device(device):
-            return wire(rule, partition, task=self.task, frozen=self.layers.frozen)
+            return wire(
+                rule,
+                partition,
+                task=self.task,
+                frozen=self.layers.frozen,
+                normalization=Normalization(),
+            )
 
     def make_engine(
-        self, wiring: Wiring, *, recompute: RecomputeChoice = False, microbatches: int = 1
+        self,
+        wiring: Wiring,
+        *,
+        recompute: RecomputeChoice = False,
+        microbatches: int = 1,
+        host: Host | None = None,
     ) -> Engine:
         """An engine of a wiring, with optimizers of its own."""
         owned = find_owned_parameters(self.model, wiring)
@@ -81,6 +97,7 @@ class Network(NamedTuple):
             device=next(self.model.parameters()).device,
             autocast=self.autocast,
             recomputed=choose_recomputed(self.layers, recompute),
+            host=host,
         )
 
 
@@ -144,10 +161,17 @@ class LayerCosts:
         assert self._resting is not None
         return self._resting
 
-    def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
+    def wire(self, kind: str) -> Wiring:
+        """The wiring of a step of one kind.
+
+        Raises:
+            BadInput: the rule's heads cannot stand at each layer.
+        """
         rule, layers = replace(self.head, credit=_CREDITS[kind]), self.network.layers
-        wiring = self.network.wire(rule, Partition.uniform(layers, len(layers)))
-        engine = self.network.make_engine(wiring, recompute=recomputed)
+        return self.network.wire(rule, Partition.uniform(layers, len(layers)))
+
+    def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
+        engine = self.network.make_engine(self.wire(kind), recompute=recomputed)
         # All frames are found in the step that frees most, so that nothing else holds them.
         frames = kind == "alone" and not recomputed
         with faked(engine, [], self.network.batch) as fake:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from localprop.cost.counted_host import CountedHost
 from localprop.cost.fake_engine import RankSlice, faked
 from localprop.engine.engine import Engine
 from localprop.schedule.schedule import Action
@@ -32,6 +33,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         held: existing tensors to count as well: parameters, buffers, optimizer state, the batch.
+        count: what a storage of so many bytes counts for.
 
     Attributes:
         current: bytes alive now.
@@ -48,8 +50,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         (2048, 1024)
     """
 
-    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self, held: Iterable[Tensor] = (), *, count: Callable[[int], int] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._count = count
         self.current = 0
         self.peak = 0
         self.sizes: dict[int, int] = {}
@@ -83,6 +88,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # Python object alive as long as the storage itself, so finalize runs when it is freed.
             key, nbytes = storage._cdata, storage.nbytes()
             if key not in self.sizes:
+                nbytes = nbytes if self._count is None else self._count(nbytes)
                 self.sizes[key] = nbytes
                 self.current += nbytes
                 self.peak = max(self.peak, self.current)
@@ -123,12 +129,15 @@ class MemoryReading:
         peak_bytes: the peak: parameters, optimizer state, batch, activations and gradients.
         resting_bytes: alive between steps.
         module_bytes: for each local module, the peak while its actions run.
+        host_bytes: the most that is offloaded to the host at once; None where nothing is, and on a
+            device that is the host, where the peak has it.
         batch: what the reading holds for. A batch of other shapes takes another amount.
     """
 
     peak_bytes: int
     resting_bytes: int
     module_bytes: dict[int, int] = field(default_factory=dict)
+    host_bytes: int | None = None
     batch: str = field(default="", compare=False)
 
 
@@ -160,6 +169,8 @@ def predict_memory(
     optimizers: Iterable[Optimizer],
     batch: Batch,
     rank_slice: RankSlice | None = None,
+    *,
+    count: Callable[[int], int] | None = None,
 ) -> MemoryReading:
     """Predict the memory of a step by running the same engine on fake tensors, twice.
 
@@ -168,8 +179,11 @@ def predict_memory(
         optimizers: those that the caller steps after the engine's step.
         batch: only its shapes and dtypes are used.
         rank_slice: what a rank runs of the step, if not all that the engine runs.
+        count: as for `LiveBytes`.
     """
-    peaks, resting = watch_fake_step(engine, optimizers, batch, rank_slice, ModulePeaks)
+    peaks, resting = watch_fake_step(
+        engine, optimizers, batch, rank_slice, ModulePeaks, count=count
+    )
     return replace(peaks.read(resting), batch=describe(batch.data))
 
 
@@ -192,6 +206,8 @@ def watch_fake_step(
     batch: Batch,
     rank_slice: RankSlice | None,
     make_watcher: Callable[[Engine, LiveBytes], _W],
+    *,
+    count: Callable[[int], int] | None = None,
 ) -> tuple[_W, int]:
     """Run a step of an engine on fake tensors, as it is in the steady loop.
 
@@ -201,13 +217,14 @@ def watch_fake_step(
         batch: only its shapes and dtypes are used.
         rank_slice: what a rank runs of the step, if not all that the engine runs.
         make_watcher: makes the watcher, from the fake engine and the count of live bytes.
+        count: as for `LiveBytes`.
 
     Returns:
         The watcher, and the bytes that are alive between steps.
     """
     with faked(engine, optimizers, batch, rank_slice) as fake:
         fake.step()  # makes the optimizer state
-        live = LiveBytes(fake.list_held())
+        live = LiveBytes(fake.list_held(), count=count)
         watcher = make_watcher(fake.engine, live)
         resting = live.current
         with live:
@@ -229,7 +246,7 @@ class ModulePeaks:
 
     def __init__(self, engine: Engine, live: LiveBytes) -> None:
         self.by_module: dict[int, int] = {}
-        self._wiring = engine.wiring
+        self._wiring, self._offload = engine.wiring, engine.offload
         self._live = live
         self._running = 0  # the module of the action that runs
 
@@ -250,4 +267,9 @@ class ModulePeaks:
 
     def read(self, resting_bytes: int) -> MemoryReading:
         """The reading of the whole step."""
-        return MemoryReading(max(self.by_module.values()), resting_bytes, self.by_module)
+        peak = max(self.by_module.values())
+        return MemoryReading(peak, resting_bytes, self.by_module, self._count_host_bytes())
+
+    def _count_host_bytes(self) -> int | None:
+        host = self._offload and self._offload.host
+        return host.peak if isinstance(host, CountedHost) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from localprop.network.recomputed import Recomputed, Stretch
+from localprop.schedule.operands import looks_at_module_input
 from localprop.schedule.wiring import Wiring
 
 
@@ -12,11 +13,13 @@ def can_replay(wiring: Wiring, recomputed: Recomputed = Recomputed()) -> bool:  
     """Whether figures of single layers say all of a step.
 
     They know nothing of what goes around layers, of contexts, and of losses that look at inner
-    outputs, differentiate through their module, or copy its parameters.
+    outputs or their module's input, differentiate through their module, or copy its parameters.
     """
     layers = wiring.layers
     plain = all(
-        not (o.taps or o.second_order or o.copies) and o.number is None for o in wiring.objectives
+        not (o.taps or o.second_order or o.copies or looks_at_module_input(wiring, o))
+        and o.number is None
+        for o in wiring.objectives
     )
     trains = all(flow.train for flows in wiring.flows for flow in flows)
     return (
@@ -35,6 +38,19 @@ def can_replay(wiring: Wiring, recomputed: Recomputed = Recomputed()) -> bool:  
             len(recomputed.layers) in (0, len(layers))
             or not any(recomputed.layers & set(shared) for shared in _list_shared(wiring))
         )
+    )
+
+
+def have_heads_of(wiring: Wiring, measured: Wiring) -> bool:
+    """Whether losses have the heads that were measured, where each layer is a module.
+
+    They do not if a head depends on the beginning or the number of its module.
+    """
+    at_layer = {measured.segments[o.segment].layers[-1]: o for o in measured.objectives}
+    return all(
+        repr(wiring.head(own))
+        == repr(measured.head(at_layer[wiring.segments[own.segment].layers[-1]]))
+        for own in wiring.objectives[:-1]
     )
 
 

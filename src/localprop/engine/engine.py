@@ -31,6 +31,7 @@ from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
 from localprop.engine.loss import Losses, find_loss_places
+from localprop.engine.offload import Host, make_offload
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.program import Instructions, Program, make_plan
 from localprop.engine.ranges import ActionRanges
@@ -65,6 +66,7 @@ class Engine:
         stage: the part of each step that runs here; by default all of it.
         communicator: carries tensors to and from the other ranks, if there are any.
         recomputed: the layers that run again in the backward.
+        host: keeps what forwards save, if that is offloaded; no layer runs again then.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Engine:
         stage: Stage | None = None,
         communicator: Communicator | None = None,
         recomputed: Recomputed = Recomputed(),  # noqa: B008
+        host: Host | None = None,
     ) -> None:
         self.model = model
         self.wiring = wiring
@@ -94,6 +97,8 @@ class Engine:
         self._program = Program(self.plan, model, optimizers, communicator)
         self.recomputed = recomputed
         self.recompute = make_recompute(self.plan, model, recomputed)
+        self.offload = make_offload(self.plan, model, host)
+        self.saving = self.recompute or self.offload
         self._draws = self.plan.list_draws()
         self._loss_places = find_loss_places(wiring)
         last = len(wiring.segments) - 1
@@ -170,9 +175,7 @@ class Engine:
         return self._run_step(step, batch, None, training=False)
 
     def flush(self) -> None:
-        """Run what is still to come of the last batch: actions that wait for gradients of other
-        ranks.
-        """
+        """Run what is still to come of the last batch: what waits for gradients of other ranks."""
         if self._pending is not None:
             with self._running(self._pending, None):
                 self._run(self._pending, self._program.deferred)
@@ -212,7 +215,9 @@ class Engine:
 
     @contextmanager
     def _running(self, step: StepContext, observe: Observer | None) -> Iterator[None]:
-        ranges = ActionRanges(self.wiring, observe) if is_profiled() else None
+        # torch has no public question for this. Should the name go, steps run without ranges.
+        is_profiled = getattr(torch.autograd.profiler, "_is_profiler_enabled", False)
+        ranges = ActionRanges(self.wiring, observe) if is_profiled else None
         self._cursor = Cursor(observe if ranges is None else ranges)
         # Segments switch the grad mode without a context manager; this one restores the caller's.
         with torch.enable_grad(), self.plan.generators.preserved(), self._hooked():
@@ -251,8 +256,6 @@ class Engine:
         self._cursor.microbatch, self._cursor.expected = microbatch, first
         if self._cuts.wait:
             self._cuts.begin()
-        if self.recompute is not None:
-            self.recompute.begin_forward()
         precision = self.plan.precision
         with precision.forward() if precision.is_active else nullcontext():
             output = self._run_forward(step, first)
@@ -275,6 +278,8 @@ class Engine:
     def _run_model(self, step: StepContext, first: int, batch: Batch) -> Tensor:
         forward = self.wiring.task.forward
         try:
+            if self.saving is not None:
+                self.saving.begin_forward(batch)
             if first == 0:
                 self._enter_segment(step, 0, batch.inputs)
                 return forward(self.model, batch.data)
@@ -288,8 +293,8 @@ class Engine:
         finally:
             if self._cuts.wait:
                 self._cuts.end()
-            if self.recompute is not None:
-                self.recompute.end_forward()
+            if self.saving is not None:
+                self.saving.end_forward()
 
     def _enter_received(self, step: StepContext, segment: int) -> dict[int, Tensor]:
         received = self._program.enter[self._cursor.microbatch, segment].take_received(step.store)
@@ -326,8 +331,7 @@ class Engine:
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        # Only for the time of a step: a hook that stayed would cut calls of the user's own, and a
-        # deep copy of the model, such as an average of the weights, would take it along.
+        # Only for a step's time: hooks would cut the user's own calls, and go into deep copies.
         handles: list[Any] = []
         backward_hooks = None
         try:
@@ -341,8 +345,8 @@ class Engine:
             ends = self._cuts.segments
             if any(end._backward_hooks or end._backward_pre_hooks for end in ends):
                 backward_hooks = BackwardHooks(ends)
-            if self.recompute is not None:
-                handles += self.recompute.hook()
+            if self.saving is not None:
+                handles += self.saving.hook()
             yield
         finally:
             for handle in handles:
@@ -378,7 +382,8 @@ class Engine:
         following = canonical_layout(output.detach())
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             # The uncut recomputation saves more where an input requires a gradient, so this must.
-            following.requires_grad_(output.requires_grad)
+            if not (self.offload and self.offload.is_innermost()):
+                following.requires_grad_(output.requires_grad)
             with unhooked_saved_tensors():
                 self._run(step, self._program.after[place])
         else:
@@ -392,9 +397,3 @@ class Engine:
             return output
         assert self._running_step is not None
         return tap(self._running_step.store, self._cursor.microbatch, output)
-
-
-def is_profiled() -> bool:
-    """Whether a profiler of torch records: `torch.profiler`, `emit_nvtx` or `emit_itt`."""
-    # torch has no public question for this that knows profilers of all threads.
-    return bool(getattr(torch.autograd.profiler, "_is_profiler_enabled", False))

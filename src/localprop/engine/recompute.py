@@ -54,6 +54,7 @@ from localprop.errors import BadInput
 from localprop.network.attributes import Kept, Snapshot, list_mappings, read_attributes
 from localprop.network.recomputed import Recomputed, RerunCall
 from localprop.schedule.randomness import SeededGenerators
+from localprop.tasks.batch import Batch
 
 # Numbers that are summed at once; those of a sample, and of how many tensors one is taken.
 _PART, _SAMPLE, _SAMPLED = 2**13, 16, 3
@@ -155,7 +156,7 @@ class Recompute:
                 partial(self._end, watched), prepend=True, always_call=True
             )
 
-    def begin_forward(self) -> None:
+    def begin_forward(self, batch: Batch) -> None:
         """A forward begins."""
         self.begun.clear()
         for watched in self._watched.values():

@@ -17,7 +17,8 @@ from localprop.network.find_layers import layers_of
 from localprop.network.partition import Partition
 from localprop.network.recomputed import RecomputeChoice
 from localprop.planning.candidates import Way
-from localprop.planning.plan import Plan, list_microbatches, search
+from localprop.planning.plan import Plan
+from localprop.planning.search import list_microbatches, search
 from localprop.planning.sizes import format_size, read_size
 from localprop.ranks.pipeline import Ranks
 from localprop.rule.rule import Rule
@@ -29,6 +30,7 @@ def find_budget_problems(
     modules: object,
     partition: object,
     recompute: object,
+    offload: object,
     microbatches: object,
     optimizer: object,
     ranks: Ranks,
@@ -43,6 +45,11 @@ def find_budget_problems(
     for name, (value, default) in chosen.items():
         if value is not default and value != default:
             yield f"{name}={value!r}, but budget= chooses it: leave one of them out."
+    if offload:
+        yield (
+            "budget= takes no way with offload=True, since operations do not say how long its "
+            "copies take: leave one of them out."
+        )
     if isinstance(optimizer, Optimizer):
         yield (
             "budget= needs a factory, optimizer=lambda params: torch.optim.SGD(params, lr=0.1): an "
@@ -51,7 +58,8 @@ def find_budget_problems(
     if ranks.is_used():
         yield (
             "budget= plans for one process, and these are several ranks: give modules=, "
-            "recompute= and microbatches=; learner.memory() predicts each rank's own peak."
+            "recompute= and microbatches=, as lp.plan(..., ranks=...) says; learner.memory() "
+            "predicts each rank's own peak."
         )
 
 
@@ -152,6 +160,8 @@ def summarise(
 def _list_parts(modules: int, arguments: Mapping[str, Any]) -> Iterator[str]:
     yield "1 module" if modules == 1 else f"{modules} modules"
     recompute, parts = arguments["recompute"], arguments["microbatches"]
+    if arguments["offload"]:
+        yield "offload"
     if recompute:
         yield "recompute" if recompute is True else f"recompute={recompute!r}"
     if parts > 1:

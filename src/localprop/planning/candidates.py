@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from localprop.checks import choose_partition
+from localprop.cost.counted_host import CountedHost
 from localprop.cost.flops import count_flops
 from localprop.cost.layer_costs import Breaks, LayerCosts, Network, ScaledCosts, find_breaks
 from localprop.cost.memory import predict_memory
 from localprop.cost.replay import replay
-from localprop.cost.replayable import can_replay
+from localprop.cost.replayable import can_replay, have_heads_of
 from localprop.errors import BadInput
 from localprop.methods.baselines import end_to_end
 from localprop.network.recomputed import Recomputed, choose_recomputed
@@ -39,6 +40,7 @@ class Way:
         recompute: which layers run again: none (0), all (1), every n-th (n), or stretches of them,
             as `Learner` takes them.
         microbatches: the parts that a batch is split into.
+        offload: whether the host keeps what forwards save.
         peak_bytes: the most bytes alive at once, weights, optimizer state and batch included.
         resting_bytes: alive between steps: weights, optimizer state and batch.
         gradient_bytes: of parameters, alive at the peak; None where no replay has told.
@@ -47,6 +49,7 @@ class Way:
         confirmed: whether an engine on fake tensors has read the peak; else it is a replay of what
             the layers cost.
         splits_batch_norm: whether BatchNorm sees parts of the batch only.
+        host_bytes: the most that is offloaded to the host at once; None where nothing is.
     """
 
     method: str
@@ -61,11 +64,14 @@ class Way:
     gradient_bytes: int | None = field(default=None, compare=False)
     confirmed: bool = False
     splits_batch_norm: bool = False
+    offload: bool = False
+    host_bytes: int | None = None
 
     @property
     def kwargs(self) -> dict[str, Any]:
         """The arguments of a `Learner` that trains in this way."""
-        return {
+        saving = {"offload": True} if self.offload else {}
+        return saving | {
             "rule": self.rule,
             "modules": self.modules,
             "recompute": self.recompute if self.recompute not in (0, 1) else bool(self.recompute),
@@ -74,7 +80,9 @@ class Way:
 
     @property
     def rerun(self) -> str:
-        """Which layers run again, in a word or two."""
+        """Which layers run again, in a word or two; or what is done instead."""
+        if self.offload:
+            return "offload"
         if isinstance(self.recompute, int):
             return {0: "no", 1: "all"}.get(self.recompute, f"1 of {self.recompute}")
         return "nested" if "(" in self.recompute else "stretches"
@@ -88,6 +96,8 @@ class Way:
         elif self.recompute:
             every = "" if self.recompute == 1 else f" of every {_ordinal(self.recompute)} layer"
             parts.append(f"recompute{every}")
+        if self.offload:
+            parts.append("offload")
         if self.microbatches > 1:
             parts.append(f"{self.microbatches} micro-batches")
         return ", ".join(parts)
@@ -113,6 +123,7 @@ class Candidates:
         self._scaled: dict[tuple[str, int], ScaledCosts] = {}
         self._wirings: dict[tuple[str, int], Wiring] = {}
         self._orders: dict[tuple[str, int, int], Liveness] = {}
+        self._measured_heads: dict[tuple[str, int], bool] = {}
 
     @cached_property
     def plain(self) -> Way:
@@ -136,6 +147,8 @@ class Candidates:
         With several modules, each is stepped right after its backward, so that its gradients die.
         """
         yield self.plain
+        if not self.network.on_host:
+            yield self.confirm(replace(self.plain, offload=True))
         choices = [n for n in (0, 1, 2, 3, 4) if n <= len(self._layers)]
         for microbatches in self.microbatches:
             way = replace(self.plain, microbatches=microbatches, flops=0)
@@ -180,7 +193,7 @@ class Candidates:
     def _list_one(self, way: Way) -> Iterator[Way]:
         """A way that can be replayed; of others only a few, since an engine has to read them."""
         recomputed = choose_recomputed(self._layers, way.kwargs["recompute"])
-        if can_replay(self.wire(way.rule, way.modules), recomputed):
+        if self.can_replay(way, recomputed):
             yield self._cost(way, recomputed)
         elif way.modules == 1:
             if way.recompute in ((0, 1, 2) if way.microbatches == 1 else (0, 1)):
@@ -191,7 +204,7 @@ class Candidates:
     def _list_stretched(self, way: Way, *, buckets: int, nested: bool = False) -> list[Way]:
         """A way with the layers of each module run again in stretches, for less and less bytes."""
         wiring = self.wire(way.rule, way.modules)
-        if not can_replay(wiring):
+        if not self.can_replay(way):
             return []
         costs = self.scale(way.rule, -(-self._samples // way.microbatches))
         spans = [span for span, _ in wiring.list_spans()]
@@ -202,17 +215,36 @@ class Candidates:
         found = []
         for plan in list_plans(chains, starts, nested=nested, buckets=buckets):
             recomputed = Recomputed(plan)
-            if plan and can_replay(wiring, recomputed):
+            if plan and self.can_replay(way, recomputed):
                 text = ",".join(stretch.format(self._layers.names) for stretch in plan)
                 found.append(self._cost(replace(way, recompute=text), recomputed))
         return keep_front(found)
+
+    def can_replay(self, way: Way, recomputed: Recomputed = Recomputed()) -> bool:  # noqa: B008
+        """Whether what the layers cost, and heads at each of them, says all of a step."""
+        wiring = self.wire(way.rule, way.modules)
+        if not can_replay(wiring, recomputed):
+            return False
+        key = repr(way.rule), way.modules
+        if key not in self._measured_heads:
+            costs = self.measure(way.rule, self._samples)
+            try:
+                known = way.modules == 1 or have_heads_of(wiring, costs.wire("alone"))
+            except BadInput:  # of a single layer as a module
+                known = False
+            self._measured_heads[key] = known
+        return self._measured_heads[key]
 
     @cached_property
     def _breaks(self) -> Breaks:
         return find_breaks(self.network)
 
-    def confirm(self, way: Way) -> Way:
+    def confirm(self, way: Way, *, count: Callable[[int], int] | None = None) -> Way:
         """The same way, as an engine on fake tensors reads it.
+
+        Args:
+            way: one of this network.
+            count: what a storage of so many bytes counts for, if not for them.
 
         Raises:
             BadInput: the model does not run on them.
@@ -225,13 +257,15 @@ class Candidates:
             self.wire(way.rule, way.modules),
             recompute=way.kwargs["recompute"],
             microbatches=microbatches,
+            host=CountedHost() if way.offload else None,
         )
-        memory = predict_memory(engine, [], batch)
+        memory = predict_memory(engine, [], batch, count=count)
         peak, resting = memory.peak_bytes, memory.resting_bytes
         if microbatches < way.microbatches:
             peak, resting = peak + way.resting_bytes - resting, way.resting_bytes
         flops = way.flops or count_flops(engine, [], batch) * way.microbatches // microbatches
-        return self._finish(way, peak, resting, flops, confirmed=True)
+        way = replace(way, host_bytes=memory.host_bytes)
+        return self.finish(way, peak, resting, flops, confirmed=True)
 
     def _cost(self, way: Way, recomputed: Recomputed) -> Way:
         """A way that can be replayed, with its peak and its operations."""
@@ -242,11 +276,12 @@ class Candidates:
             recomputed,
         )
         way = replace(way, gradient_bytes=found.gradient_bytes)
-        return self._finish(way, found.peak_bytes, found.resting_bytes, found.flops)
+        return self.finish(way, found.peak_bytes, found.resting_bytes, found.flops)
 
-    def _finish(
+    def finish(
         self, way: Way, peak: int, resting: int, flops: int, *, confirmed: bool = False
     ) -> Way:
+        """A way with its bytes and operations."""
         is_whole = way.modules == way.microbatches == 1 and not way.recompute
         is_plain = is_whole and way.rule == end_to_end()
         return replace(

@@ -68,6 +68,8 @@ def draw_front(
 
 
 def _kind_of(way: Way) -> str:
+    if way.offload:
+        return f"{way.method}, offload: operations alone"
     if way.microbatches > 1:
         return f"{way.method}, in micro-batches"
     return f"{way.method}, nested recompute" if way.rerun == "nested" else way.method

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from localprop.cost.replay import replay
-from localprop.cost.replayable import can_replay
 from localprop.network.recomputed import choose_recomputed
 from localprop.planning.candidates import Candidates, Way
 
@@ -52,7 +51,7 @@ def predict_peak(candidates: Candidates, way: Way, samples: int) -> int | None:
     network, whole = candidates.network, candidates.network.batch.samples
     liveness = candidates.order(way)
     recomputed = choose_recomputed(network.layers, way.kwargs["recompute"])
-    if not can_replay(liveness.wiring, recomputed):
+    if way.offload or not candidates.can_replay(way, recomputed):
         return None
     pairs = zip(network.batch.tensors, network.batch.dims, strict=True)
     batch = sum(tensor.nbytes for tensor, dim in pairs if dim is not None)

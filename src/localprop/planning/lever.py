@@ -22,6 +22,7 @@ _ADVICE = {
 def find_lever(
     candidates: Candidates,
     smallest: Way,
+    offloaded: Sequence[Way],
     fits: Callable[[Way], bool],
     microbatches: Sequence[int],
     largest: Mapping[Way, int],
@@ -31,10 +32,13 @@ def find_lever(
     Args:
         candidates: the ways.
         smallest: the one that needs least.
+        offloaded: ways that keep activations on the host.
         fits: whether a way fits the budget.
         microbatches: the numbers of parts that a batch could be split into.
         largest: the largest batch of each way.
     """
+    for way in filter(fits, offloaded):
+        return f"It would fit by {way}, in {format_size(way.peak_bytes)}; copies take time."
     whole = candidates.network.batch.samples
     for parts in microbatches:
         if parts <= whole and parts not in candidates.microbatches:
@@ -44,9 +48,10 @@ def find_lever(
                 changes = has_batch_norm(candidates.network.model)
                 price = ", which change what BatchNorm sees" if changes else ""
                 return f"It would fit in {parts} micro-batches{price}."
-    way = max(largest, key=lambda way: largest[way], default=None)
-    if way is not None and largest[way]:
-        return f"Of the {whole} samples of the batch, {largest[way]} would fit, by {way}."
+    most_samples = max(largest, key=lambda way: largest[way], default=None)
+    if most_samples is not None and largest[most_samples]:
+        samples = largest[most_samples]
+        return f"Of the {whole} samples of the batch, {samples} would fit, by {most_samples}."
     kinds = split_peak(candidates, smallest)
     sizes = {name: nbytes or 0 for name, nbytes in kinds._asdict().items()}
     most = max(sizes, key=lambda name: sizes[name])

@@ -20,6 +20,7 @@ class MadeFor(NamedTuple):
         optimizer: its class, in small letters.
         precision: as for `Learner`.
         classes: outputs of the network, where the command line was told.
+        ranks: processes that share the network.
     """
 
     model: str
@@ -28,6 +29,7 @@ class MadeFor(NamedTuple):
     optimizer: str
     precision: str
     classes: int | None = None
+    ranks: int = 1
 
     @classmethod
     def of(

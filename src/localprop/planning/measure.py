@@ -7,6 +7,7 @@ from statistics import median
 
 from localprop.checks import choose_partition
 from localprop.cost.timing import copy_engine, read_clock
+from localprop.engine.offload import make_host
 from localprop.errors import BadInput
 from localprop.planning.candidates import Candidates, Way
 
@@ -19,7 +20,8 @@ def measure_times(
     Args:
         candidates: the network. Copies of it train.
         ways: those that are run.
-        samples: of a batch; ways with more micro-batches are left out.
+        samples: of a batch; ways with more micro-batches are left out, and on the host those that
+            offload to it.
         rounds: of a step each.
 
     Returns:
@@ -34,7 +36,10 @@ def measure_times(
         raise BadInput("measure=True times steps: give a model and a batch with data, not on meta.")
     run_plain = _prepare(candidates, candidates.plain, samples)
     ratios = {candidates.plain: 1.0}
+    on_host = next(network.model.parameters()).device.type == "cpu"
     for way in ways:
+        if way.offload and on_host:  # its copies go nowhere, and say nothing
+            continue
         if way not in ratios and way.microbatches <= samples:
             run = _prepare(candidates, way, samples)
             pairs = [(run_plain(), run()) for _ in range(rounds)]
@@ -49,7 +54,12 @@ def _prepare(candidates: Candidates, way: Way, samples: int) -> Callable[[], flo
     device = next(network.model.parameters()).device
     wiring = network.wire(way.rule, partition, str(device))
     recompute = way.kwargs["recompute"]
-    made = network.make_engine(wiring, recompute=recompute, microbatches=way.microbatches)
+    made = network.make_engine(
+        wiring,
+        recompute=recompute,
+        microbatches=way.microbatches,
+        host=make_host(device) if way.offload else None,
+    )
     engine, batch = copy_engine(made), network.batch.select(samples).to(device)
 
     def run() -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from localprop.planning.accuracies import Accuracy
 from localprop.planning.by_kind import BytesByKind
 from localprop.planning.candidates import Way, keep_front
 from localprop.planning.sizes import format_size
@@ -11,15 +12,18 @@ from localprop.planning.sizes import format_size
 _UNKNOWN = [None] * len(BytesByKind._fields)
 LEGEND = (
     "activations: with workspaces; time: operations of the plain loop, a lower bound: differences "
-    "below 0.15 are ties; ~: replayed from what each layer costs, and not read by the engine."
+    "below 0.15 are ties; +: copies come on top; ~: replayed from what each layer costs, and not "
+    "read by the engine."
 )
 
 
-def make_header(measured: Mapping[Way, float]) -> tuple[str, ...]:
-    """The heads of the columns; that of measured times where there are some."""
+def make_header(
+    measured: Mapping[Way, float], accuracies: Mapping[Way, Accuracy]
+) -> tuple[str, ...]:
+    """The heads of the columns; those of measured times and of accuracies where there are some."""
     times = ("time", "measured") if measured else ("time",)
     first = "method", "modules", "recompute", "micro-batches", "peak"
-    return *first, *BytesByKind._fields, *times, ""
+    return *first, *BytesByKind._fields, *times, *(("accuracy %",) if accuracies else ()), ""
 
 
 def choose_rows(ways: Sequence[Way], best: Way | None, fits: Callable[[Way], bool]) -> list[Way]:
@@ -50,6 +54,7 @@ def format_rows(
     fits: Callable[[Way], bool],
     split: Callable[[Way], BytesByKind | None],
     measured: Mapping[Way, float],
+    accuracies: Mapping[Way, Accuracy],
 ) -> list[tuple[str, ...]]:
     """The cells below `make_header`.
 
@@ -59,8 +64,16 @@ def format_rows(
         fits: whether a way fits the budget.
         split: what the bytes of a peak are for, where that is known.
         measured: times, where they were measured.
+        accuracies: where benchmarks have them.
     """
-    return [_format_row(way, best, fits(way), split(way), measured) for way in rows]
+
+    def list_known(way: Way) -> Iterator[str]:
+        if measured:
+            yield f"{measured[way]:.2f}" if way in measured else "-"
+        if accuracies:
+            yield str(accuracies.get(way, "-"))
+
+    return [_format_row(way, best, fits(way), split(way), list_known(way)) for way in rows]
 
 
 def _kind_of(way: Way) -> tuple[str, bool, str]:
@@ -69,7 +82,7 @@ def _kind_of(way: Way) -> tuple[str, bool, str]:
 
 
 def _format_row(
-    way: Way, best: Way | None, fits: bool, kinds: BytesByKind | None, measured: Mapping[Way, float]
+    way: Way, best: Way | None, fits: bool, kinds: BytesByKind | None, known: Iterable[str]
 ) -> tuple[str, ...]:
     return (
         way.method,
@@ -78,7 +91,7 @@ def _format_row(
         str(way.microbatches),
         format_size(way.peak_bytes) + ("" if way.confirmed else " ~"),
         *("-" if nbytes is None else format_size(nbytes) for nbytes in kinds or _UNKNOWN),
-        f"{way.time:.2f}",
-        *([f"{measured[way]:.2f}" if way in measured else "-"] if measured else ()),
+        f"{way.time:.2f}{' +' if way.offload else ''}",
+        *known,
         "◄" if is_same(way, best) else "fits" if fits else "",
     )

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from localprop.engine.engine import Engine
+from localprop.engine.offload import make_host
 from localprop.engine.optimizers import Optimizers
 from localprop.engine.user_optimizers import (
     OptimizerFactory,
@@ -42,6 +43,7 @@ def make_own_engine(
     optimizer: OptimizerFactory | Optimizer,
     *,
     recompute: RecomputeChoice,
+    offload: bool,
     microbatches: int,
     autocast: torch.dtype | None,
     seed: int,
@@ -55,6 +57,7 @@ def make_own_engine(
         sample: a batch like the others.
         optimizer: a factory, or an optimizer that its owner steps.
         recompute: which layers run again.
+        offload: whether the host keeps what forwards save.
         microbatches: of each replica.
         autocast: the dtype of forwards and losses, or None.
         seed: of every random draw of a step.
@@ -70,18 +73,20 @@ def make_own_engine(
         schedule, stage = pipeline.schedule, pipeline.stage
     else:  # one process runs the replicas' shares as micro-batches
         schedule = Schedule.compile(wiring, microbatches * ranks.replicas)
+    device = next(model.parameters()).device
     owned = find_owned_parameters(model, wiring, stage.segments if stage else None)
     engine = Engine(
         model,
         wiring,
         schedule,
         Optimizers(make_optimizers(optimizer, owned)),
-        device=next(model.parameters()).device,
+        device=device,
         autocast=autocast,
         seed=seed,
         stage=stage,
         communicator=pipeline.transport if pipeline else None,
         recomputed=choose_recomputed(wiring.layers, recompute),
+        host=make_host(device) if offload else None,
     )
     engine.initialise_copies()
     return OwnEngine(engine, pipeline)

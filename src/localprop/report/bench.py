@@ -85,6 +85,7 @@ class BenchSetting(ImageSetting):
             optimizer=self.make_optimizer,
             sample=batch,
             recompute=spec.recompute,
+            offload=spec.offload,
             # Losses of pixels need a normalisation. No cost depends on its values.
             normalization=Normalization(),
         )

@@ -14,8 +14,8 @@ from localprop.rule.rule import Rule
 
 Methods: TypeAlias = "Sequence[str | Rule] | Mapping[str, str | Rule] | str | Rule"
 
-# "greedy() with recompute", "end_to_end() with recompute=modules"
-_RECOMPUTE = re.compile(r" with recompute(?:=(\S+))?$")
+# "greedy() with recompute", "end_to_end() with recompute=modules", "end_to_end() with offload"
+_SAVING = re.compile(r" with (?:recompute(?:=(\S+))?|(offload))$")
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,29 @@ class MethodSpec:
         label: its name in the table.
         method: its expression, such as `greedy()`, or a rule.
         recompute: which layers run again in the backward, to save memory.
+        offload: whether the host keeps activations.
     """
 
     label: str
     method: str | Rule
     recompute: bool | int | str
+    offload: bool = False
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
-        """Parse `EXPRESSION`, `EXPRESSION with recompute[=LAYERS]` or `LABEL: EXPRESSION`.
+        """Parse `[LABEL: ]EXPRESSION`, with recompute, recompute=LAYERS or offload behind it.
 
         Example:
             >>> MethodSpec.parse("mine: greedy() with recompute")
-            MethodSpec(label='mine', method='greedy()', recompute=True)
+            MethodSpec(label='mine', method='greedy()', recompute=True, offload=False)
         """
         label, _, expression = text.rpartition(": ")
-        found = _RECOMPUTE.search(expression)
+        found = _SAVING.search(expression)
         method = expression[: found.start()] if found else expression
-        layers = found[1] if found else None
-        recompute = int(layers) if layers and layers.isdigit() else layers or bool(found)
-        return cls((label or expression).strip(), method.strip(), recompute)
+        layers, offload = found.groups() if found else (None, None)
+        again = found is not None and not offload
+        recompute = int(layers) if layers and layers.isdigit() else layers or again
+        return cls((label or expression).strip(), method.strip(), recompute, bool(offload))
 
 
 def filter_trainable(

@@ -219,6 +219,7 @@ def _build_learner(
         sample=_make_sample(config, dataset),
         task=Classification(config.label_smoothing, dim=-1),  # (N, T, C) for text
         recompute=config.recompute,
+        offload=config.offload,
         microbatches=config.microbatches,
         precision=config.precision,
         fast=config.fast,

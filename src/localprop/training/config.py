@@ -93,6 +93,7 @@ class Config:
             of every n-th (2), of some ("blocks.1,blocks.2", "blocks.*"), of stretches together
             ("a..f(a..c),h"; those in brackets run once more), or of the layers of each module
             together ("modules").
+        offload: keep activations in the host's memory, pinned on CUDA, instead of on the device.
         microbatches: micro-batches that a batch is split into; gradients accumulate.
         replicas: under torchrun, the number of pipelines; each gets its share of every batch, in
             that many micro-batches.
@@ -151,6 +152,7 @@ class Config:
     channels_last: bool = False
     fast: bool = False
     recompute: bool | int | str = False
+    offload: bool = False
     microbatches: int = 1
     replicas: int = 1
     timeout_s: float = 300.0

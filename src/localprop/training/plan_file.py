@@ -14,6 +14,7 @@ from localprop.errors import BadInput, check, collect_problems
 from localprop.methods.parse import imports_module
 from localprop.models.create import names_function
 from localprop.planning.plan import FORMAT
+from localprop.ranks.launch import get_world_size
 from localprop.training.config import Config
 from localprop.training.run import are_same
 
@@ -29,12 +30,14 @@ class SavedPlan(NamedTuple):
         fields: of `Config`: the best way, and what it was made for.
         input_shape: the shape of a sample.
         classes: outputs of the network, or None.
+        ranks: processes that share the network.
     """
 
     path: Path
     fields: dict[str, Any]
     input_shape: tuple[int, ...]
     classes: int | None
+    ranks: int = 1
 
     def merge(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a run: those of the plan, and what else is given.
@@ -74,11 +77,16 @@ class SavedPlan(NamedTuple):
                     f"{name}={given[name]!r}, but {self.path} {kind} {name}={value!r}: leave it "
                     "out, or plan again."
                 )
+        if self.ranks not in (1, get_world_size()):
+            yield (
+                f"{self.path} was made for {self.ranks} ranks: launch them, torchrun "
+                f"--nproc-per-node {self.ranks} -m localprop train ..., or plan again."
+            )
         for name in ("cuts", "phases"):
             if given.get(name) is not None:
                 yield f"{name}={given[name]!r}, but {self.path} has the modules: leave it out."
         if given.get("replicas", 1) != 1:
-            yield f"replicas={given['replicas']}, but {self.path} is for one process: leave it out."
+            yield f"replicas={given['replicas']}, but {self.path} has one pipeline: leave it out."
         # A file may come from anybody, so it imports nothing by itself.
         for name, is_imported in (("method", imports_module), ("model", names_function)):
             value = self.fields[name]
@@ -123,7 +131,13 @@ def read_plan(path: str | Path) -> SavedPlan:
     if isinstance(found.get("recompute"), list):  # names of layers, which a flag has with commas
         found["recompute"] = ",".join(map(str, found["recompute"]))
     check(f"{path}: {problem}" for problem in _find_field_problems(found))
-    return SavedPlan(path, found, tuple(made_for["input_shape"]), made_for.get("classes"))
+    return SavedPlan(
+        path,
+        found,
+        tuple(made_for["input_shape"]),
+        made_for.get("classes"),
+        made_for.get("ranks", 1),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -154,6 +168,9 @@ def _find_form_problems(path: Path, best: Any, made_for: Any) -> Iterator[str]:
         yield f"{path} is damaged: learner is {str(best.get('learner'))[:80]}. Plan again."
     if isinstance(made_for, dict):
         shape, classes = made_for.get("input_shape"), made_for.get("classes")
+        ranks = made_for.get("ranks", 1)
+        if type(ranks) is not int or ranks < 1:
+            yield f"{path} is damaged: ranks is {str(ranks)[:80]}. Plan again."
         if not isinstance(shape, list) or not all(type(size) is int for size in shape):
             yield f"{path} is damaged: input_shape is {str(shape)[:80]}. Plan again."
         if classes is not None and type(classes) is not int:
