@@ -43,6 +43,7 @@ def find_argument_problems(
     microbatches: object,
     task: object,
     budget: object,
+    weight_gradients: object,
 ) -> Iterator[str]:
     """What is wrong with a learner's arguments by their types alone."""
     if not isinstance(model, nn.Module):
@@ -72,6 +73,11 @@ def find_argument_problems(
             yield f"{name}={count!r} must be a whole number."
     if precision not in PRECISIONS:
         yield f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
+    if weight_gradients not in ("once", "each"):
+        yield (
+            f"weight_gradients={weight_gradients!r} must be 'once' (of the sum of all flows) or "
+            "'each' (by each flow)."
+        )
     if isinstance(optimizer, Optimizer):
         yield from find_closure_problems(optimizer)
     elif not callable(optimizer):

@@ -70,6 +70,9 @@ class Learner(Trained):
             True for all, n for every n-th, names ("blocks.*"), stretches "first..last", which keep
             only their input, with inner ones "first..last(a..b,c)", or "modules", one for each.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
+        weight_gradients: where several flows of gradients train layers, "once" makes the gradients
+            of the weights of their sum, which is faster; "each" makes them for each flow, and needs
+            less memory. Both are equal but for rounding.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         fast: take what gains on the model's device, which changes rounding alone: channels last,
             for good, and bf16; `explain()` says what was taken and why.
@@ -107,17 +110,15 @@ class Learner(Trained):
         batch_dims: Any = ...,
         recompute: RecomputeChoice = False,
         microbatches: int = 1,
+        weight_gradients: str = "once",
         precision: str = "fp32",
         fast: bool = False,
         seed: int = 0,
         normalization: Normalization | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
-        check(
-            checks.find_argument_problems(
-                model, rule, modules, partition, precision, optimizer, microbatches, task, budget
-            )
-        )
+        passed = model, rule, modules, partition, precision, optimizer, microbatches, task, budget
+        check(checks.find_argument_problems(*passed, weight_gradients))
         check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
         given = modules, partition, recompute, microbatches, optimizer, ranks
         check(find_budget_problems(*given) if budget is not None else ())
@@ -130,8 +131,9 @@ class Learner(Trained):
         task = checks.resolve_task(task, model, sample, batch_dims)
         self.plan: Plan | None = None
         if budget is not None:
+            network = budget, model, rule, sample, task, batch_dims, optimizer
             self.plan, partition, recompute, microbatches = choose_within(
-                budget, model, rule, sample, task, batch_dims, optimizer, self.fast.precision
+                *network, self.fast.precision, weight_gradients
             )
         cuts = modules if partition is None else partition
         self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
@@ -141,6 +143,7 @@ class Learner(Trained):
             "batch_dims": batch_dims,
             "recompute": recompute,
             "microbatches": microbatches,
+            "weight_gradients": weight_gradients,
             "precision": precision,
             "fast": fast,
             "seed": seed,
@@ -156,6 +159,7 @@ class Learner(Trained):
             frozen=frozenset(n for n, p in model.named_parameters() if not p.requires_grad),
             seed=seed,
             normalization=normalization,
+            weight_gradients=weight_gradients,
         )
         self.wiring.to(self.device, find_memory_format(model))
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None

@@ -34,9 +34,12 @@ def wire_resnet8(rule: lp.Rule, modules: int = 4) -> Wiring:
     return wire(rule, partition, normalization=lp.Normalization())
 
 
-def wire_rule(rule: lp.Rule, count: int, modules: int) -> Wiring:
+def wire_rule(
+    rule: lp.Rule, count: int, modules: int, *, weight_gradients: str = "each"
+) -> Wiring:
     """The wiring of an MLP of `count` layers."""
-    return wire(rule, lp.Partition.uniform(mlp_layers(count), modules))
+    partition = lp.Partition.uniform(mlp_layers(count), modules)
+    return wire(rule, partition, weight_gradients=weight_gradients)
 
 
 def split_lines(text: str) -> list[str]:
@@ -119,6 +122,51 @@ END_TO_END = """
 )
 def test_operands_in_one_process(rule: lp.Rule, layers: int, modules: int, expected: str) -> None:
     assert print_liveness(wire_rule(rule, layers, modules)) == split_lines(expected)
+
+
+# The same with the weights of segment 1 once: flow 0 keeps what it began with, for W.
+BACKLINK_ONCE = """
+    1B.0  graph1 g1.0<1L† leaf1† -> gw1.0 g0<1B.0
+    0B    graph0† g0<1B.0†      -> G0
+    0S    G0                    ->
+    2F    h1†                   -> f2 graph2 leaf2
+    2L    f2† x y               -> loss1 g2<2L
+    2B    graph2† g2<2L† leaf2† -> G2 g1.1<2B
+    2S    G2                    ->
+    1W    graph1† gw1.0† g1.1<2B† -> G1
+    1S    G1                    ->
+"""
+
+
+def test_weights_once() -> None:
+    lines = print_liveness(wire_rule(lp.backlink(), 4, 2, weight_gradients="once"))
+    expected = split_lines(BACKLINK_ONCE)
+    assert lines == split_lines(BACKLINK)[: len(lines) - len(expected)] + expected
+
+
+def test_weights_once_of_three_flows() -> None:
+    """Two go onward, the last ends; their gradients are added in the order of flows."""
+    rule = lp.interlocking(3, combine="sum")
+    lines = print_liveness(wire_rule(rule, 5, 5, weight_gradients="once"))
+    assert select(lines, "2B.0", "2B.1", "2W") == split_lines(
+        """
+        2B.0  graph2 g2.0<2L† leaf2 -> gw2.0 g1.0<2B.0
+        2B.1  graph2 g2.1<3B.0† leaf2† -> gw2.1 g1.1<2B.1
+        2W    graph2† gw2.0† gw2.1† g2.2<3B.1† -> G2
+        """
+    )
+
+
+def test_weights_once_on_two_ranks() -> None:
+    """The gradient that comes from the other rank is read by W, during the next batch."""
+    first, second = print_ranks(wire_rule(lp.backlink(), 4, 2, weight_gradients="once"), cut=1)
+    assert select(first, "2RECV_B<1'", "1W'") == split_lines(
+        """
+        2RECV_B<1'                        -> g1.1<2B
+        1W'         graph1† gw1.0† g1.1<2B† -> G1
+        """
+    )
+    assert second == split_lines(BACKLINK_RANKS[1])
 
 
 def test_losses_that_see_features_and_pixels_alone_are_greedy_to_the_schedule() -> None:
@@ -271,7 +319,7 @@ def list_operands(wiring: Wiring, schedule: Schedule, *actions: str, replicas: i
 
 def test_gradients_of_later_flows_are_summed_apart() -> None:
     """Two flows in two micro-batches add four gradients, whose order would depend on messages."""
-    wiring = wire_mlp(lp.BackwardLinks(1), 4, 2)
+    wiring = wire_mlp(lp.BackwardLinks(1), 4, 2, weight_gradients="each")
     schedule = Schedule.compile(wiring, microbatches=2)
     assert list_operands(wiring, schedule, "1B.0", "1B1.1", "1S") == (
         "1B.0: graph1 g1.0<1L leaf1 -> G1 g0<1B.0 | 1B1.1: graph1/1 g1.1<2B/1 -> G1.1 | "
@@ -292,9 +340,11 @@ def test_gradients_of_later_flows_are_summed_apart() -> None:
 def test_only_second_flows_that_train_are_summed_apart(
     credit: Credit, expected: dict[int, list[tuple[int, int]]]
 ) -> None:
-    wiring = wire_mlp(credit, 6, 3)
+    wiring = wire_mlp(credit, 6, 3, weight_gradients="each")
     assert find_flows_set_apart(wiring, 1) == {}  # a sum of two has no order
     assert find_flows_set_apart(wiring, 2) == expected
+    # Of weights made once there is one gradient in each micro-batch.
+    assert find_flows_set_apart(wire_mlp(credit, 6, 3), 2) == {}
 
 
 def test_sums_over_replicas_read_what_the_step_reads() -> None:
@@ -349,6 +399,14 @@ def test_an_inner_output_of_a_segment_with_two_flows() -> None:
         1B.1  graph1† g1.1<2B†      -> G1
         """
     )
+    rule = lp.Rule(lp.BackwardLinks(1), loss=observe_second_linear)
+    lines = print_liveness(wire_rule(rule, 4, 2, weight_gradients="once"))
+    assert select(lines, "1B.0", "1W") == split_lines(
+        """
+        1B.0  graph1 g1.0<1L† e:2 d:2.0<1L leaf1† -> gw1.0 g0<1B.0
+        1W    graph1† gw1.0† g1.1<2B† e:2† d:2.0<1L† -> G1
+        """
+    )
 
 
 # --- names ------------------------------------------------------------------------------------
@@ -363,6 +421,7 @@ def test_an_inner_output_of_a_segment_with_two_flows() -> None:
         (Value(Kind.TAP, "blocks.1.bn"), "t:blocks.1.bn"),
         (Value(Kind.TAP_GRADIENT, "name", 1, "3L"), "d:name.1<3L"),
         (Value(Kind.GRADIENT, 2, 1, "3B", 4), "g2.1<3B/4"),
+        (Value(Kind.KEPT_GRADIENT, 2, 1, microbatch=4), "gw2.1/4"),
         (Value(Kind.WEIGHT_GRADIENT, 2, 0), "G2.0"),
     ],
     ids=str,

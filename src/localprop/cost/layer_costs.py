@@ -3,13 +3,14 @@
 An engine runs on fake tensors with every layer a module of its own, so each action of its step is
 an action of one layer. What is alive before, during and after it says what the layer keeps for its
 backward, how much more it needs while it runs, and what Python's frames hold meanwhile. `replay`
-needs steps of five kinds, each with layers that are stored and with such that run again::
+needs steps of six kinds, each with layers that are stored and with such that run again::
 
     whole      end to end: a gradient at each layer's input
     beside     the same while somebody holds the layer's output, as a hook at its end does
     alone      greedy: no gradient at the input; also heads, and what frames hold
     linked     one layer back: a backward after which the graph stays for another
     passing    a backward that trains nothing, but passes on
+    summed     the same, which keeps the gradient that it begins with for the weights
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Network(NamedTuple):
         batch: only its shapes and dtypes are used.
         optimizer: makes an optimizer of parameters.
         autocast: the dtype of forwards and losses, or None.
+        weight_gradients: as `wire` takes it.
     """
 
     model: nn.Module
@@ -62,11 +64,18 @@ class Network(NamedTuple):
     batch: Batch
     optimizer: OptimizerFactory
     autocast: torch.dtype | None = None
+    weight_gradients: str = "once"
 
     def wire(self, rule: Rule, partition: Partition, device: str = "meta") -> Wiring:
         """The wiring of a rule. By default its heads have no data."""
         with torch.device(device):
-            return wire(rule, partition, task=self.task, frozen=self.layers.frozen)
+            return wire(
+                rule,
+                partition,
+                task=self.task,
+                frozen=self.layers.frozen,
+                weight_gradients=self.weight_gradients,
+            )
 
     def make_engine(
         self, wiring: Wiring, *, recompute: RecomputeChoice = False, microbatches: int = 1
@@ -129,7 +138,7 @@ class LayerCosts:
         """What each layer costs in a step of one kind.
 
         Args:
-            kind: "whole", "beside", "alone", "linked" or "passing", as above.
+            kind: "whole", "beside", "alone", "linked", "passing" or "summed", as above.
             recomputed: whether every layer runs again.
         """
         key = kind, recomputed
@@ -146,7 +155,8 @@ class LayerCosts:
 
     def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
         rule, layers = replace(self.head, credit=_CREDITS[kind]), self.network.layers
-        wiring = self.network.wire(rule, Partition.uniform(layers, len(layers)))
+        network = self.network._replace(weight_gradients="once" if kind == "summed" else "each")
+        wiring = network.wire(rule, Partition.uniform(layers, len(layers)))
         engine = self.network.make_engine(wiring, recompute=recomputed)
         # All frames are found in the step that frees most, so that nothing else holds them.
         frames = kind == "alone" and not recomputed
@@ -237,4 +247,5 @@ _CREDITS: dict[str, Credit] = {
     "alone": _train_back(0),
     "linked": _train_back(1),
     "passing": _train_the_one_before,
+    "summed": _train_back(1),
 }

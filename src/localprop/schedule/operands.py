@@ -18,17 +18,19 @@ h2           the output of segment 2, detached, dense; on  F, RECV_F         nex
 f2           what losses at the end of segment 2 see       F                 L
 c2           the input of module 2, for later contexts     F, RECV_C         F, SEND_C
 i2           the input of module 2, for losses             F                 L
-graph2       the graph of segment 2, at its injected root  F                 B
+graph2       the graph of segment 2, at its injected root  F                 B, W
 leaf2        the input of segment 2, a leaf of that graph  F                 B
 skips2       what else lives at its beginning (`Skips`)    F                 B
 t:name       an inner output that a loss looks at          F                 L
-e:name       its place in the graph                        F                 B
-d:name.1<3L  its gradient from loss 3, for flow 1          L                 B
-g2.1<3B      a part of h2's gradient, flow 1, from 3B      L, B, RECV_B      B, SEND_B
+e:name       its place in the graph                        F                 B, W
+d:name.1<3L  its gradient from loss 3, for flow 1          L                 B, W
+g2.1<3B      a part of h2's gradient, flow 1, from 3B      L, B, RECV_B      B, W, SEND_B
+gw2.1        h2's gradient, flow 1, which has gone on      B                 W
 gs2.1<3B     the same of what else lives at that end       B, RECV_B         B, SEND_B
 k3           what a second-order loss hands on             L                 next module's L
-G2, G2.1     gradients of parameters: .grad; of flow 1     B, L              REDUCE_S, S
+G2, G2.1     gradients of parameters: .grad; of flow 1     B, W, L           REDUCE_S, S
 G2.1<0B      the same of tied ones, from flow 1 of 0       B                 REDUCE_S, S
+G2.0<0W      the same from all flows of 0 at once          W                 REDUCE_S, S
 H3           the .grad of the parameters of loss 3         L                 REDUCE_H, H
 loss3        the loss, summed over micro-batches           L                 the step
 ===========  ============================================  ================  ==================
@@ -43,9 +45,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
-from localprop.schedule.schedule import Action, Op, find_contributors
+from localprop.schedule.schedule import (
+    Action,
+    Op,
+    find_contributors,
+    find_weight_contributors,
+)
 from localprop.schedule.sums import find_flows_set_apart
 from localprop.schedule.wiring import Objective, Wiring
 
@@ -66,6 +74,7 @@ class Kind(StrEnum):
     TAP_EDGE = "e"
     TAP_GRADIENT = "d"
     GRADIENT = "g"
+    KEPT_GRADIENT = "gw"
     SKIP_GRADIENTS = "gs"
     CARRIED = "k"
     WEIGHT_GRADIENT = "G"
@@ -176,6 +185,13 @@ def name_skip_gradients(wiring: Wiring, backward: Action) -> Value:
     return name_gradient(wiring, backward)._replace(kind=Kind.SKIP_GRADIENTS)
 
 
+def _name_kept_gradient(backward: Action) -> Value:
+    """The gradient that a backward began with, kept for the gradients of the weights."""
+    return Value(
+        Kind.KEPT_GRADIENT, backward.segment, backward.flow, microbatch=backward.microbatch
+    )
+
+
 class _OperandRules:
     """Facts of a wiring and a rank's schedule, indexed once, and what follows from them for each
     action.
@@ -200,6 +216,7 @@ class _OperandRules:
             Op.F: self._forward_reads,
             Op.L: self._loss_reads,
             Op.B: self._backward_reads,
+            Op.W: self._weights_reads,
             Op.S: self._step_reads,
             Op.REDUCE_S: self._step_reads,
             Op.H: self._head_step_reads,
@@ -209,6 +226,7 @@ class _OperandRules:
             Op.F: self._forward_writes,
             Op.L: self._loss_writes,
             Op.B: self._backward_writes,
+            Op.W: self._weights_writes,
         }
 
     def reads(self, action: Action) -> Iterable[Value]:
@@ -308,7 +326,7 @@ class _OperandRules:
         place = chain.index(objective)
         return chain[place - 1] if place else None
 
-    # --- B, S, H --------------------------------------------------------------------------------
+    # --- B, W, S, H -----------------------------------------------------------------------------
 
     def _backward_reads(self, action: Action) -> Iterator[Value]:
         segment, microbatch, number = action.segment, action.microbatch, action.flow or 0
@@ -320,9 +338,7 @@ class _OperandRules:
             for contributor in contributors:
                 if contributor.op is Op.B:
                     yield name_skip_gradients(self.wiring, contributor)
-        for name, objective in self.tap_gradients[segment, number]:
-            yield Value(Kind.TAP_EDGE, name, microbatch=microbatch)
-            yield name_tap_gradient(self.wiring, name, objective, microbatch)
+        yield from self._tap_reads(segment, number, microbatch)
         if self.wiring.flows[segment][number].onward is not None:
             yield Value(Kind.LEAF, segment, microbatch=microbatch)
             if self.skips_before(segment):
@@ -331,15 +347,48 @@ class _OperandRules:
     def _backward_writes(self, action: Action) -> Iterator[Value]:
         segment, number = action.segment, action.flow or 0
         flow = self.wiring.flows[segment][number]
-        for step in self.wiring.steps_of(segment) if flow.train else ():
-            is_apart = (segment, number) in self.apart.get(step, ())
-            # Without a flow it is `.grad` itself: the first flow always adds there, so a single
-            # flow costs no more.
-            yield _name_sum(step, segment, number) if is_apart else _name_grad(step)
+        if flow.train and segment in self.wiring.weights_once:
+            yield _name_kept_gradient(action)
+        elif flow.train:
+            yield from self._sums(segment, number)
         if flow.onward is not None:
             yield name_gradient(self.wiring, action)
             if self.skips_before(segment):
                 yield name_skip_gradients(self.wiring, action)
+
+    def _sums(self, segment: int, number: int) -> Iterator[Value]:
+        """The sums that a flow of a segment adds gradients of parameters to."""
+        for step in self.wiring.steps_of(segment):
+            is_apart = (segment, number) in self.apart.get(step, ())
+            # Without a flow it is `.grad` itself: the first flow always adds there, so a single
+            # flow costs no more.
+            yield self._name_sum(step, segment, number) if is_apart else _name_grad(step)
+
+    def _name_sum(self, step: int, segment: int, number: int) -> Value:
+        """What a flow through a segment adds to the gradients of a step, summed apart."""
+        op = Op.W if segment in self.wiring.weights_once else Op.B
+        maker = "" if segment == step and op is Op.B else str(Action(op, segment))
+        return Value(Kind.WEIGHT_GRADIENT, step, number, maker)
+
+    def _tap_reads(self, segment: int, number: int, microbatch: int) -> Iterator[Value]:
+        """What losses have left for a flow at inner outputs."""
+        for name, objective in self.tap_gradients[segment, number]:
+            yield Value(Kind.TAP_EDGE, name, microbatch=microbatch)
+            yield name_tap_gradient(self.wiring, name, objective, microbatch)
+
+    def _weights_reads(self, action: Action) -> Iterator[Value]:
+        segment, microbatch = action.segment, action.microbatch
+        yield Value(Kind.GRAPH, segment, microbatch=microbatch)
+        # In the order of flows, which is that of the sum.
+        for contributor in find_weight_contributors(self.wiring, segment, microbatch):
+            is_kept = contributor.op is Op.B and contributor.segment == segment
+            name = _name_kept_gradient if is_kept else partial(name_gradient, self.wiring)
+            yield name(contributor)
+        for number, flow in enumerate(self.wiring.flows[segment]):
+            yield from self._tap_reads(segment, number, microbatch) if flow.train else ()
+
+    def _weights_writes(self, action: Action) -> Iterator[Value]:
+        yield from self._sums(action.segment, 0)
 
     def skips_before(self, segment: int) -> bool:
         """Whether more than the features lives at the beginning of a segment."""
@@ -348,7 +397,7 @@ class _OperandRules:
     def _step_reads(self, action: Action) -> Iterator[Value]:
         yield _name_grad(action.segment)
         for segment, number in self.apart.get(action.segment, ()):
-            yield _name_sum(action.segment, segment, number)
+            yield self._name_sum(action.segment, segment, number)
 
     def _head_step_reads(self, action: Action) -> Iterator[Value]:
         yield Value(Kind.HEAD_GRADIENT, self.wiring.objective_at(action.segment, action.flow).loss)
@@ -381,9 +430,3 @@ def looks_at_module_input(wiring: Wiring, objective: Objective) -> bool:
 def _name_grad(step: int) -> Value:
     """`.grad` of the parameters that the step of a segment updates."""
     return Value(Kind.WEIGHT_GRADIENT, step)
-
-
-def _name_sum(step: int, segment: int, flow: int) -> Value:
-    """What a flow through a segment adds to these gradients, summed apart."""
-    maker = "" if segment == step else str(Action(Op.B, segment))
-    return Value(Kind.WEIGHT_GRADIENT, step, flow, maker)

@@ -220,6 +220,7 @@ def _build_learner(
         task=Classification(config.label_smoothing, dim=-1),  # (N, T, C) for text
         recompute=config.recompute,
         microbatches=config.microbatches,
+        weight_gradients=config.weight_gradients,
         precision=config.precision,
         fast=config.fast,
         seed=config.seed,

@@ -27,6 +27,7 @@ CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
     "lr_schedule": (*COSINES, "multistep", "constant"),
     "precision": ("fp32", "bf16"),
+    "weight_gradients": ("once", "each"),
 }
 
 # These fields say where a run takes place. A resumed run may change them.
@@ -94,6 +95,8 @@ class Config:
             ("a..f(a..c),h"; those in brackets run once more), or of the layers of each module
             together ("modules").
         microbatches: micro-batches that a batch is split into; gradients accumulate.
+        weight_gradients: where several flows of gradients train layers, once (of their sum, which
+            is faster) or each (by each flow, which needs less memory).
         replicas: under torchrun, the number of pipelines; each gets its share of every batch, in
             that many micro-batches.
         timeout_s: under torchrun, seconds to wait for another rank before it counts as lost.
@@ -152,6 +155,7 @@ class Config:
     fast: bool = False
     recompute: bool | int | str = False
     microbatches: int = 1
+    weight_gradients: str = "once"
     replicas: int = 1
     timeout_s: float = 300.0
     augment: str | None = None
