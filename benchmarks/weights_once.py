@@ -149,7 +149,11 @@ def main() -> None:
         found = {**result, "load": loads, "contenders": summarise(contenders)}
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     for row in summarise(contenders):
-        line = [row["name"], f"{row['cpu_ratio_to_plain']:.3f}", f"{row['peak_ratio_to_plain']:.3f}"]
+        line = [
+            row["name"],
+            f"{row['cpu_ratio_to_plain']:.3f}",
+            f"{row['peak_ratio_to_plain']:.3f}",
+        ]
         print(*line, f"{row.get('cpu_ratio_to_each', 1):.3f}")
 
 

@@ -23,6 +23,7 @@ from localprop.rule.losses import BuiltTask
 from localprop.rule.positions import list_layers_for_heads
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
+from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch, find_shapes, unwrap, use_plain_dicts
 from localprop.tasks.custom import task as make_task_of
@@ -73,7 +74,7 @@ def find_argument_problems(
             yield f"{name}={count!r} must be a whole number."
     if precision not in PRECISIONS:
         yield f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
-    if weight_gradients not in ("once", "each"):
+    if weight_gradients not in WEIGHT_GRADIENTS:
         yield (
             f"weight_gradients={weight_gradients!r} must be 'once' (of the sum of all flows) or "
             "'each' (by each flow)."

@@ -22,10 +22,6 @@ def mlp_layers(count: int) -> lp.Layers:
     return lp.layers_of(tanh_mlp(layers=count), torch.zeros(2, 6))
 
 
-# How the gradients of weights that several flows train are made.
-WEIGHT_GRADIENTS = ("once", "each")
-
-
 def wire_mlp(
     credit: Credit, count: int = 12, modules: int = 4, *, weight_gradients: str = "once"
 ) -> Wiring:

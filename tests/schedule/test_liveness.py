@@ -20,10 +20,10 @@ from localprop.schedule.lowering import ORDERS, lower
 from localprop.schedule.operands import ACCUMULATORS, ROOTS, Kind, Value
 from localprop.schedule.placement import Placement
 from localprop.schedule.schedule import BACKWARDS, SENDS, Action, Op, Schedule
+from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
 from tests.helpers.schedules import (
-    WEIGHT_GRADIENTS,
     partition_for,
     tables,
     ties_on_ranks,

@@ -29,11 +29,11 @@ from localprop.schedule.schedule import (
     find_dependencies,
     unroll,
 )
+from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
 from tests.helpers.parallel_run import ParallelRun
 from tests.helpers.schedules import (
-    WEIGHT_GRADIENTS,
     partition_for,
     tables,
     ties_on_ranks,

@@ -34,9 +34,7 @@ def wire_resnet8(rule: lp.Rule, modules: int = 4) -> Wiring:
     return wire(rule, partition, normalization=lp.Normalization())
 
 
-def wire_rule(
-    rule: lp.Rule, count: int, modules: int, *, weight_gradients: str = "each"
-) -> Wiring:
+def wire_rule(rule: lp.Rule, count: int, modules: int, *, weight_gradients: str = "each") -> Wiring:
     """The wiring of an MLP of `count` layers."""
     partition = lp.Partition.uniform(mlp_layers(count), modules)
     return wire(rule, partition, weight_gradients=weight_gradients)

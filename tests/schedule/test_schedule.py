@@ -13,10 +13,10 @@ from hypothesis import given, settings
 import localprop as lp
 from localprop.rule.credit import Credit
 from localprop.schedule.schedule import BACKWARDS, RECEIVES, SENDS, Action, Op
+from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wiring import Wiring
 from tests.helpers.reference import tanh_mlp
 from tests.helpers.schedules import (
-    WEIGHT_GRADIENTS,
     tables,
     ties_on_ranks,
     wire_mlp,
@@ -251,7 +251,9 @@ def test_every_credit_on_every_partition(
 # --- actions as text --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["3F", "3B", "3W2", "3B.1", "3B2.1", "10S", "0L12", "0L12.1", "0H"])
+@pytest.mark.parametrize(
+    "text", ["3F", "3B", "3W2", "3B.1", "3B2.1", "10S", "0L12", "0L12.1", "0H"]
+)
 def test_actions_as_text(text: str) -> None:
     assert str(Action.parse(text)) == text
 

@@ -143,10 +143,10 @@ def simulate(
 
     With `weight_share`, a part of each backward is postponed to fill waits, as in zero-bubble
     pipelines: the part that computes the gradients of the weights. Where these have an action of
-    their own, W, all of it is that part, and nothing of the segment's backwards. It runs in a wait if it fills
-    more of the wait than it delays what follows. It runs at the latest before its segment's step,
-    and before a forward that would leave more micro-batches unfinished than there are ranks. So no
-    rank holds more than the fullest rank of "1f1b" does. No engine of localprop runs this.
+    their own, W, that is all of W and nothing of the segment's backwards. It runs in a wait if it
+    fills more of the wait than it delays what follows. It runs at the latest before its segment's
+    step, and before a forward that would leave more micro-batches unfinished than there are ranks.
+    So no rank holds more than the fullest rank of "1f1b" does. No engine of localprop runs this.
 
     Args:
         rank_schedules: of each rank, the steady loop. Deferred actions are left out of the first

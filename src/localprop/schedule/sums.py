@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from localprop.schedule.flows import Flow
 from localprop.schedule.wiring import Skips, Wiring
 
+# Where several flows train a segment: of their sum, or by each of them.
+WEIGHT_GRADIENTS = ("once", "each")
 
-def find_weights_once(
-    flows: Iterable[Sequence[Flow]], skips: Iterable[Skips]
-) -> frozenset[int]:
+
+def find_weights_once(flows: Iterable[Sequence[Flow]], skips: Iterable[Skips]) -> frozenset[int]:
     """The segments whose weights' gradients are made once for all flows, by an action `W`.
 
     A backward is linear in the gradient that it begins with. So the gradients of weights that
