@@ -16,10 +16,10 @@ from localprop.engine.precision import Precision
 from localprop.engine.store import Store
 from localprop.rule.table import PASS, T
 from localprop.schedule.liveness import Liveness
-from localprop.schedule.operands import name_gradient
 from localprop.schedule.randomness import SeededGenerators
 from localprop.schedule.schedule import BACKWARDS, Action, Op, Schedule, find_dependencies
 from localprop.schedule.stage import Stage
+from localprop.schedule.values import name_gradient
 from localprop.schedule.wiring import Wiring
 from tests.helpers.reference import assert_same_state, batches_of, sgd, tanh_mlp
 from tests.helpers.schedules import wiring_of

@@ -115,7 +115,7 @@ def test_a_hook_sees_the_sum() -> None:
         segment = next(s for s, flows in enumerate(learner.wiring.flows) if len(flows) == 2)
         parameter = learner.model.get_parameter(learner.wiring.segments[segment].parameters[0])
         gradients: list[Tensor] = []
-        parameter.register_hook(gradients.append)
+        parameter.register_hook(gradients.append)  # type: ignore[no-untyped-call]
         learner.backward(batches[0])
         seen.append(gradients)
         assert parameter.grad is not None
@@ -195,7 +195,8 @@ def test_a_kept_gradient_shares_no_memory_with_what_goes_on() -> None:
         )
         learner.step(batch)
         found.append(model)
-    assert_same_state(*found, 1e-14)
+    once, each = found
+    assert_same_state(once, each, 1e-14)
 
 
 class _Doubles(torch.autograd.Function):

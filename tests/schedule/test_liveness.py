@@ -17,10 +17,10 @@ import localprop as lp
 from localprop.rule.table import T
 from localprop.schedule.liveness import Liveness, check_hazards
 from localprop.schedule.lowering import ORDERS, lower
-from localprop.schedule.operands import ACCUMULATORS, ROOTS, Kind, Value
 from localprop.schedule.placement import Placement
 from localprop.schedule.schedule import BACKWARDS, SENDS, Action, Op, Schedule
 from localprop.schedule.sums import WEIGHT_GRADIENTS
+from localprop.schedule.values import ACCUMULATORS, ROOTS, Kind, Value
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
 from tests.helpers.schedules import (

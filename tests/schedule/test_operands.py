@@ -11,17 +11,11 @@ from localprop.rule.attach import AttachPoint
 from localprop.rule.credit import Credit
 from localprop.schedule.liveness import Liveness
 from localprop.schedule.lowering import lower
-from localprop.schedule.operands import (
-    Kind,
-    Operands,
-    Value,
-    find_operands,
-    name_context,
-    name_gradient,
-)
+from localprop.schedule.operands import Operands, find_operands
 from localprop.schedule.placement import Placement
 from localprop.schedule.schedule import Action, Schedule
 from localprop.schedule.sums import find_flows_set_apart
+from localprop.schedule.values import Kind, Value, name_context, name_gradient
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
 from tests.helpers.schedules import mlp_layers, wire_mlp

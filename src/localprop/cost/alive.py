@@ -35,8 +35,8 @@ from localprop.engine.loss import Losses
 from localprop.errors import StepFailed
 from localprop.network.layers import LayerEnd
 from localprop.network.outputs import list_tensors
-from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action, Op
+from localprop.schedule.values import Kind, Value
 from localprop.tasks.batch import Batch
 
 

@@ -24,8 +24,8 @@ from localprop.cost.layer_costs import LayerCosts, ScaledCosts
 from localprop.cost.layer_reading import BackwardCost, Frames, LayerReading
 from localprop.network.recomputed import Recomputed, Stretch
 from localprop.schedule.liveness import Liveness
-from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action, Op
+from localprop.schedule.values import Kind, Value
 from localprop.schedule.wiring import Wiring
 
 

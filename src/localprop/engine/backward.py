@@ -29,8 +29,8 @@ from localprop.engine.plan import StepPlan
 from localprop.engine.skips import SkipGradients
 from localprop.engine.store import StepContext, Store
 from localprop.errors import BadInput
-from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action
+from localprop.schedule.values import Kind, Value
 
 # Where the gradient stands that the running backward begins with; one runs at a time.
 INJECTED = Value(Kind.GRADIENT, "root")

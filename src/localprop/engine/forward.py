@@ -25,8 +25,8 @@ from localprop.engine.backward import InjectGradient, find_first
 from localprop.engine.plan import StepPlan
 from localprop.engine.skips import take_skips
 from localprop.engine.store import StepContext, Store
-from localprop.schedule.operands import Kind, Value, name_context
 from localprop.schedule.schedule import Action
+from localprop.schedule.values import Kind, Value, name_context
 
 InputChange = Callable[[StepContext, Tensor], Tensor]
 

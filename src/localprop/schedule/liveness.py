@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from localprop.schedule.operands import ACCUMULATORS, ROOTS, Operands, Value, find_operands
+from localprop.schedule.operands import Operands, find_operands
 from localprop.schedule.schedule import BACKWARDS, Action, Op, Schedule, unroll
+from localprop.schedule.values import ACCUMULATORS, ROOTS, Value
 from localprop.schedule.wiring import Wiring
 
 
