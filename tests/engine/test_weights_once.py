@@ -12,10 +12,7 @@ import localprop as lp
 from localprop.cost.alive import check_values
 from localprop.report.costs import measure_peak_bytes
 from localprop.rule.table import Entry, T
-from localprop.schedule.flows import Flow
 from localprop.schedule.schedule import Op
-from localprop.schedule.sums import find_weights_once
-from localprop.schedule.wiring import Skips
 from localprop.tasks.batch import Batch
 from tests.helpers import reference
 from tests.helpers.reference import (
@@ -122,31 +119,6 @@ def test_a_hook_sees_the_sum() -> None:
     (total,), parts = seen
     assert len(parts) == 2
     torch.testing.assert_close(total, sum(parts), rtol=0, atol=1e-14)
-
-
-# --- which segments ---------------------------------------------------------------------------
-
-ENDS = Flow(frozenset({2}), train=True, onward=None, scale=1.0)
-GOES_ON = Flow(frozenset({1}), train=True, onward=0, scale=1.0)
-PASSES = Flow(frozenset({1}), train=False, onward=0, scale=1.0)
-
-
-@pytest.mark.parametrize(
-    ("flows", "is_once"),
-    [
-        ((ENDS,), False),
-        ((PASSES, ENDS), False),
-        ((GOES_ON, ENDS), True),
-        ((GOES_ON, PASSES, ENDS), True),
-        ((GOES_ON, GOES_ON), False),  # two passes of inputs and one of weights, instead of two
-        ((GOES_ON, GOES_ON, GOES_ON), True),
-    ],
-)
-def test_weights_are_made_once_where_that_saves_work(
-    flows: tuple[Flow, ...], is_once: bool
-) -> None:
-    assert find_weights_once([flows], [Skips()]) == ({0} if is_once else set())
-    assert find_weights_once([flows], [Skips(kept=(0,))]) == set()
 
 
 def test_a_way_that_does_not_exist_is_refused() -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 import localprop as lp
 from localprop.rule.attach import AttachPoint
 from localprop.rule.credit import Credit
-from localprop.schedule.liveness import Liveness
 from localprop.schedule.lowering import lower
 from localprop.schedule.operands import Operands, find_operands
 from localprop.schedule.placement import Placement
@@ -18,7 +17,8 @@ from localprop.schedule.sums import find_flows_set_apart
 from localprop.schedule.values import Kind, Value, name_context, name_gradient
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
-from tests.helpers.schedules import mlp_layers, wire_mlp
+from tests.helpers.operands import print_liveness, print_ranks, select, split_lines, wire_rule
+from tests.helpers.schedules import wire_mlp
 
 
 def wire_resnet8(rule: lp.Rule, modules: int = 4) -> Wiring:
@@ -26,33 +26,6 @@ def wire_resnet8(rule: lp.Rule, modules: int = 4) -> Wiring:
     layers = lp.layers_of(lp.models.resnet8(), torch.zeros(2, 3, 8, 8))
     partition = lp.Partition.uniform(layers, modules)
     return wire(rule, partition, normalization=lp.Normalization())
-
-
-def wire_rule(rule: lp.Rule, count: int, modules: int, *, weight_gradients: str = "each") -> Wiring:
-    """The wiring of an MLP of `count` layers."""
-    partition = lp.Partition.uniform(mlp_layers(count), modules)
-    return wire(rule, partition, weight_gradients=weight_gradients)
-
-
-def split_lines(text: str) -> list[str]:
-    """The lines of a text, with single spaces."""
-    return [" ".join(line.split()) for line in text.strip().splitlines()]
-
-
-def select(lines: list[str], *actions: str) -> list[str]:
-    """The lines of some actions."""
-    return [line for line in lines if line.split()[0] in actions]
-
-
-def print_liveness(wiring: Wiring, microbatches: int = 1) -> list[str]:
-    """One line per action of one process: what it reads, and what it writes."""
-    return split_lines(str(Liveness(wiring, Schedule.compile(wiring, microbatches))))
-
-
-def print_ranks(wiring: Wiring, cut: int) -> list[list[str]]:
-    """The same for each of two ranks."""
-    rank_schedules = lower(wiring, Placement.at(wiring, (cut,)))
-    return [split_lines(str(Liveness(wiring, schedule))) for schedule in rank_schedules]
 
 
 # --- one process ------------------------------------------------------------------------------
@@ -114,51 +87,6 @@ END_TO_END = """
 )
 def test_operands_in_one_process(rule: lp.Rule, layers: int, modules: int, expected: str) -> None:
     assert print_liveness(wire_rule(rule, layers, modules)) == split_lines(expected)
-
-
-# The same with the weights of segment 1 once: flow 0 keeps what it began with, for W.
-BACKLINK_ONCE = """
-    1B.0  graph1 g1.0<1L† leaf1† -> gw1.0 g0<1B.0
-    0B    graph0† g0<1B.0†      -> G0
-    0S    G0                    ->
-    2F    h1†                   -> f2 graph2 leaf2
-    2L    f2† x y               -> loss1 g2<2L
-    2B    graph2† g2<2L† leaf2† -> G2 g1.1<2B
-    2S    G2                    ->
-    1W    graph1† gw1.0† g1.1<2B† -> G1
-    1S    G1                    ->
-"""
-
-
-def test_weights_once() -> None:
-    lines = print_liveness(wire_rule(lp.backlink(), 4, 2, weight_gradients="once"))
-    expected = split_lines(BACKLINK_ONCE)
-    assert lines == split_lines(BACKLINK)[: len(lines) - len(expected)] + expected
-
-
-def test_weights_once_of_three_flows() -> None:
-    """Two go onward, the last ends; their gradients are added in the order of flows."""
-    rule = lp.interlocking(3, combine="sum")
-    lines = print_liveness(wire_rule(rule, 5, 5, weight_gradients="once"))
-    assert select(lines, "2B.0", "2B.1", "2W") == split_lines(
-        """
-        2B.0  graph2 g2.0<2L† leaf2 -> gw2.0 g1.0<2B.0
-        2B.1  graph2 g2.1<3B.0† leaf2† -> gw2.1 g1.1<2B.1
-        2W    graph2† gw2.0† gw2.1† g2.2<3B.1† -> G2
-        """
-    )
-
-
-def test_weights_once_on_two_ranks() -> None:
-    """The gradient that comes from the other rank is read by W, during the next batch."""
-    first, second = print_ranks(wire_rule(lp.backlink(), 4, 2, weight_gradients="once"), cut=1)
-    assert select(first, "2RECV_B<1'", "1W'") == split_lines(
-        """
-        2RECV_B<1'                        -> g1.1<2B
-        1W'         graph1† gw1.0† g1.1<2B† -> G1
-        """
-    )
-    assert second == split_lines(BACKLINK_RANKS[1])
 
 
 def test_losses_that_see_features_and_pixels_alone_are_greedy_to_the_schedule() -> None:
