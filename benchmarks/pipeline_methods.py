@@ -17,7 +17,7 @@ import localprop as lp
 from localprop.cost.memory import LiveBytes
 from localprop.schedule.schedule import Action, Op
 
-COMPUTES = {Op.F, Op.L, Op.B, Op.H, Op.S}
+COMPUTES = {Op.F, Op.L, Op.B, Op.W, Op.H, Op.S}
 _START = time.perf_counter()
 
 P = ParamSpec("P")

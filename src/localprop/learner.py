@@ -36,6 +36,7 @@ from localprop.ranks.own_engine import make_own_engine
 from localprop.ranks.pipeline import Ranks
 from localprop.ranks.stages import gather_network, predict_on_ranks
 from localprop.rule.rule import Rule
+from localprop.schedule.check_wiring import find_wiring_problems
 from localprop.schedule.notes import find_notes
 from localprop.schedule.wire import wire
 from localprop.state import carry_over, collect_by_name, restore, state_of
@@ -72,6 +73,9 @@ class Learner(Trained):
         offload: keep what forwards save in the host's memory, and not on the device: as
             `torch.autograd.graph.save_on_cpu`; on CUDA pinned, and copied beside the kernels.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
+        weight_gradients: where several flows of gradients train layers, "once" makes the gradients
+            of the weights of their sum, which is faster; "each" makes them for each flow, and needs
+            less memory. Both are equal but for rounding.
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         fast: take what gains on the model's device, which changes rounding alone: channels last,
             for good, and bf16; `explain()` says what was taken and why.
@@ -110,17 +114,15 @@ class Learner(Trained):
         recompute: RecomputeChoice = False,
         offload: bool = False,
         microbatches: int = 1,
+        weight_gradients: str = "once",
         precision: str = "fp32",
         fast: bool = False,
         seed: int = 0,
         normalization: Normalization | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
-        check(
-            checks.find_argument_problems(
-                model, rule, modules, partition, precision, optimizer, microbatches, task, budget
-            )
-        )
+        passed = model, rule, modules, partition, precision, optimizer, microbatches, task, budget
+        check(checks.find_argument_problems(*passed, offload, weight_gradients))
         check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
         given = modules, partition, recompute, offload, microbatches, optimizer, ranks
         check(find_budget_problems(*given) if budget is not None else ())
@@ -133,8 +135,9 @@ class Learner(Trained):
         task = checks.resolve_task(task, model, sample, batch_dims)
         self.plan: Plan | None = None
         if budget is not None:
+            network = budget, model, rule, sample, task, batch_dims, optimizer
             self.plan, partition, recompute, microbatches = choose_within(
-                budget, model, rule, sample, task, batch_dims, optimizer, self.fast.precision
+                *network, self.fast.precision, weight_gradients
             )
         cuts = modules if partition is None else partition
         self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
@@ -145,6 +148,7 @@ class Learner(Trained):
             "recompute": recompute,
             "offload": offload,
             "microbatches": microbatches,
+            "weight_gradients": weight_gradients,
             "precision": precision,
             "fast": fast,
             "seed": seed,
@@ -160,13 +164,14 @@ class Learner(Trained):
             frozen=frozenset(n for n, p in model.named_parameters() if not p.requires_grad),
             seed=seed,
             normalization=normalization,
+            weight_gradients=weight_gradients,
         )
         self.wiring.to(self.device, find_memory_format(model))
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._outside = [] if self._shared is None else [self._shared]
         needs = {"one_optimizer": self._shared is not None, "on_ranks": ranks.is_used()}
         saving = {"recompute": bool(recompute), "offload": offload}
-        check(checks.find_wiring_problems(self.wiring, **saving, **needs))
+        check(find_wiring_problems(self.wiring, **saving, **needs))
         self._check_batch = checks.BatchCheck(model, own, self.wiring, batch_dims)
         self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders
@@ -258,7 +263,7 @@ class Learner(Trained):
                 "each process for itself with ranks=Ranks(alone=True)."
             )
         checks.check_grad_mode()
-        check(checks.find_wiring_problems(self.wiring, recompute=False, one_optimizer=True))
+        check(find_wiring_problems(self.wiring, recompute=False, one_optimizer=True))
         checked = self._check_batch(batch)
         losses = self.engine.step(checked, number=self.steps, stepping=False, backward=backward)
         self.steps += 1

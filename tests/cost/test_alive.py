@@ -13,7 +13,7 @@ import localprop as lp
 from localprop.cost.alive import check_values
 from localprop.engine.loss import Losses
 from localprop.engine.store import Store
-from localprop.schedule.operands import Kind, Value
+from localprop.schedule.values import Kind, Value
 from localprop.tasks.batch import Batch
 from tests.helpers.methods import METHODS, Method
 from tests.helpers.reference import sgd

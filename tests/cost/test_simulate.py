@@ -15,7 +15,7 @@ from localprop.cost.timing import AllReduceCost, LinkModel
 from localprop.errors import BadInput
 from localprop.schedule.lowering import find_max_in_flight, lower
 from localprop.schedule.placement import Placement
-from localprop.schedule.schedule import Action, ActionCost, Op, Schedule, unroll
+from localprop.schedule.schedule import BACKWARDS, Action, ActionCost, Op, Schedule, unroll
 from localprop.schedule.wiring import Wiring
 from tests.helpers.timelines import make_cost, make_wiring
 
@@ -300,3 +300,22 @@ def test_free_links_and_no_gradients_run_at_the_speed_of_the_slowest_rank() -> N
     timeline = simulate(lower_evenly(wiring, cost, 2), cost)
     assert timeline.seconds_per_step == pytest.approx(2 * 4 * 4)
     assert timeline.idle_shares == pytest.approx((0.75, 0, 0.5, 0.25))
+
+
+def test_weights_with_an_action_of_their_own_are_postponed_whole() -> None:
+    """Nothing of the backwards of their segment is; of other segments half of them is."""
+    schedule = Schedule.parse("0F 1F 1B.0 0B 1W 1S 0S")
+
+    def cost(action: Action) -> float:
+        return float(action.op in (Op.F, *BACKWARDS))
+
+    timeline = simulate([schedule], cost, steps=1, weight_share=0.5)
+    found = [(str(e.action), e.end_s - e.start_s, e.weight_gradient) for e in timeline.events]
+    assert found == [
+        ("0F", 1.0, False),
+        ("1F", 1.0, False),
+        ("1B.0", 1.0, False),
+        ("0B", 0.5, False),
+        ("0B", 0.5, True),
+        ("1W", 1.0, True),
+    ]

@@ -16,10 +16,10 @@ from localprop.engine.precision import Precision
 from localprop.engine.store import Store
 from localprop.rule.table import PASS, T
 from localprop.schedule.liveness import Liveness
-from localprop.schedule.operands import name_gradient
 from localprop.schedule.randomness import SeededGenerators
-from localprop.schedule.schedule import Action, Op, Schedule, find_dependencies
+from localprop.schedule.schedule import BACKWARDS, Action, Op, Schedule, find_dependencies
 from localprop.schedule.stage import Stage
+from localprop.schedule.values import name_gradient
 from localprop.schedule.wiring import Wiring
 from tests.helpers.reference import assert_same_state, batches_of, sgd, tanh_mlp
 from tests.helpers.schedules import wiring_of
@@ -74,12 +74,12 @@ def test_no_more_parts_wait_than_must() -> None:
 def shuffle(wiring: Wiring, microbatches: int, seed: int) -> Schedule:
     """A schedule in which backwards come in any order that their dependencies allow, as on ranks.
 
-    Each flow's micro-batches stay in order.
+    Each flow's micro-batches stay in order, and those of weights.
     """
     whole = (range(len(wiring.segments)),)
     waits = find_dependencies(wiring, microbatches, whole)
     for action in waits:
-        if action.op is Op.B and action.microbatch:
+        if action.op in BACKWARDS and action.microbatch:
             waits[action].add(action._replace(microbatch=action.microbatch - 1))
     random, done, order = Random(seed), set[Action](), list[Action]()
     while len(order) < len(waits):
@@ -92,8 +92,11 @@ def shuffle(wiring: Wiring, microbatches: int, seed: int) -> Schedule:
     return Schedule(order)
 
 
+@pytest.mark.parametrize("weight_gradients", ["once", "each"])
 @pytest.mark.parametrize("microbatches", [1, 3])
-def test_bits_do_not_depend_on_the_order_of_backwards(microbatches: int) -> None:
+def test_bits_do_not_depend_on_the_order_of_backwards(
+    microbatches: int, weight_gradients: str
+) -> None:
     """A segment that three flows train: each later flow is summed apart."""
 
     def train(seed: int | None) -> lp.Learner:
@@ -102,9 +105,10 @@ def test_bits_do_not_depend_on_the_order_of_backwards(microbatches: int) -> None
         model = tanh_mlp().float()
         learner = lp.Learner(
             model,
-            lp.windows(size=3),
-            modules=4,
+            lp.interlocking(wise=3, combine="sum"),
+            modules=5,
             microbatches=microbatches,
+            weight_gradients=weight_gradients,
             optimizer=sgd,
             sample=(batches[0][0].float(), batches[0][1]),
         )

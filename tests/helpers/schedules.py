@@ -22,10 +22,12 @@ def mlp_layers(count: int) -> lp.Layers:
     return lp.layers_of(tanh_mlp(layers=count), torch.zeros(2, 6))
 
 
-def wire_mlp(credit: Credit, count: int = 12, modules: int = 4) -> Wiring:
+def wire_mlp(
+    credit: Credit, count: int = 12, modules: int = 4, *, weight_gradients: str = "once"
+) -> Wiring:
     """The wiring of an MLP of `count` layers."""
     partition = lp.Partition.uniform(mlp_layers(count), modules)
-    return wire(lp.Rule(credit), partition)
+    return wire(lp.Rule(credit), partition, weight_gradients=weight_gradients)
 
 
 Tie = tuple[int, int]  # two layers that share a weight
@@ -41,10 +43,12 @@ def partition_for(table: lp.CreditTable, ties: Iterable[Tie] = ()) -> lp.Partiti
     return lp.Partition(replace(layers, parameters=tuple(parameters)), starts)
 
 
-def wiring_of(table: lp.CreditTable, ties: Iterable[Tie] = ()) -> Wiring:
+def wiring_of(
+    table: lp.CreditTable, ties: Iterable[Tie] = (), *, weight_gradients: str = "once"
+) -> Wiring:
     """The wiring of an MLP that fits a table."""
     partition = partition_for(table, ties)
-    return wire(lp.Rule(lambda _: table), partition)
+    return wire(lp.Rule(lambda _: table), partition, weight_gradients=weight_gradients)
 
 
 # --- what holds of any table ------------------------------------------------------------------

@@ -12,10 +12,13 @@ from tests.helpers.reference import sgd
 
 
 def make_wiring(rule: lp.Rule, modules: int, layers: int = 1) -> Wiring:
-    """Make a wiring of equal modules of equal layers."""
+    """Make a wiring of equal modules of equal layers, whose backwards make all gradients."""
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(modules * layers)))
     batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
-    return lp.Learner(model, rule, modules=modules, optimizer=sgd, sample=batch).wiring
+    learner = lp.Learner(
+        model, rule, modules=modules, optimizer=sgd, sample=batch, weight_gradients="each"
+    )
+    return learner.wiring
 
 
 def make_cost(

@@ -77,6 +77,7 @@ COMBINATIONS = {
     "combined": COMBINED,
     "longer than a module": lp.backlink(layers=3, weight=0.5),
     "wise=3": lp.interlocking(wise=3),
+    "wise=3, summed": lp.interlocking(wise=3, combine="sum"),
     "context that skips ranks": lp.Rule(
         lp.InterlockingCredit(2), context=lp.ContextSupply(previous=4)
     ),

@@ -55,7 +55,10 @@ def carry_out(*plans: Plan) -> str:
 
 # --- plans and loaders that differ ---------------------------------------------------------------
 
-OTHER_PLAN = "Rank(s) 1 differ from rank 0 in the plan (model, method, modules, micro-batches)"
+OTHER_PLAN = (
+    "Rank(s) 1 differ from rank 0 in the plan (model, method, modules, micro-batches, "
+    "weight_gradients)"
+)
 DIFFERENCES = {
     "weights": (Plan(weights=1), "Rank(s) 1 differ from rank 0 in the initial weights"),
     "method": (Plan(lp.interlocking()), OTHER_PLAN),

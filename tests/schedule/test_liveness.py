@@ -17,12 +17,18 @@ import localprop as lp
 from localprop.rule.table import T
 from localprop.schedule.liveness import Liveness, check_hazards
 from localprop.schedule.lowering import ORDERS, lower
-from localprop.schedule.operands import ACCUMULATORS, ROOTS, Kind, Value
 from localprop.schedule.placement import Placement
-from localprop.schedule.schedule import SENDS, Action, Op, Schedule
+from localprop.schedule.schedule import BACKWARDS, SENDS, Action, Op, Schedule
+from localprop.schedule.sums import WEIGHT_GRADIENTS
+from localprop.schedule.values import ACCUMULATORS, ROOTS, Kind, Value
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
-from tests.helpers.schedules import partition_for, tables, ties_on_ranks, wire_mlp
+from tests.helpers.schedules import (
+    partition_for,
+    tables,
+    ties_on_ranks,
+    wire_mlp,
+)
 
 # --- plans ------------------------------------------------------------------------------------
 
@@ -102,7 +108,7 @@ def wirings(draw: st.DrawFn, table: lp.CreditTable, cuts: set[int]) -> Wiring:
     )
     rule = lp.Rule(lambda partition: table, loss=losses, context=context)
     partition = partition_for(table, draw(ties_on_ranks(table, cuts)))
-    return wire(rule, partition)
+    return wire(rule, partition, weight_gradients=draw(st.sampled_from(WEIGHT_GRADIENTS)))
 
 
 @st.composite
@@ -252,7 +258,8 @@ def test_compiled_and_lowered_schedules_have_no_hazards(plan: Plan) -> None:
 
 def find_backwards(wiring: Wiring, schedule: Schedule, step: Action) -> list[Action]:
     """The backwards that a step waits for, in the order in which they run for one batch."""
-    backwards = [a for a in schedule if a.op is Op.B and step.segment in wiring.steps_of(a.segment)]
+    uses = (a for a in schedule if step.segment in wiring.steps_of(a.segment))
+    backwards = [action for action in uses if action.op in BACKWARDS]
     return sorted(backwards, key=lambda action: action.deferred)
 
 
@@ -267,7 +274,7 @@ def test_a_step_before_a_backward_of_its_segment_is_refused(plan: Plan, random: 
     backwards = find_backwards(plan.wiring, schedule, step)
     moved.insert(moved.index(backwards[-1]), step)
     # A deferred step may also come after a backward of the next batch then.
-    words = f"^{step} would change parameters|B.* would add gradients of two"
+    words = f"^{step} would change parameters|[BW].* would add gradients of two"
     with pytest.raises(RuntimeError, match=words):
         check_hazards(Schedule(moved), plan.wiring.steps_of)
 
@@ -292,6 +299,8 @@ REFUSED = {
     "0F 0F1 0L 0B 0S 0L1 0B1": "0S would change parameters",
     "0F 1F 1L 1B.0 0B 0S 2F 2L 2B 2S 1S 1B.1": "1S would change parameters",
     "0F 1F 1L 1B.0 1S 0B 0S 2F 2L 2B 2S 1B.1": "1S would change parameters",
+    "0F 1F 1L 1B.0 0B 0S 2F 2L 2B 2S 1S 1W": "1S would change parameters",
+    "0F 0B.0 0S' 0W": "0B.0 would add gradients of two batches",
     # The step of the batch before between a forward and its backward, which may be deferred, too.
     "0F 0S' 0SEND_F>1 1RECV_B<1 0B": "0S' would change parameters",
     "0F 1RECV_B<1' 0B' 0S' 0SEND_F>1": "0S' would change parameters",

@@ -18,6 +18,7 @@ from localprop.rule.credit import Credit
 from localprop.schedule.lowering import ORDERS, find_max_in_flight, lower
 from localprop.schedule.placement import Placement, estimate_module_costs
 from localprop.schedule.schedule import (
+    BACKWARDS,
     RECEIVES,
     REDUCES,
     SENDS,
@@ -28,10 +29,16 @@ from localprop.schedule.schedule import (
     find_dependencies,
     unroll,
 )
+from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
 from tests.helpers.parallel_run import ParallelRun
-from tests.helpers.schedules import partition_for, tables, ties_on_ranks, wire_mlp
+from tests.helpers.schedules import (
+    partition_for,
+    tables,
+    ties_on_ranks,
+    wire_mlp,
+)
 
 # --- as text ----------------------------------------------------------------------------------
 
@@ -98,10 +105,21 @@ def balance(wiring: Wiring, stages: int) -> Placement:
 @pytest.mark.parametrize("name", TEXTS)
 def test_rank_schedules_as_text(name: str) -> None:
     credit, layers, modules, microbatches, order, *expected = TEXTS[name]
-    wiring = wire_mlp(credit, layers, modules)
+    wiring = wire_mlp(credit, layers, modules, weight_gradients="each")
     placement = Placement.at(wiring, (modules // 2,))
     rank_schedules = lower(wiring, placement, microbatches, order=order)
     assert list(map(str, rank_schedules)) == expected
+
+
+def test_weights_wait_while_gradients_travel() -> None:
+    """Gradients leave for rank 0 before those of the weights are made."""
+    wiring = wire_mlp(lp.InterlockingCredit(3, combine="sum"), 5, 5)
+    rank_schedules = lower(wiring, Placement.at(wiring, (2,)))
+    assert list(map(str, rank_schedules)) == [
+        "2RECV_B.0<1' 1B.0' 0B' 0S' 0F 0L 0H 2RECV_B.1<1' 1W' 1S' 1F 1SEND_F>1 1L 1H",
+        "1RECV_F<0 2F 2L 2H 2B.0 2SEND_B.0>0 3F 3L 3H 3B.0 2B.1 2SEND_B.1>0 4F 4L 4B 4S 3B.1 3S 2W "
+        "2S",
+    ]
 
 
 def test_sums_over_replicas_as_text() -> None:
@@ -147,7 +165,7 @@ def cases(draw: st.DrawFn) -> LoweringCase:
     )
     rule = lp.Rule(lambda partition: table, context=context)
     partition = partition_for(table, draw(ties_on_ranks(table, cuts)))
-    wiring = wire(rule, partition)
+    wiring = wire(rule, partition, weight_gradients=draw(st.sampled_from(WEIGHT_GRADIENTS)))
     options: Options = {
         "order": draw(st.sampled_from(ORDERS)),
         "replicas": draw(st.sampled_from([1, 2])),
@@ -233,11 +251,11 @@ class OrderCheck:
 
     def check(self, step: int, action: Action) -> None:
         op, s, _, m = action[:4]
-        if op in (Op.F, Op.L, Op.B):
+        if op in (Op.F, Op.L, *BACKWARDS):
             self._check_microbatches_in_order(step, action)
         if op is Op.F and any(flow.train for flow in self._case.wiring.flows[s]):
             assert self._stepped(s) == {step}, "a forward before the step of the batch before"
-        if op is Op.B:
+        if op in BACKWARDS:
             self._check_backward(s, step, m)
         if op is Op.S:
             self._check_step(s, step)
@@ -255,7 +273,9 @@ class OrderCheck:
         wiring = self._case.wiring
         for user, flows in enumerate(wiring.flows):
             for m in range(self._case.microbatches) if s in wiring.steps_of(user) else ():
-                assert self._backwards[user, step, m] == len(flows)
+                onward = sum(flow.onward is not None for flow in flows)
+                expected = onward + 1 if user in wiring.weights_once else len(flows)
+                assert self._backwards[user, step, m] == expected
         self._steps[s] += 1
 
     def _stepped(self, s: int) -> set[int]:

@@ -9,22 +9,16 @@ from torch import Tensor, nn
 import localprop as lp
 from localprop.rule.attach import AttachPoint
 from localprop.rule.credit import Credit
-from localprop.schedule.liveness import Liveness
 from localprop.schedule.lowering import lower
-from localprop.schedule.operands import (
-    Kind,
-    Operands,
-    Value,
-    find_operands,
-    name_context,
-    name_gradient,
-)
+from localprop.schedule.operands import Operands, find_operands
 from localprop.schedule.placement import Placement
 from localprop.schedule.schedule import Action, Schedule
 from localprop.schedule.sums import find_flows_set_apart
+from localprop.schedule.values import Kind, Value, name_context, name_gradient
 from localprop.schedule.wire import wire
 from localprop.schedule.wiring import Wiring
-from tests.helpers.schedules import mlp_layers, wire_mlp
+from tests.helpers.operands import print_liveness, print_ranks, select, split_lines, wire_rule
+from tests.helpers.schedules import wire_mlp
 
 
 def wire_resnet8(rule: lp.Rule, modules: int = 4) -> Wiring:
@@ -32,32 +26,6 @@ def wire_resnet8(rule: lp.Rule, modules: int = 4) -> Wiring:
     layers = lp.layers_of(lp.models.resnet8(), torch.zeros(2, 3, 8, 8))
     partition = lp.Partition.uniform(layers, modules)
     return wire(rule, partition, normalization=lp.Normalization())
-
-
-def wire_rule(rule: lp.Rule, count: int, modules: int) -> Wiring:
-    """The wiring of an MLP of `count` layers."""
-    return wire(rule, lp.Partition.uniform(mlp_layers(count), modules))
-
-
-def split_lines(text: str) -> list[str]:
-    """The lines of a text, with single spaces."""
-    return [" ".join(line.split()) for line in text.strip().splitlines()]
-
-
-def select(lines: list[str], *actions: str) -> list[str]:
-    """The lines of some actions."""
-    return [line for line in lines if line.split()[0] in actions]
-
-
-def print_liveness(wiring: Wiring, microbatches: int = 1) -> list[str]:
-    """One line per action of one process: what it reads, and what it writes."""
-    return split_lines(str(Liveness(wiring, Schedule.compile(wiring, microbatches))))
-
-
-def print_ranks(wiring: Wiring, cut: int) -> list[list[str]]:
-    """The same for each of two ranks."""
-    rank_schedules = lower(wiring, Placement.at(wiring, (cut,)))
-    return [split_lines(str(Liveness(wiring, schedule))) for schedule in rank_schedules]
 
 
 # --- one process ------------------------------------------------------------------------------
@@ -271,7 +239,7 @@ def list_operands(wiring: Wiring, schedule: Schedule, *actions: str, replicas: i
 
 def test_gradients_of_later_flows_are_summed_apart() -> None:
     """Two flows in two micro-batches add four gradients, whose order would depend on messages."""
-    wiring = wire_mlp(lp.BackwardLinks(1), 4, 2)
+    wiring = wire_mlp(lp.BackwardLinks(1), 4, 2, weight_gradients="each")
     schedule = Schedule.compile(wiring, microbatches=2)
     assert list_operands(wiring, schedule, "1B.0", "1B1.1", "1S") == (
         "1B.0: graph1 g1.0<1L leaf1 -> G1 g0<1B.0 | 1B1.1: graph1/1 g1.1<2B/1 -> G1.1 | "
@@ -292,9 +260,11 @@ def test_gradients_of_later_flows_are_summed_apart() -> None:
 def test_only_second_flows_that_train_are_summed_apart(
     credit: Credit, expected: dict[int, list[tuple[int, int]]]
 ) -> None:
-    wiring = wire_mlp(credit, 6, 3)
+    wiring = wire_mlp(credit, 6, 3, weight_gradients="each")
     assert find_flows_set_apart(wiring, 1) == {}  # a sum of two has no order
     assert find_flows_set_apart(wiring, 2) == expected
+    # Of weights made once there is one gradient in each micro-batch.
+    assert find_flows_set_apart(wire_mlp(credit, 6, 3), 2) == {}
 
 
 def test_sums_over_replicas_read_what_the_step_reads() -> None:
@@ -349,6 +319,14 @@ def test_an_inner_output_of_a_segment_with_two_flows() -> None:
         1B.1  graph1† g1.1<2B†      -> G1
         """
     )
+    rule = lp.Rule(lp.BackwardLinks(1), loss=observe_second_linear)
+    lines = print_liveness(wire_rule(rule, 4, 2, weight_gradients="once"))
+    assert select(lines, "1B.0", "1W") == split_lines(
+        """
+        1B.0  graph1 g1.0<1L† e:2 d:2.0<1L leaf1† -> gw1.0 g0<1B.0
+        1W    graph1† gw1.0† g1.1<2B† e:2† d:2.0<1L† -> G1
+        """
+    )
 
 
 # --- names ------------------------------------------------------------------------------------
@@ -363,6 +341,7 @@ def test_an_inner_output_of_a_segment_with_two_flows() -> None:
         (Value(Kind.TAP, "blocks.1.bn"), "t:blocks.1.bn"),
         (Value(Kind.TAP_GRADIENT, "name", 1, "3L"), "d:name.1<3L"),
         (Value(Kind.GRADIENT, 2, 1, "3B", 4), "g2.1<3B/4"),
+        (Value(Kind.KEPT_GRADIENT, 2, 1, microbatch=4), "gw2.1/4"),
         (Value(Kind.WEIGHT_GRADIENT, 2, 0), "G2.0"),
     ],
     ids=str,

@@ -12,10 +12,16 @@ from hypothesis import given, settings
 
 import localprop as lp
 from localprop.rule.credit import Credit
-from localprop.schedule.schedule import RECEIVES, SENDS, Action, Op
+from localprop.schedule.schedule import BACKWARDS, RECEIVES, SENDS, Action, Op
+from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wiring import Wiring
 from tests.helpers.reference import tanh_mlp
-from tests.helpers.schedules import tables, ties_on_ranks, wire_mlp, wiring_of
+from tests.helpers.schedules import (
+    tables,
+    ties_on_ranks,
+    wire_mlp,
+    wiring_of,
+)
 
 # --- as text ----------------------------------------------------------------------------------
 
@@ -36,6 +42,35 @@ SCHEDULES: dict[Credit, str] = {
 
 @pytest.mark.parametrize("credit", SCHEDULES, ids=str)
 def test_schedules_as_text(credit: Credit) -> None:
+    wiring = wire_mlp(credit, weight_gradients="each")
+    assert str(lp.Schedule.compile(wiring)) == SCHEDULES[credit]
+
+
+WEIGHTS_ONCE: dict[Credit, str] = {
+    # Flow 1 ends in the tails: it has no backward of its own.
+    lp.BackwardLinks(layers=1): (
+        "0F 1F 1L 1H 1B.0 0B 0S 2F 3F 3L 3H 3B.0 2B 2S 1W 1S 4F 5F 5L 5H 5B.0 4B 4S 3W 3S "
+        "6F 6L 6B 6S 5W 5S"
+    ),
+    # Of three flows two go onward.
+    lp.InterlockingCredit(wise=3, combine="sum"): (
+        "0F 0L 0H 1F 1L 1H 2F 2L 2H 2B.0 1B.0 0B 0S 3F 3L 3B 3S 2B.1 2S 1W 1S"
+    ),
+}
+
+
+@pytest.mark.parametrize("credit", WEIGHTS_ONCE, ids=str)
+def test_weights_once_as_text(credit: Credit) -> None:
+    """The gradients of weights come after all backwards that keep theirs for them."""
+    assert str(lp.Schedule.compile(wire_mlp(credit))) == WEIGHTS_ONCE[credit]
+
+
+@pytest.mark.parametrize(
+    "credit",
+    [c for c in SCHEDULES if c != lp.BackwardLinks(layers=1)],  # here one flow trains a segment
+    ids=str,
+)
+def test_rules_without_several_flows_have_one_schedule(credit: Credit) -> None:
     assert str(lp.Schedule.compile(wire_mlp(credit))) == SCHEDULES[credit]
 
 
@@ -63,6 +98,7 @@ class SymbolicRun:
         self._wiring = wiring
         self.gained: list[dict[int, float]] = [{} for _ in wiring.segments]
         self._waiting: dict[tuple[int, int, int], dict[int, float]] = {}
+        self._kept: dict[tuple[int, int], dict[int, float]] = {}  # for W, by segment, micro-batch
         self._done: set[Action] = set()
         self._stepped: set[int] = set()
 
@@ -75,11 +111,14 @@ class SymbolicRun:
                 self._run_loss(s, m)
             if op is Op.B:
                 self._run_backward(action)
+            if op is Op.W:
+                self._run_weights(s, m)
             if op is Op.S:
                 assert s not in self._stepped
                 self._stepped.add(s)
             self._done.add(action)
         assert not self._waiting, "a gradient that no backward uses"
+        assert not self._kept, "a gradient that no weights use"
         assert self._stepped == {s for s, amounts in enumerate(self.gained) if amounts}
         return self.gained
 
@@ -94,15 +133,29 @@ class SymbolicRun:
         assert s not in self._stepped, "a backward through weights that have moved"
         flow, amounts = self._wiring.flows[s][f or 0], self._waiting.pop((s, f or 0, m))
         assert flow.losses == set(amounts)
-        if flow.train:
+        if flow.train and s in self._wiring.weights_once:
+            assert Action(Op.W, s, None, m) not in self._done, "a gradient that comes too late"
+            add_amounts(self._kept.setdefault((s, m), {}), amounts, 1.0)
+        elif flow.train:
             add_amounts(self.gained[s], amounts, 1.0)
         if flow.onward is not None:
             self._deliver((s - 1, flow.onward, m), amounts, flow.scale)
 
+    def _run_weights(self, s: int, m: int) -> None:
+        assert s not in self._stepped, "a backward through weights that have moved"
+        add_amounts(self.gained[s], self._kept.pop((s, m)), 1.0)
+        for number, flow in enumerate(self._wiring.flows[s]):
+            if flow.onward is None:
+                amounts = self._waiting.pop((s, number, m))
+                assert flow.losses == set(amounts)
+                add_amounts(self.gained[s], amounts, 1.0)
+
     def _deliver(self, to: tuple[int, int, int], amounts: Amounts, scale: float) -> None:
         s, f, m = to
+        ends = self._wiring.flows[s][f].onward is None and s in self._wiring.weights_once
         backward = Action(Op.B, s, self._wiring.flow_number(s, f), m)
-        assert backward not in self._done, "a gradient that comes too late"
+        reader = Action(Op.W, s, None, m) if ends else backward
+        assert reader not in self._done, "a gradient that comes too late"
         add_amounts(self._waiting.setdefault(to, {}), amounts, scale)
 
 
@@ -112,13 +165,15 @@ def add_amounts(total: dict[int, float], amounts: Amounts, scale: float) -> None
 
 
 @settings(max_examples=60, deadline=None)
-@given(tables(), st.integers(1, 3))
-def test_a_schedule_does_what_its_table_says(table: lp.CreditTable, microbatches: int) -> None:
+@given(tables(), st.integers(1, 3), st.sampled_from(WEIGHT_GRADIENTS))
+def test_a_schedule_does_what_its_table_says(
+    table: lp.CreditTable, microbatches: int, weight_gradients: str
+) -> None:
     """Every layer gains weight * gradient of each loss that trains it, and of no other.
 
     Each segment steps once, last.
     """
-    wiring = wiring_of(table)
+    wiring = wiring_of(table, weight_gradients=weight_gradients)
     gained = SymbolicRun(wiring).run(lp.Schedule.compile(wiring, microbatches))
     for segment, amounts in zip(wiring.segments, gained, strict=True):
         for layer in segment.layers:
@@ -128,18 +183,24 @@ def test_a_schedule_does_what_its_table_says(table: lp.CreditTable, microbatches
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.data(), tables(), st.integers(1, 3))
+@given(st.data(), tables(), st.integers(1, 3), st.sampled_from(WEIGHT_GRADIENTS))
 def test_a_tied_parameter_makes_no_other_wait(
-    data: st.DataObject, table: lp.CreditTable, microbatches: int
+    data: st.DataObject, table: lp.CreditTable, microbatches: int, weight_gradients: str
 ) -> None:
-    """Its step comes after all its uses, and no action moves for that."""
+    """Its step comes after all its uses, and no action moves for that, but for this step where the
+    gradients of the weights come later.
+    """
     ties = data.draw(ties_on_ranks(table, set()))
-    wiring, untied = wiring_of(table, ties), wiring_of(table)
+    wiring = wiring_of(table, ties, weight_gradients=weight_gradients)
+    untied = wiring_of(table, weight_gradients=weight_gradients)
     schedule = lp.Schedule.compile(wiring, microbatches)
-    assert schedule == lp.Schedule.compile(untied, microbatches)
+    may_move = {Action(Op.S, step) for step, _ in wiring.tied.values() if wiring.weights_once}
+    pair = schedule, lp.Schedule.compile(untied, microbatches)
+    one, other = ([action for action in each if action not in may_move] for each in pair)
+    assert one == other
     for step, layers in wiring.tied.values():
         users = {s for s, each in enumerate(wiring.segments) if {*layers} & {*each.layers}}
-        backwards = [i for i, a in enumerate(schedule) if a.op is Op.B and a.segment in users]
+        backwards = [i for i, a in enumerate(schedule) if a.op in BACKWARDS and a.segment in users]
         assert max(backwards) < schedule.index(Action(Op.S, step))
 
 
@@ -190,7 +251,9 @@ def test_every_credit_on_every_partition(
 # --- actions as text --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["3F", "3B", "3B.1", "3B2.1", "10S", "0L12", "0L12.1", "0H"])
+@pytest.mark.parametrize(
+    "text", ["3F", "3B", "3W2", "3B.1", "3B2.1", "10S", "0L12", "0L12.1", "0H"]
+)
 def test_actions_as_text(text: str) -> None:
     assert str(Action.parse(text)) == text
 

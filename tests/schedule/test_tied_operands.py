@@ -30,3 +30,14 @@ def test_uses_of_a_tied_parameter_are_summed_apart() -> None:
         "0B: graph0 g0<1B -> G0 | 2B: graph2 g2<2L leaf2 -> G2 G0.0<2B g1<2B | 2S: G2 -> | "
         "0S: G0 G0.0<2B ->"
     )
+
+
+def test_weights_made_once_are_summed_apart_as_one() -> None:
+    """Two flows train segment 1, which shares a parameter with segment 0."""
+    table = CreditTable((1, 1, 1), ((T, None, None), (T, T, None), (None, T, T)))
+    wiring = wiring_of(table, [(0, 1)])
+    schedule = Schedule.compile(wiring, microbatches=2)
+    assert list_operands(wiring, schedule, "0B", "1B.0", "1W", "1S") == (
+        "0B: graph0 g0<0L g0<1B.0 -> G0 G1 | 1B.0: graph1 g1.0<1L leaf1 -> gw1.0 g0<1B.0 | "
+        "1W: graph1 gw1.0 g1.1<2B -> G1.0<1W | 1S: G1 G1.0<1W ->"
+    )

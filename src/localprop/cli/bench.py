@@ -68,6 +68,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "momentum of SGD (default: 0 for memory, 0.9 for speed)",
         accepts=float,
     )
+    add_flag(parser, "--weight-gradients", "once or each, as for train", default="once")
     add_flag(parser, "--device", "a device, as for train", default="auto")
     add_flag(
         parser,
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         input_shape=args.input_shape,
         momentum=benchmark.momentum if args.momentum is None else args.momentum,
+        weight_gradients=args.weight_gradients,
         device=args.device,
     )
     methods = args.methods or benchmark.methods

@@ -35,8 +35,8 @@ from localprop.engine.loss import Losses
 from localprop.errors import StepFailed
 from localprop.network.layers import LayerEnd
 from localprop.network.outputs import list_tensors
-from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action, Op
+from localprop.schedule.values import Kind, Value
 from localprop.tasks.batch import Batch
 
 
@@ -271,8 +271,10 @@ def _may_be_absent(value: Value, stored: set[Value]) -> bool:
     """Parts that are added up already, gradients that no loss left, and outputs, which a hook hands
     over.
     """
-    if value.kind is Kind.GRADIENT:
-        return any(v[:3] == value[:3] and v.microbatch == value.microbatch for v in stored)
+    # Parts of a flow's gradient are added up, and those that several flows have kept.
+    same = {Kind.GRADIENT: 3, Kind.KEPT_GRADIENT: 2}.get(value.kind)
+    if same is not None:
+        return any(v[:same] == value[:same] and v.microbatch == value.microbatch for v in stored)
     return value.kind in (Kind.TAP_GRADIENT, Kind.TAP_EDGE, Kind.CARRIED, Kind.OUTPUT)
 
 

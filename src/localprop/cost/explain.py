@@ -34,8 +34,8 @@ def explain(engine: Engine, reading: MemoryReading) -> str:
             str(wiring.table),
             *_format_ties(wiring),
             "",
-            "Schedule: F forward, L loss, H step of its head, B backward of a flow, S step, "
-            "P update of parameter copies; by segment",
+            "Schedule: F forward, L loss, H step of its head, B backward of a flow, W gradients of "
+            "weights for all flows at once, S step, P update of parameter copies; by segment",
             str(engine.schedule),
             *_format_recomputed(engine),
             "",

@@ -3,13 +3,14 @@
 An engine runs on fake tensors with every layer a module of its own, so each action of its step is
 an action of one layer. What is alive before, during and after it says what the layer keeps for its
 backward, how much more it needs while it runs, and what Python's frames hold meanwhile. `replay`
-needs steps of five kinds, each with layers that are stored and with such that run again::
+needs steps of six kinds, each with layers that are stored and with such that run again::
 
     whole      end to end: a gradient at each layer's input
     beside     the same while somebody holds the layer's output, as a hook at its end does
     alone      greedy: no gradient at the input; also heads, and what frames hold
     linked     one layer back: a backward after which the graph stays for another
     passing    a backward that trains nothing, but passes on
+    summed     the same, which keeps the gradient that it begins with for the weights
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Network(NamedTuple):
         optimizer: makes an optimizer of parameters.
         autocast: the dtype of forwards and losses, or None.
         on_host: whether it is trained on the host, and not on an accelerator.
+        weight_gradients: as `wire` takes it.
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Network(NamedTuple):
     optimizer: OptimizerFactory
     autocast: torch.dtype | None = None
     on_host: bool = True
+    weight_gradients: str = "once"
 
     def wire(self, rule: Rule, partition: Partition, device: str = "meta") -> Wiring:
         """The wiring of a rule. By default its heads have no data."""
@@ -77,6 +80,7 @@ class Network(NamedTuple):
                 task=self.task,
                 frozen=self.layers.frozen,
                 normalization=Normalization(),
+                weight_gradients=self.weight_gradients,
             )
 
     def make_engine(
@@ -146,7 +150,7 @@ class LayerCosts:
         """What each layer costs in a step of one kind.
 
         Args:
-            kind: "whole", "beside", "alone", "linked" or "passing", as above.
+            kind: "whole", "beside", "alone", "linked", "passing" or "summed", as above.
             recomputed: whether every layer runs again.
         """
         key = kind, recomputed
@@ -168,7 +172,8 @@ class LayerCosts:
             BadInput: the rule's heads cannot stand at each layer.
         """
         rule, layers = replace(self.head, credit=_CREDITS[kind]), self.network.layers
-        return self.network.wire(rule, Partition.uniform(layers, len(layers)))
+        network = self.network._replace(weight_gradients="once" if kind == "summed" else "each")
+        return network.wire(rule, Partition.uniform(layers, len(layers)))
 
     def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
         engine = self.network.make_engine(self.wire(kind), recompute=recomputed)
@@ -261,4 +266,5 @@ _CREDITS: dict[str, Credit] = {
     "alone": _train_back(0),
     "linked": _train_back(1),
     "passing": _train_the_one_before,
+    "summed": _train_back(1),
 }

@@ -13,8 +13,8 @@ from localprop.cost.alive import find_storages
 from localprop.cost.fake_engine import FakeEngine
 from localprop.cost.flops import FlopCounter
 from localprop.cost.memory import LiveBytes, storages_of
-from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action, Op
+from localprop.schedule.values import Kind, Value
 from localprop.schedule.wiring import Wiring
 
 

@@ -6,6 +6,7 @@ where the engine on fake tensors takes seconds::
 
     F    live + the layer's peak;   then it keeps its graph, and its output goes on
     B    live + the layer's peak;   then the graph dies, gradients come
+    W    the same, of the sum of the gradients that backwards have kept
 
 The output of a layer lives as long as somebody holds it: the forward that goes on, the leaf of a
 segment, the graph of the layer or of the next one, losses, frames of Python, a stretch of layers
@@ -22,10 +23,9 @@ from typing import Any, NamedTuple
 from localprop.cost.layer_costs import LayerCosts, ScaledCosts
 from localprop.cost.layer_reading import BackwardCost, Frames, LayerReading
 from localprop.network.recomputed import Recomputed, Stretch
-from localprop.schedule.flows import Flow
 from localprop.schedule.liveness import Liveness
-from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action, Op
+from localprop.schedule.values import Kind, Value
 from localprop.schedule.wiring import Wiring
 
 
@@ -98,7 +98,12 @@ class _Step:
         self._values: dict[tuple[Any, ...], int] = {}
         self._frames = Frames()  # while the actions after a forward run
         self._action = first
-        self._run = {Op.F: self._forward, Op.L: self._loss, Op.B: self._backward}
+        self._run = {
+            Op.F: self._forward,
+            Op.L: self._loss,
+            Op.B: self._backward,
+            Op.W: self._backward,
+        }
 
     def run(self, action: Action) -> None:
         self._action = action
@@ -265,10 +270,12 @@ class _Step:
 
     def _backward(self, action: Action) -> None:
         segment, m, layers = action.segment, action.microbatch, self._layers(action)
-        flow = self._wiring.flows[segment][action.flow or 0]
         is_last = self._liveness.takes(action, Value(Kind.GRAPH, segment, microbatch=m))
+        written = {value.kind for value in self._writes(action)}
+        goes_on, keeps = Kind.GRADIENT in written, Kind.KEPT_GRADIENT in written
         # Several where the sums of flows are kept apart.
-        sums = [v for v in self._writes(action) if v.kind is Kind.WEIGHT_GRADIENT and flow.train]
+        sums = [v for v in self._writes(action) if v.kind is Kind.WEIGHT_GRADIENT]
+        end, gradient = layers[-1], self._take_gradient(action)
         for layer in reversed(layers):
             waiting = self._find_waiting(layer, m)
             if waiting is not None:
@@ -278,7 +285,14 @@ class _Step:
                 layer in self._again and ("rerun", layer, m) not in self._values
             )
             comes_again = again and not self._keeps_output(layer)
-            find = partial(self._find_backward, layer, flow, inner=inner, is_last=is_last)
+            find = partial(
+                self._find_backward,
+                layer,
+                trains=bool(sums),
+                reaches_input=inner or goes_on,
+                is_last=is_last,
+                keeps=keeps and layer == end,
+            )
             cost = find(again=again)
             if comes_again:  # with its output, as if it were stored
                 stored = self._costs.read("whole")[layer]
@@ -292,7 +306,9 @@ class _Step:
                 cost = BackwardCost(find(again=False).peak, flops)
             self._top(cost.peak)
             self.flops += cost.flops
-            self._drop(("gradient", layer, m, action.flow if layer == layers[-1] else None))
+            self._drop(gradient if layer == end else ("gradient", layer, m, None))
+            if keeps and layer == end:  # added to what other flows have kept
+                self._add(("kept", end, m), self._outputs[end])
             if is_last:
                 self._drop(("graph", layer, m))
                 self._drop(("rerun", layer, m))
@@ -306,11 +322,22 @@ class _Step:
                 self._add(name, self._costs.read("whole")[layer].gradients)
             if inner:
                 self._add(("gradient", layer - 1, m, None), self._outputs[layer - 1])
-        if flow.onward is not None:
+        if goes_on:
             self._write_gradient(action)
         leaf = Value(Kind.LEAF, segment, microbatch=m)
         if self._liveness.takes(action, leaf):
             self._release(layers[0] - 1, ("leaf", segment, m))
+
+    def _take_gradient(self, action: Action) -> tuple[Any, ...]:
+        """The name of the gradient that a backward begins with; W adds two of them first."""
+        end, m = self._end(action.segment), action.microbatch
+        if action.op is Op.B:
+            return "gradient", end, m, action.flow
+        self._top(0)
+        for value in self._liveness.operands[action].reads:
+            if value.kind is Kind.GRADIENT:
+                self._drop(("gradient", end, m, value.flow))
+        return "kept", end, m
 
     def _layers(self, action: Action) -> range:
         return self._wiring.segments[action.segment].layers
@@ -330,13 +357,20 @@ class _Step:
         return self._costs.read(kind, recomputed=layer in self._again)[layer]
 
     def _find_backward(
-        self, layer: int, flow: Flow, *, inner: bool, is_last: bool, again: bool
+        self,
+        layer: int,
+        *,
+        trains: bool,
+        reaches_input: bool,
+        is_last: bool,
+        keeps: bool,
+        again: bool,
     ) -> BackwardCost:
-        if not flow.train:
-            kind = "passing"
+        if not trains:
+            kind = "summed" if keeps else "passing"
         elif not is_last:
             kind = "linked"
-        elif not inner and flow.onward is None:
+        elif not reaches_input:
             kind = "alone"
         else:
             kind = "beside" if self._is_held(layer) else "whole"

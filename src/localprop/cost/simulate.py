@@ -142,10 +142,11 @@ def simulate(
     """Simulate the schedules of all ranks. Each rank runs its actions strictly in order.
 
     With `weight_share`, a part of each backward is postponed to fill waits, as in zero-bubble
-    pipelines: the part that computes the gradients of the weights. It runs in a wait if it fills
-    more of the wait than it delays what follows. It runs at the latest before its segment's step,
-    and before a forward that would leave more micro-batches unfinished than there are ranks. So no
-    rank holds more than the fullest rank of "1f1b" does. No engine of localprop runs this.
+    pipelines: the part that computes the gradients of the weights. Where these have an action of
+    their own, W, that is all of W and nothing of the segment's backwards. It runs in a wait if it
+    fills more of the wait than it delays what follows. It runs at the latest before its segment's
+    step, and before a forward that would leave more micro-batches unfinished than there are ranks.
+    So no rank holds more than the fullest rank of "1f1b" does. No engine of localprop runs this.
 
     Args:
         rank_schedules: of each rank, the steady loop. Deferred actions are left out of the first
@@ -252,7 +253,8 @@ class _Rank:
         self._clock = 0.0
         self._sums: dict[tuple[Op, int, int | None], float] = {}  # when sums are complete
         self._first_segment = min((a.segment for a in rank_schedule if a.op is Op.F), default=0)
-        self._backwards = Counter(a.microbatch for a in rank_schedule if a.op is Op.B)
+        self._with_weights = {a.segment for a in rank_schedule if a.op is Op.W}
+        self._backwards = Counter(a.microbatch for a in rank_schedule if self._has_weights(a))
         # Halves of backwards that are postponed, with their seconds; and how many of each
         # (step, micro-batch) have not run yet.
         self._postponed: deque[tuple[int, Action, float]] = deque()
@@ -349,11 +351,16 @@ class _Rank:
         if self.shared.weight_share:
             if action.op is Op.F and action.segment == self._first_segment:
                 self._admit_microbatch(step, action.microbatch)
-            if action.op is Op.B:
-                weight_seconds = seconds * self.shared.weight_share
-                self._postponed.append((step, action, weight_seconds))
-                seconds *= 1 - self.shared.weight_share
+            if self._has_weights(action):
+                share = 1.0 if action.op is Op.W else self.shared.weight_share
+                self._postponed.append((step, action, seconds * share))
+                seconds *= 1 - share
         self._record(step, action, seconds)
+
+    def _has_weights(self, action: Action) -> bool:
+        """Whether an action makes gradients of weights."""
+        is_backward = action.op is Op.B and action.segment not in self._with_weights
+        return is_backward or action.op is Op.W
 
     def _admit_microbatch(self, step: int, microbatch: int) -> None:
         """Start a micro-batch, after postponed halves have run where too many are unfinished."""

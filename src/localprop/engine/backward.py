@@ -1,4 +1,5 @@
 """B: the backward of one flow through a segment, and the sums of gradients that flows are made of.
+W: the gradients of the weights, of all flows at once.
 
 ::
 
@@ -9,6 +10,9 @@
 
 The root is a scalar at the end of the segment's graph. Its backward takes the gradient out of the
 store, where the sum of all writers was put just before, so that the graph itself keeps no output.
+
+Where weights' gradients are made once, B leaves the parameters out and keeps the gradient that it
+began with. W begins with the sum of these, and leaves the input out.
 """
 
 from __future__ import annotations
@@ -24,8 +28,9 @@ from torch.autograd.graph import GradientEdge
 from localprop.engine.plan import StepPlan
 from localprop.engine.skips import SkipGradients
 from localprop.engine.store import StepContext, Store
-from localprop.schedule.operands import Kind, Value
+from localprop.errors import BadInput
 from localprop.schedule.schedule import Action
+from localprop.schedule.values import Kind, Value
 
 # Where the gradient stands that the running backward begins with; one runs at a time.
 INJECTED = Value(Kind.GRADIENT, "root")
@@ -50,13 +55,16 @@ class InjectGradient(torch.autograd.Function):
         return None, None, *ctx.store.pop(INJECTED)
 
 
-def pop_gradient(leaf: Tensor, scale: float, others: Iterable[Tensor]) -> Tensor | None:
+def pop_gradient(
+    leaf: Tensor, scale: float, others: Iterable[Tensor], kept: Iterable[Tensor] = ()
+) -> Tensor | None:
     """The gradient of a leaf, which forgets it, times a number; None if it has none.
 
     Args:
         leaf: the leaf.
         scale: the number.
         others: the other leaves of the same backward.
+        kept: gradients that it began with and that somebody reads later.
     """
     # Several flows may end at one leaf, and autograd would add the next one's gradient to this.
     gradient, leaf.grad = leaf.grad, None
@@ -66,8 +74,8 @@ def pop_gradient(leaf: Tensor, scale: float, others: Iterable[Tensor]) -> Tensor
     # tensor's memory to two leaves: with x.unsqueeze(1) + p.unsqueeze(1), to x and to p. Each of
     # the gradients is added to in place later on, so they must not share it.
     memory = gradient.untyped_storage()._cdata
-    for other in others:
-        if other.grad is not None and other.grad.untyped_storage()._cdata == memory:
+    for other in (*kept, *(other.grad for other in others)):
+        if other is not None and other.untyped_storage()._cdata == memory:
             gradient = gradient.clone()
             break
     return gradient if scale == 1 else gradient.mul_(scale)
@@ -93,7 +101,7 @@ class GradientPart:
     def __init__(self, plan: StepPlan, part: Value) -> None:
         liveness = plan.liveness
         reader = liveness.last_reader[part]
-        parts = [v for v in liveness.operands[reader].reads if v.kind is Kind.GRADIENT]
+        parts = [v for v in liveness.operands[reader].reads if v.kind is part.kind]
         order = sorted(parts, key=liveness.written.__getitem__)
         place, come = parts.index(part), set(order[: order.index(part)])
         # The sum grows under the name of its first part, where the reader looks for it.
@@ -115,7 +123,7 @@ class GradientPart:
 
 
 class RunBackward:
-    """The backward of one flow through a segment.
+    """B, the backward of one flow through a segment, or W, that of all flows to its weights.
 
     Args:
         plan: of the step.
@@ -123,28 +131,31 @@ class RunBackward:
     """
 
     def __init__(self, plan: StepPlan, action: Action) -> None:
-        segment, microbatch, number = action.segment, action.microbatch, action.flow or 0
+        segment, microbatch = action.segment, action.microbatch
         reads, writes = plan.liveness.operands[action]
-        flow = plan.wiring.flows[segment][number]
         self._graph = Value(Kind.GRAPH, segment, microbatch=microbatch)
         self._is_last = plan.liveness.takes(action, self._graph)
-        # The first part's name: by now all others have been added to it.
-        self._gradient = next(value for value in reads if value.kind is Kind.GRADIENT)
+        # The first parts' names: by now all others have been added to them. W adds what flows that
+        # went onward have kept, and what a flow that ends here brings.
+        firsts = (find_first(reads, kind) for kind in (Kind.KEPT_GRADIENT, Kind.GRADIENT))
+        self._gradient, *self._added = [value for value in firsts if value is not None]
+        kept = find_first(writes, Kind.KEPT_GRADIENT)
+        self._kept = None if kept is None else GradientPart(plan, kept)
         # `inputs=` names all that autograd may compute. A flow that only passes through leaves the
         # parameters out, which saves the gradients of the weights.
         by_step = plan.parameters[segment]
-        self._parameters = list(chain(*by_step.values())) if flow.train else []
+        sums = [value for value in writes if value.kind is Kind.WEIGHT_GRADIENT]
+        self._parameters = list(chain(*by_step.values())) if sums else []
+        self._apart = [(v, by_step[int(v.at)]) for v in sums if v.flow is not None]
         leaf = Value(Kind.LEAF, segment, microbatch=microbatch)
         self._leaf = (leaf, plan.liveness.takes(action, leaf)) if leaf in reads else None
-        self._scale = flow.scale
-        onward = next((value for value in writes if value.kind is Kind.GRADIENT), None)
+        self._scale = plan.wiring.flows[segment][action.flow or 0].scale
+        onward = find_first(writes, Kind.GRADIENT)
         self._onward = None if onward is None else GradientPart(plan, onward)
         skips = plan.wiring.skips
-        has_skips = bool(skips[segment]) or (segment > 0 and bool(skips[segment - 1]))
+        has_skips = bool(skips[segment]) or (onward is not None and bool(skips[segment - 1]))
         self._skips = SkipGradients(plan, action) if has_skips else None
         self._taps = find_taps(plan, action)
-        sums = [value for value in writes if value.kind is Kind.WEIGHT_GRADIENT]
-        self._apart = [(v, by_step[int(v.at)]) for v in sums if v.flow is not None]
         self._scalar = plan.scalar
         self._device_type = plan.device_type
 
@@ -154,6 +165,9 @@ class RunBackward:
         """
         store = step.store
         root = store.pop(self._graph) if self._is_last else store[self._graph]
+        for value in self._added:
+            store[self._gradient].add_(store.pop(value))
+        kept = [] if self._kept is None else [store[self._gradient]]
         store[INJECTED] = [store.pop(self._gradient)]
         inputs, leaf, skips = self._parameters, None, list[Tensor]()
         if self._leaf is not None:
@@ -170,6 +184,9 @@ class RunBackward:
         for edge, gradient in self._take_taps(store) if self._taps else ():
             roots.append(edge)
             gradients.append(gradient)
+        if self._kept is not None:
+            kept += gradients[1:]
+        versions = [gradient._version for gradient in kept]
         # Autograd adds to `.grad` and nowhere else, so this flow's sum stands there during its
         # backward.
         if self._apart:
@@ -184,10 +201,13 @@ class RunBackward:
         else:
             torch.autograd.backward(roots, gradients, retain_graph=retain, inputs=inputs)
         gradients.clear()
+        if self._kept is not None:
+            check_unchanged(kept, versions)
+            self._kept.write(store, kept[0])
         if leaf is not None and self._onward is not None:
-            onward = pop_gradient(leaf, self._scale, inputs)
+            onward = pop_gradient(leaf, self._scale, inputs, kept)
             if self._skips is not None:
-                others = [pop_gradient(skip, self._scale, inputs) for skip in skips]
+                others = [pop_gradient(skip, self._scale, inputs, kept) for skip in skips]
                 onward = self._skips.leave(store, onward, others)
             # Nothing here may have read the features, where all goes around a cut.
             self._onward.write(store, torch.zeros_like(leaf) if onward is None else onward)
@@ -199,9 +219,9 @@ class RunBackward:
         one.
         """
         found = []
-        for edge, takes, gradient in self._taps:
-            at = store.pop(edge, None) if takes else store.get(edge)
-            left = store.pop(gradient, None)
+        for edge, takes_edge, gradient, takes in self._taps:
+            at = store.pop(edge, None) if takes_edge else store.get(edge)
+            left = store.pop(gradient, None) if takes else store.get(gradient)
             if at is not None and left is not None:
                 found.append((at, left))
         return found
@@ -217,9 +237,28 @@ class RunBackward:
                 parameter.grad = gradient
 
 
-def find_taps(plan: StepPlan, action: Action) -> list[tuple[Value, bool, Value]]:
+def find_first(values: Iterable[Value], kind: Kind) -> Value | None:
+    """The first value of a kind, if there is any."""
+    return next((value for value in values if value.kind is kind), None)
+
+
+def check_unchanged(kept: Iterable[Tensor], versions: Iterable[int]) -> None:
+    """Check that a backward has not written into gradients that are read once more.
+
+    Raises:
+        BadInput: it has.
+    """
+    if any(each._version != before for each, before in zip(kept, versions, strict=True)):
+        raise BadInput(
+            "a layer's backward, or a hook, wrote into the gradient that it was given, which the "
+            "gradients of the weights are made of, too: let it return a new tensor, or give "
+            'weight_gradients="each".'
+        )
+
+
+def find_taps(plan: StepPlan, action: Action) -> list[tuple[Value, bool, Value, bool]]:
     """The inner outputs whose gradients a backward begins with: edge, whether this takes it,
-    gradient.
+    gradient, whether this takes it.
 
     They come in the order in which the losses ran.
     """
@@ -233,5 +272,6 @@ def find_taps(plan: StepPlan, action: Action) -> list[tuple[Value, bool, Value]]
         # Several losses may look at one output. They share its edge, and only the last of them may
         # take that.
         used_again = any(v.at == gradient.at for v in rest)
-        found.append((edge, liveness.takes(action, edge) and not used_again, gradient))
+        takes_edge = liveness.takes(action, edge) and not used_again
+        found.append((edge, takes_edge, gradient, liveness.takes(action, gradient)))
     return found

@@ -16,8 +16,8 @@ from localprop.engine.forward import canonical_layout
 from localprop.engine.optimizers import Optimizers, find_sums_apart
 from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext
-from localprop.schedule.operands import Kind
 from localprop.schedule.schedule import Action, Op, Schedule
+from localprop.schedule.values import Kind
 from localprop.tasks.batch import Batch
 
 

@@ -44,10 +44,10 @@ from localprop.errors import BadInput, StepFailed
 from localprop.network.partial_forward import StopForward, skip_layers
 from localprop.network.recomputed import Recomputed
 from localprop.rule.local_loss import LossInputs
-from localprop.schedule.operands import Value
 from localprop.schedule.randomness import derive_seeds
 from localprop.schedule.schedule import Action, Schedule
 from localprop.schedule.stage import Stage
+from localprop.schedule.values import Value
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from localprop.engine.backward import InjectGradient
+from localprop.engine.backward import InjectGradient, find_first
 from localprop.engine.plan import StepPlan
 from localprop.engine.skips import take_skips
 from localprop.engine.store import StepContext, Store
-from localprop.schedule.operands import Kind, Value, name_context
 from localprop.schedule.schedule import Action
+from localprop.schedule.values import Kind, Value, name_context
 
 InputChange = Callable[[StepContext, Tensor], Tensor]
 
@@ -214,10 +214,10 @@ class LeaveSegment:
         segment = action.segment
         writes = plan.liveness.operands[action].writes
         self._has_graph = has_graph(plan, action)
-        self._graph, self._scalar = _only(writes, Kind.GRAPH), plan.scalar
-        self._features = _only(writes, Kind.FEATURES)
+        self._graph, self._scalar = find_first(writes, Kind.GRAPH), plan.scalar
+        self._features = find_first(writes, Kind.FEATURES)
         self._second_order = segment in plan.second_order
-        self._sent = _only(writes, Kind.OUTPUT) if segment == plan.stage.segments[-1] else None
+        self._sent = find_first(writes, Kind.OUTPUT) if segment == plan.stage.segments[-1] else None
 
     def __call__(self, step: StepContext, output: Tensor) -> None:
         """Keep what others read of the output."""
@@ -280,8 +280,4 @@ class KeepInnerOutput:
 def has_graph(plan: StepPlan, action: Action) -> bool:
     """Whether a forward builds a graph: for backwards that follow, or for a second-order loss."""
     writes = plan.liveness.operands[action].writes
-    return _only(writes, Kind.GRAPH) is not None or action.segment in plan.second_order
-
-
-def _only(values: tuple[Value, ...], kind: Kind) -> Value | None:
-    return next((value for value in values if value.kind is kind), None)
+    return find_first(writes, Kind.GRAPH) is not None or action.segment in plan.second_order

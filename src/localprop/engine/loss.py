@@ -13,8 +13,8 @@ from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext, Store
 from localprop.errors import BadInput
 from localprop.rule.local_loss import LossInputs
-from localprop.schedule.operands import Kind, Value, name_gradient, name_tap_gradient
 from localprop.schedule.schedule import Action, Op
+from localprop.schedule.values import Kind, Value, name_gradient, name_tap_gradient
 from localprop.schedule.wiring import Wiring
 
 

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext
-from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import REDUCES, Action, Op
+from localprop.schedule.values import Kind, Value
 
 
 class Optimizers:

@@ -28,7 +28,15 @@ from localprop.engine.precision import Precision
 from localprop.engine.store import StepContext
 from localprop.schedule.liveness import Liveness
 from localprop.schedule.randomness import SeededGenerators
-from localprop.schedule.schedule import RECEIVES, REDUCES, SENDS, Action, Op, Schedule
+from localprop.schedule.schedule import (
+    BACKWARDS,
+    RECEIVES,
+    REDUCES,
+    SENDS,
+    Action,
+    Op,
+    Schedule,
+)
 from localprop.schedule.stage import Stage
 from localprop.schedule.wiring import Wiring
 
@@ -137,7 +145,7 @@ class Program:
         plan, communicator = self._plan, self._communicator
         if action.op is Op.L:
             return RunLoss(plan, action)
-        if action.op is Op.B:
+        if action.op in BACKWARDS:
             return RunBackward(plan, action)
         if action.op in (Op.S, Op.H):
             finish = None if communicator is None else communicator.finish_reduce

@@ -27,8 +27,8 @@ from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext, Store
 from localprop.network.layers import Layers
 from localprop.network.outputs import list_tensors, replace_tensors
-from localprop.schedule.operands import Kind, Value
 from localprop.schedule.schedule import Action
+from localprop.schedule.values import Kind, Value
 
 Gradients = list[Tensor | None]
 # Gradients at skips that pass by the segment whose backward runs.

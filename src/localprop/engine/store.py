@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from localprop.rule.local_loss import LossInputs
-from localprop.schedule.operands import Value
 from localprop.schedule.randomness import Draw
 from localprop.schedule.schedule import Action
+from localprop.schedule.values import Value
 from localprop.tasks.batch import Batch
 
 Backward = Callable[[Tensor], object]

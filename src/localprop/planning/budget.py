@@ -88,6 +88,7 @@ def choose_within(
     batch_dims: Any,
     optimizer: OptimizerFactory | Optimizer,
     precision: str,
+    weight_gradients: str,
 ) -> Chosen:
     """Choose the fastest way of a rule that fits.
 
@@ -100,6 +101,7 @@ def choose_within(
         batch_dims: where a batch holds its samples.
         optimizer: a factory.
         precision: as for `Learner`.
+        weight_gradients: as for `Learner`.
 
     Raises:
         BadInput: the budget is no size, the rule cannot train the network, or nothing fits: with
@@ -109,7 +111,15 @@ def choose_within(
     limit = read_size(budget)
     layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
     batch = Batch.of(sample, task.targets(sample), batch_dims)
-    network = Network(model, layers, task, batch, optimizer, PRECISIONS[precision])
+    network = Network(
+        model,
+        layers,
+        task,
+        batch,
+        optimizer,
+        PRECISIONS[precision],
+        weight_gradients=weight_gradients,
+    )
     counts, notes = list_microbatches(network)
     found = search(network, {"the rule": rule}, limit, counts, only=rule, notes=notes)
     if not found.front:

@@ -229,11 +229,12 @@ class Pipeline:
     ) -> None:
         """Check that all ranks are about to train the same network in the same way."""
         wiring = self.wiring
-        plan = repr(
-            (wiring.segments, wiring.flows, wiring.objectives, wiring.layers.shapes, microbatches)
-        )
+        how = sorted(wiring.weights_once), microbatches
+        plan = repr((wiring.segments, wiring.flows, wiring.objectives, wiring.layers.shapes, how))
         facts = {
-            "the plan (model, method, modules, micro-batches)": _hash_bytes(plan.encode()),
+            "the plan (model, method, modules, micro-batches, weight_gradients)": _hash_bytes(
+                plan.encode()
+            ),
             "Ranks(...): cuts, seconds or order": _hash_bytes(repr(self.rank_schedules).encode()),
             "the initial weights": _hash_bytes(*map(_hash_state, trained_modules.values())),
             "the seed": str(seed),

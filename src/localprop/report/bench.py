@@ -25,6 +25,7 @@ from localprop.report.method_spec import (
     parse_and_check_methods,
 )
 from localprop.report.value_checks import find_range_problems
+from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.tasks.batch import Batch
 from localprop.training.environment import describe_environment
 from localprop.user_code import describe_error, import_named
@@ -43,11 +44,13 @@ class BenchSetting(ImageSetting):
         modules: the number of local modules.
         batch_size: images per batch.
         momentum: of SGD; with momentum, the optimizer's state is as large as the parameters.
+        weight_gradients: as `Learner` takes it.
     """
 
     modules: int = 16
     batch_size: int = 128
     momentum: float = 0.0
+    weight_gradients: str = "once"
 
     def find_problems(self) -> list[str]:
         """Find all problems with the values; one sentence each.
@@ -61,6 +64,11 @@ class BenchSetting(ImageSetting):
         problems = find_range_problems(modules=(self.modules, 1), batch_size=(self.batch_size, 1))
         if not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
             problems.append(f"momentum={self.momentum!r} must be a number in [0, 1).")
+        if self.weight_gradients not in WEIGHT_GRADIENTS:
+            problems.append(
+                f"weight_gradients={self.weight_gradients!r} must be "
+                f"{' or '.join(WEIGHT_GRADIENTS)}."
+            )
         return problems + super().find_problems()
 
     def make_batch(self) -> Batch:
@@ -86,6 +94,7 @@ class BenchSetting(ImageSetting):
             sample=batch,
             recompute=spec.recompute,
             offload=spec.offload,
+            weight_gradients=self.weight_gradients,
             # Losses of pixels need a normalisation. No cost depends on its values.
             normalization=Normalization(),
         )

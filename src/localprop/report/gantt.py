@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WEIGHT_GRADIENTS = "postponed gradients of weights"
+_WEIGHT_GRADIENTS = "W gradients of weights, or a postponed half of B"
 _WAITS = "waits for the rank ... (in white)"
 _COLOURS = {
     "F forward": "#4c78a8",
@@ -29,6 +29,7 @@ _LEGEND_OF_OPS = {
     Op.F: "F forward",
     Op.L: "L local loss",
     Op.B: "B backward",
+    Op.W: _WEIGHT_GRADIENTS,
     Op.S: "S, H steps",
     Op.H: "S, H steps",
     Op.P: "S, H steps",

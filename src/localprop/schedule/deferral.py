@@ -21,7 +21,7 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 from localprop.schedule.placement import Placement
-from localprop.schedule.schedule import RECEIVES, REDUCES, Action, Op
+from localprop.schedule.schedule import BACKWARDS, RECEIVES, REDUCES, Action, Op
 from localprop.schedule.wiring import Wiring
 
 
@@ -61,7 +61,8 @@ def find_remote_dependents(
             continue
         rank = placement.stage_of(action.segment)
         for before in waits[action]:
-            from_other_rank = action.op is Op.B and placement.stage_of(before.segment) != rank
+            is_elsewhere = placement.stage_of(before.segment) != rank
+            from_other_rank = action.op in BACKWARDS and is_elsewhere
             if from_other_rank or before in remote or before.op in REDUCES:
                 remote.add(action)
     return remote

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from localprop.schedule.operands import ACCUMULATORS, ROOTS, Operands, Value, find_operands
-from localprop.schedule.schedule import Action, Op, Schedule, unroll
+from localprop.schedule.operands import Operands, find_operands
+from localprop.schedule.schedule import BACKWARDS, Action, Op, Schedule, unroll
+from localprop.schedule.values import ACCUMULATORS, ROOTS, Value
 from localprop.schedule.wiring import Wiring
 
 
@@ -114,7 +115,7 @@ def check_hazards(
     # By step: micro-batches between their forward and their last backward, of all segments that
     # use what the step updates.
     graphs: Counter[int] = Counter()
-    backwards = Counter((a.segment, a.microbatch) for a in schedule if a.op is Op.B)
+    backwards = Counter((a.segment, a.microbatch) for a in schedule if a.op in BACKWARDS)
     done: Counter[tuple[int, int, int]] = Counter()
     steps = {(a.op, a.segment, a.flow) for a in schedule if a.op in (Op.S, Op.H)}
     # Steps whose gradients have begun to add up, and of which batch.
@@ -125,7 +126,7 @@ def check_hazards(
         # backward of this micro-batch they must not change.
         if op is Op.F and backwards[segment, action.microbatch]:
             graphs.update(steps_of(segment))
-        if op is Op.B:
+        if op in BACKWARDS:
             done[batch, segment, action.microbatch] += 1
             if done[batch, segment, action.microbatch] == backwards[segment, action.microbatch]:
                 graphs.subtract(steps_of(segment))
@@ -143,7 +144,7 @@ def _find_steps(
     action: Action, steps_of: Callable[[int], Iterable[int]]
 ) -> Iterator[tuple[Op, int, int | None]]:
     """The steps for which an action adds up gradients."""
-    if action.op is Op.B:
+    if action.op in BACKWARDS:
         for segment in steps_of(action.segment):
             yield Op.S, segment, None
     if action.op is Op.L:

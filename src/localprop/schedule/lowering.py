@@ -33,6 +33,7 @@ from localprop.schedule.messages import insert_receives, insert_sends
 from localprop.schedule.placement import Placement
 from localprop.schedule.rank_order import order_ranks
 from localprop.schedule.schedule import (
+    BACKWARDS,
     RECEIVES,
     REDUCES,
     SENDS,
@@ -90,13 +91,15 @@ def lower(
 def uniform_action_cost(wiring: Wiring) -> ActionCost:
     """The cost of an action if all layers cost the same.
 
-    A layer costs 1 forward and 2 backward. A head costs as much as the forward and backward of one
-    layer. Everything else is free.
+    A layer costs 1 forward and 2 backward, of which 1 is for its weights. A head costs as much as
+    the forward and backward of one layer. Everything else is free.
     """
 
     def cost(action: Action) -> float:
         layers = len(wiring.segments[action.segment].layers)
-        return {Op.F: 1.0 * layers, Op.B: 2.0 * layers, Op.L: 3.0}.get(action.op, 0.0)
+        backward = 1.0 if action.segment in wiring.weights_once else 2.0
+        by_op = {Op.F: 1.0 * layers, Op.B: backward * layers, Op.W: 2.0 * layers, Op.L: 3.0}
+        return by_op.get(action.op, 0.0)
 
     return cost
 
@@ -125,7 +128,7 @@ def _add_pipeline_order(
     """
     backwards: dict[int, list[Action]] = defaultdict(list)
     for action in waits:
-        if action.op is Op.B:
+        if action.op in BACKWARDS:
             backwards[action.segment].append(action)
     for rank, stage in enumerate(stages):
         on_rank = [action for segment in stage for action in backwards[segment]]

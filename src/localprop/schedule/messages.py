@@ -8,7 +8,14 @@ from itertools import accumulate
 
 from localprop.schedule.deferral import SplitActions
 from localprop.schedule.placement import Placement
-from localprop.schedule.schedule import SENDS, Action, Op
+from localprop.schedule.schedule import (
+    BACKWARDS,
+    SENDS,
+    Action,
+    Op,
+    find_contributors,
+    find_weight_contributors,
+)
 from localprop.schedule.wiring import Wiring
 
 # --- sends ------------------------------------------------------------------------------------
@@ -157,8 +164,12 @@ def _list_reads(
         for source in _list_context_segments(wiring, s):
             if source not in stage:
                 yield Action(Op.RECV_C, source, None, m, peer=placement.stage_of(source))
-    if op is Op.B and s == stage[-1] and s + 1 < len(wiring.segments):
-        for number, flow_ahead in enumerate(wiring.flows[s + 1]):
-            if flow_ahead.onward == (flow or 0):
-                flow_field = wiring.flow_number(s + 1, number)
-                yield Action(Op.RECV_B, s + 1, flow_field, m, peer=rank + 1)
+    if op in BACKWARDS and s == stage[-1]:
+        contributors = (
+            find_contributors(wiring, s, flow or 0, m)
+            if op is Op.B
+            else find_weight_contributors(wiring, s, m)
+        )
+        for contributor in contributors:
+            if contributor.segment not in stage:
+                yield contributor._replace(op=Op.RECV_B, peer=rank + 1)

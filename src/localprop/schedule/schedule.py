@@ -26,6 +26,7 @@ class Op(StrEnum):
     L = "L"  # local loss at the end of a segment: forward and backward; gradients accumulate
     H = "H"  # optimizer step of the loss's own parameters (auxiliary network, loss)
     B = "B"  # backward of one flow through a segment
+    W = "W"  # gradients of a segment's weights, of all its flows at once
     S = "S"  # optimizer step of a segment's parameters
     P = "P"  # copy, or average, of network parameters into an auxiliary network
 
@@ -46,6 +47,8 @@ class Op(StrEnum):
 SENDS = {Op.SEND_F: Op.RECV_F, Op.SEND_B: Op.RECV_B, Op.SEND_C: Op.RECV_C}
 RECEIVES = {receive: send for send, receive in SENDS.items()}
 REDUCES = {Op.REDUCE_H: Op.H, Op.REDUCE_S: Op.S}
+# They read the graph of a segment, and its parameters.
+BACKWARDS = (Op.B, Op.W)
 
 
 class Action(NamedTuple):
@@ -56,6 +59,7 @@ class Action(NamedTuple):
     3F2            the forward of segment 3 in micro-batch 2
     3B             the backward of segment 3 in micro-batch 0, of its only flow
     3B2.1          the backward of flow 1 through it, one of several, in micro-batch 2
+    3W2            the gradients of its weights, where these are made once for all flows
     3L, 3L.1       of two losses at the end of segment 3 the first and the second
     3H, 3H.1       the steps of their parameters
     2SEND_F>1      send the output of segment 2 to rank 1, which runs 2RECV_F<0
@@ -114,9 +118,10 @@ def _arrow_of(op: Op) -> str | None:
 class Schedule(tuple[Action, ...]):
     """Actions in the order in which they run. str() prints them, :meth:`parse` reads that back.
 
-    Of what is ready, steps run first, then backwards, then losses, then the oldest forward, so that
-    activations and gradients die as early as they can. The forwards of one micro-batch are the
-    network's own and follow each other.
+    Of what is ready, steps run first, then backwards, weights, losses, then the oldest forward, so
+    that activations and gradients die as early as they can. Weights wait for backwards, whose
+    gradients others may wait for. The forwards of one micro-batch are the network's own and follow
+    each other.
 
     Example (two modules, each trained by its own loss alone)::
 
@@ -149,7 +154,13 @@ class Schedule(tuple[Action, ...]):
 
 # Steps and backwards free memory and forwards take it, so forwards come last. Sums over replicas
 # begin at once, since they run while others compute.
-URGENCY = {Op.REDUCE_H: 0, Op.REDUCE_S: 0, Op.P: 0, Op.H: 0, Op.S: 0, Op.B: 1, Op.L: 2, Op.F: 3}
+URGENCY = {
+    **dict.fromkeys((Op.REDUCE_H, Op.REDUCE_S, Op.P, Op.H, Op.S), 0),
+    Op.B: 1,
+    Op.W: 2,
+    Op.L: 3,
+    Op.F: 4,
+}
 
 
 def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
@@ -214,10 +225,15 @@ def find_dependencies(
         for objective in wiring.objectives:
             waits[Action(Op.L, *objective.key, m)] = {Action(Op.F, objective.segment, None, m)}
         for s, flows in enumerate(wiring.flows):
-            for f in range(len(flows)):
-                waits[Action(Op.B, s, wiring.flow_number(s, f), m)] = set(
-                    find_contributors(wiring, s, f, m)
-                )
+            is_once = s in wiring.weights_once
+            for f, flow in enumerate(flows):
+                # A flow that ends where weights are made once leaves all to W.
+                if flow.onward is not None or not is_once:
+                    waits[Action(Op.B, s, wiring.flow_number(s, f), m)] = set(
+                        find_contributors(wiring, s, f, m)
+                    )
+            if is_once:
+                waits[Action(Op.W, s, None, m)] = set(find_weight_contributors(wiring, s, m))
     for stage in stages:
         for m in range(1, microbatches):
             # A forward is one call of the network. Two of them cannot take turns, since hooks can
@@ -238,6 +254,17 @@ def find_contributors(wiring: Wiring, segment: int, flow: int, microbatch: int) 
                 yield Action(Op.B, segment + 1, wiring.flow_number(segment + 1, f), microbatch)
 
 
+def find_weight_contributors(wiring: Wiring, segment: int, microbatch: int) -> Iterator[Action]:
+    """What a W waits for: the backwards of flows that go onward, whose gradients they keep for it,
+    and the losses and backwards whose errors it sums for the flow that ends there.
+    """
+    for number, flow in enumerate(wiring.flows[segment]):
+        if flow.train and flow.onward is None:
+            yield from find_contributors(wiring, segment, number, microbatch)
+        elif flow.train:
+            yield Action(Op.B, segment, wiring.flow_number(segment, number), microbatch)
+
+
 def _add_steps(waits: dict[Action, set[Action]], wiring: Wiring, microbatches: int) -> None:
     for objective in wiring.objectives:
         if objective.trained:
@@ -246,7 +273,7 @@ def _add_steps(waits: dict[Action, set[Action]], wiring: Wiring, microbatches: i
     # A tied parameter's step waits for the backwards of all its uses.
     made_by: dict[int, set[Action]] = defaultdict(set)
     for action in waits:
-        if action.op is Op.B:
+        if action.op in BACKWARDS:
             for step in wiring.steps_of(action.segment):
                 made_by[step].add(action)
     for objective in wiring.objectives:

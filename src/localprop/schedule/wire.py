@@ -23,6 +23,7 @@ from localprop.schedule.segments import (
     find_trainable,
     tie_segments,
 )
+from localprop.schedule.sums import find_weights_once
 from localprop.schedule.wiring import Objective, ResolvedCopy, Segment, Tap, Wiring, get_loss
 from localprop.tasks.classification import Classification
 from localprop.tasks.task import Task
@@ -38,6 +39,7 @@ def wire(
     frozen: frozenset[str] = frozenset(),
     seed: int = 0,
     normalization: Normalization | None = None,
+    weight_gradients: str = "once",
 ) -> Wiring:
     """Work out segments and flows, and build heads, losses and encoders.
 
@@ -51,6 +53,8 @@ def wire(
             its own position only, and the caller's random state is untouched.
         normalization: mean and standard deviation that turned pixels into inputs, for losses that
             need the pixels.
+        weight_gradients: "once" (where it pays, of the summed gradients of several flows) or "each"
+            (by each flow).
 
     Raises:
         BadInput: the credit table, a head or an encoder does not fit the network.
@@ -72,17 +76,19 @@ def wire(
         _build_objective(network, k, ends, entries[k], heads, is_second_order=k in second_order)
         for k in table.losses
     )
+    skips = find_skips(partition.layers, spans, isolated=partition.isolate_skips)
     return Wiring(
         table,
         partition.layers,
         segments,
-        find_skips(partition.layers, spans, isolated=partition.isolate_skips),
+        skips,
         flows,
         objectives,
         sources,
         heads,
         encoders,
         task,
+        find_weights_once(flows, skips) if weight_gradients == "once" else frozenset(),
     )
 
 

@@ -158,6 +158,7 @@ class Wiring:
         heads: by the number of the loss, an nn.ModuleDict of `aux` and `loss`.
         encoders: by the number of the receiving module, an nn.ModuleList with one per source.
         task: what the network is trained for.
+        weights_once: the segments whose weights' gradients are made once for all flows.
     """
 
     table: CreditTable
@@ -170,6 +171,7 @@ class Wiring:
     heads: nn.ModuleDict
     encoders: nn.ModuleDict
     task: Task
+    weights_once: frozenset[int] = frozenset()
 
     @cached_property
     def _segments_of(self) -> dict[int, list[int]]:

@@ -221,6 +221,7 @@ def _build_learner(
         recompute=config.recompute,
         offload=config.offload,
         microbatches=config.microbatches,
+        weight_gradients=config.weight_gradients,
         precision=config.precision,
         fast=config.fast,
         seed=config.seed,

@@ -27,6 +27,7 @@ CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
     "lr_schedule": (*COSINES, "multistep", "constant"),
     "precision": ("fp32", "bf16"),
+    "weight_gradients": ("once", "each"),
 }
 
 # These fields say where a run takes place. A resumed run may change them.
@@ -95,6 +96,8 @@ class Config:
             together ("modules").
         offload: keep activations in the host's memory, pinned on CUDA, instead of on the device.
         microbatches: micro-batches that a batch is split into; gradients accumulate.
+        weight_gradients: where several flows of gradients train layers, once (of their sum, which
+            is faster) or each (by each flow, which needs less memory).
         replicas: under torchrun, the number of pipelines; each gets its share of every batch, in
             that many micro-batches.
         timeout_s: under torchrun, seconds to wait for another rank before it counts as lost.
@@ -154,6 +157,7 @@ class Config:
     recompute: bool | int | str = False
     offload: bool = False
     microbatches: int = 1
+    weight_gradients: str = "once"
     replicas: int = 1
     timeout_s: float = 300.0
     augment: str | None = None
