@@ -73,6 +73,7 @@ def test_other_files(tmp_path: Path) -> None:
         "optimizer": "sgd",
         "precision": "fp32",
         "classes": 10,
+        "ranks": 1,
     }
 
 
