@@ -20,3 +20,10 @@ def test_an_expression_may_have_a_label_or_recompute() -> None:
 def test_no_method_is_bad_input() -> None:
     with pytest.raises(BadInput, match="No method"):
         parse_methods([" "])
+
+
+def test_options_stand_behind_the_expression() -> None:
+    spec = MethodSpec.parse("fast one: greedy() with recompute=2 with fast")
+    assert spec.options == {"recompute": 2, "offload": False, "fast": True}
+    assert (spec.label, spec.method) == ("fast one", "greedy()")
+    assert MethodSpec.parse("greedy() with offload").offload

@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 
 from localprop.cost.baselines import PlainLoop, Step, Timing, checkpoint_blocks
 from localprop.data.dataset import Normalization
-from localprop.errors import BadInput, as_run_failure, check
+from localprop.errors import as_run_failure, check
 from localprop.learner import Learner
 from localprop.methods.parse import parse_rule
 from localprop.network.find_layers import layers_of
@@ -24,11 +24,11 @@ from localprop.report.method_spec import (
     filter_trainable,
     parse_and_check_methods,
 )
+from localprop.report.other_steps import load_steps
 from localprop.report.value_checks import find_range_problems
 from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.tasks.batch import Batch
 from localprop.training.environment import describe_environment
-from localprop.user_code import describe_error, import_named
 from localprop.writing.tables import MIB, format_table
 
 CHECKPOINTED = "torch.utils.checkpoint"
@@ -92,8 +92,7 @@ class BenchSetting(ImageSetting):
             partition=Partition.uniform(layers_of(model, batch), self.modules),
             optimizer=self.make_optimizer,
             sample=batch,
-            recompute=spec.recompute,
-            offload=spec.offload,
+            **spec.options,
             weight_gradients=self.weight_gradients,
             # Losses of pixels need a normalisation. No cost depends on its values.
             normalization=Normalization(),
@@ -220,7 +219,7 @@ def measure_speed(
         specs: the methods.
         rounds: interleaved rounds.
         progress: called with what is running.
-        against: a file of the user's with steps of his own; see `load_steps`.
+        against: a file with steps of other implementations; see `load_steps`.
 
     Returns:
         The seconds of the plain loop, and the rows of all others.
@@ -232,7 +231,7 @@ def measure_speed(
     plain, checkpointed = setting.make_plain_loop(batch), setting.make_checkpointed_loop(batch)
     others: dict[str, Step] = {CHECKPOINTED: checkpointed.step}
     if against is not None:
-        others |= load_steps(against, setting, batch)
+        others |= load_steps(against, setting.make_network, batch)
     learners = {spec.label: setting.make_learner(spec, batch) for spec in specs}
     progress("warming up")
     for _ in range(2):
@@ -262,34 +261,6 @@ def measure_speed(
         )
         for label, learner in learners.items()
     ]
-
-
-def load_steps(file: str, setting: BenchSetting, batch: Batch) -> dict[str, Step]:
-    """The training steps in a file of the user's, by name.
-
-    The file defines one function. It takes a function that makes a new network, as all contenders
-    train it, and the batch of images and classes, and returns functions that run one step each::
-
-        def make_steps(make_network, batch):
-            model, (images, labels) = make_network(), batch
-            trainer = TheirTrainer(model, modules=16)
-            return {"their greedy": lambda: trainer.train_on(images, labels)}
-
-    Raises:
-        BadInput: the file cannot be run, has no such function, or that fails or returns something
-            else.
-    """
-    make_steps: Any = import_named(file, "make_steps")
-    try:
-        steps = make_steps(setting.make_network, batch.data)
-    except Exception as error:
-        raise BadInput(f"make_steps of {file} fails: {describe_error(error)}") from error
-    if not isinstance(steps, dict) or not all(callable(step) for step in steps.values()):
-        raise BadInput(
-            f"make_steps of {file} returned {steps!r:.80}, but must return functions by name: "
-            'return {"their greedy": step}.'
-        )
-    return {str(name): step for name, step in steps.items()}
 
 
 def format_speed_table(

@@ -73,8 +73,8 @@ def compare(
     A failed run does not stop the others.
 
     Args:
-        config: what all runs share. Each method replaces its `method`, `recompute` and
-            `offload`.
+        config: what all runs share. Each method replaces its `method` and the options
+            behind it.
         dataset: every run trains on its training split. Accuracy and loss are those on its test
             split after the last epoch; nothing is selected by them.
         specs: the methods; see `filter_methods`.
@@ -131,7 +131,7 @@ def filter_methods(
 
 
 def _make_method_config(config: Config, spec: MethodSpec) -> Config:
-    return replace(config, method=spec.method, recompute=spec.recompute, offload=spec.offload)
+    return replace(config, method=spec.method, **spec.options)
 
 
 def _run_one_seed(run: str, config: Config, dataset: Dataset, progress: Progress) -> Outcome:

@@ -17,7 +17,7 @@ def find_method_notes(methods: Iterable[tuple[MethodSpec, Learner]]) -> Iterator
 
     Returns:
         The notes of each learner after the label of its method, and a sentence for each method that
-        wires the network as an earlier one does, with the same recompute and offload.
+        wires the network as an earlier one does, with the same options.
 
     Example:
         >>> from localprop.training.build import build, load_data
@@ -34,8 +34,7 @@ def find_method_notes(methods: Iterable[tuple[MethodSpec, Learner]]) -> Iterator
         wiring = learner.wiring
         built = take_fingerprint((wiring.table, wiring.sources, wiring.heads, wiring.encoders))
         for other, built_before in earlier:
-            saves_as = (spec.recompute, spec.offload) == (other.recompute, other.offload)
-            if built == built_before and saves_as:
+            if built == built_before and spec.options == other.options:
                 yield f"{spec.label} is the same experiment as {other.label} on this network."
                 break
         earlier.append((spec, built))

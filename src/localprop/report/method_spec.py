@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from localprop.errors import BadInput, check, collect_problems
 from localprop.methods.names import format_method
@@ -14,8 +14,8 @@ from localprop.rule.rule import Rule
 
 Methods: TypeAlias = "Sequence[str | Rule] | Mapping[str, str | Rule] | str | Rule"
 
-# "greedy() with recompute", "end_to_end() with recompute=modules", "end_to_end() with offload"
-_SAVING = re.compile(r" with (?:recompute(?:=(\S+))?|(offload))$")
+# "greedy() with recompute", "end_to_end() with recompute=modules", "greedy() with fast"
+_OPTION = re.compile(r" with (?:recompute(?:=(?P<layers>\S+))?|(?P<switch>offload|fast))$")
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,41 @@ class MethodSpec:
         method: its expression, such as `greedy()`, or a rule.
         recompute: which layers run again in the backward, to save memory.
         offload: whether the host keeps activations.
+        fast: whether it takes what gains on the device.
     """
 
     label: str
     method: str | Rule
-    recompute: bool | int | str
+    recompute: bool | int | str = False
     offload: bool = False
+    fast: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its arguments of a learner, and fields of a config."""
+        return {"recompute": self.recompute, "offload": self.offload, "fast": self.fast}
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
-        """Parse `[LABEL: ]EXPRESSION`, with recompute, recompute=LAYERS or offload behind it.
+        """Parse `[LABEL: ]EXPRESSION`, with recompute, recompute=LAYERS, offload or fast behind it,
+        or several of them.
 
         Example:
-            >>> MethodSpec.parse("mine: greedy() with recompute")
-            MethodSpec(label='mine', method='greedy()', recompute=True, offload=False)
+            >>> spec = MethodSpec.parse("mine: greedy() with recompute with fast")
+            >>> spec.label, spec.method, spec.recompute, spec.fast
+            ('mine', 'greedy()', True, True)
         """
         label, _, expression = text.rpartition(": ")
-        found = _SAVING.search(expression)
-        method = expression[: found.start()] if found else expression
-        layers, offload = found.groups() if found else (None, None)
-        again = found is not None and not offload
-        recompute = int(layers) if layers and layers.isdigit() else layers or again
-        return cls((label or expression).strip(), method.strip(), recompute, bool(offload))
+        method, options = expression, dict[str, Any]()
+        while found := _OPTION.search(method):
+            method, layers = method[: found.start()], found["layers"]
+            if found["switch"]:
+                options[found["switch"]] = True
+            else:
+                options["recompute"] = (
+                    int(layers) if layers and layers.isdigit() else layers or True
+                )
+        return cls((label or expression).strip(), method.strip(), **options)
 
 
 def filter_trainable(
@@ -112,7 +125,7 @@ def parse_methods(methods: Methods) -> list[MethodSpec]:
 
 def _read_spec(method: str | Rule) -> MethodSpec:
     if isinstance(method, Rule):
-        return MethodSpec(format_method(replace(method, reference="")), method, recompute=False)
+        return MethodSpec(format_method(replace(method, reference="")), method)
     return MethodSpec.parse(method)
 
 

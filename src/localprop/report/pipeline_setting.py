@@ -158,8 +158,7 @@ class PipelineSetting(ImageSetting):
             partition=Partition(layers, tuple(cuts)),
             optimizer=lambda parameters: SGD(parameters, lr=0.01, momentum=0.9),
             sample=self.make_microbatch(),
-            recompute=spec.recompute,
-            offload=spec.offload,
+            **spec.options,
             # Losses of pixels need a normalisation. No cost depends on its values.
             normalization=Normalization(),
             ranks=Ranks(alone=True),
