@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import StepLR
@@ -168,6 +169,15 @@ def test_a_resumed_run_equals_the_undisturbed_one(
         assert again.learner.steps == whole.learner.steps == 2 * BATCHES
 
 
+@pytest.mark.parametrize("way", ["bf16", "fp16 with a scaler"])
+def test_a_resumed_run_in_mixed_precision(way: str, tmp_path: Path) -> None:
+    whole, again = make("backlink"), make("backlink")
+    fit(whole, tmp_path / "whole", **WAYS[way]())
+    fit(again, tmp_path / "again", str(tmp_path / "whole" / "epoch=0.ckpt"), **WAYS[way]())
+    assert_equal(state_of(whole), state_of(again))
+    assert whole.learner.steps == again.learner.steps == 2 * BATCHES
+
+
 def test_end_to_end_resumes_in_an_epoch_as_lightning_does(
     runs: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -258,6 +268,26 @@ def test_what_is_refused_at_set_up(change: Any, message: str, tmp_path: Path) ->
     change(module)
     with pytest.raises(lp.BadInput, match=message):
         fit(module, tmp_path)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lightning.Trainer, "world_size", property(lambda self: 2))
+    with pytest.raises(lp.BadInput, match=r"2 processes.*use Trainer\(devices=1\)"):
+        fit(Ours(lp.greedy()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [DDPStrategy, FSDPStrategy, DeepSpeedStrategy],
+    ids=lambda strategy: strategy.__name__,
+)
+def test_strategies_that_wrap_the_model_are_refused(strategy: Any) -> None:
+    """As Lightning asks in its set-up; FSDP and DeepSpeed need more than a CPU to get there."""
+    module, trainer = Ours(lp.greedy()), lightning.Trainer(accelerator="cpu", logger=False)
+    trainer._accelerator_connector.strategy = object.__new__(strategy)
+    module.trainer = trainer
+    with pytest.raises(lp.BadInput, match=rf"{strategy.__name__} wraps .* leave strategy= out"):
+        module.configure_model()
 
 
 @pytest.mark.parametrize(
