@@ -92,6 +92,7 @@ def test_evaluate_gives_the_figures_of_the_run(
         summary["test_loss"],
     )
     assert [row["module"] for row in found["modules"]] == [0, 1, 2]
+    assert found["modules"] == summary["modules"]
     config, dataset, learner = load_run(run)
     for row in found["modules"]:
         correct = count = 0
