@@ -36,6 +36,27 @@ def make_loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(inputs, torch.randint(3, (len(inputs),), generator=draw)), 4)
 
 
+class StatefulLoader(DataLoader[Any]):
+    """The same, which goes on where a checkpoint was saved, as Lightning asks it to."""
+
+    _done = _skipped = 0
+
+    def __iter__(self) -> Any:
+        first, self._skipped = self._skipped, 0
+        for number, batch in enumerate(super().__iter__()):
+            self._done = number + 1
+            if number >= first:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches are done."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave those out, once."""
+        self._skipped = state["done"]
+
+
 def configure(module: lightning.LightningModule) -> Any:
     """Momentum, a scheduler of steps and one of epochs."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
@@ -81,6 +102,7 @@ class Ours(LocalLearning):
 def fit(
     module: lightning.LightningModule, folder: Path, resume: str | None = None, **options: Any
 ) -> Any:
+    loader = options.pop("loader", make_loader())
     usual = {
         "max_epochs": 2,
         "accelerator": "cpu",
@@ -94,7 +116,7 @@ def fit(
     epochs = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     callbacks = [steps, epochs, *options.pop("callbacks", [])]
     trainer = lightning.Trainer(**usual | options, callbacks=callbacks)
-    trainer.fit(module, make_loader(), ckpt_path=resume)
+    trainer.fit(module, loader, ckpt_path=resume)
     return trainer
 
 
@@ -174,6 +196,15 @@ def test_a_resumed_run_in_mixed_precision(way: str, tmp_path: Path) -> None:
     whole, again = make("backlink"), make("backlink")
     fit(whole, tmp_path / "whole", **WAYS[way]())
     fit(again, tmp_path / "again", str(tmp_path / "whole" / "epoch=0.ckpt"), **WAYS[way]())
+    assert_equal(state_of(whole), state_of(again))
+    assert whole.learner.steps == again.learner.steps == 2 * BATCHES
+
+
+def test_a_run_resumes_in_an_epoch_if_the_loader_does(tmp_path: Path) -> None:
+    whole, again = make("backlink"), make("backlink")
+    for module, resume in ((whole, None), (again, str(tmp_path / "whole" / "step=1.ckpt"))):
+        loader = StatefulLoader(make_loader().dataset, 4)
+        fit(module, tmp_path / ("again" if resume else "whole"), resume, loader=loader)
     assert_equal(state_of(whole), state_of(again))
     assert whole.learner.steps == again.learner.steps == 2 * BATCHES
 

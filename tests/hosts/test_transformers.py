@@ -192,6 +192,19 @@ def test_a_local_run_resumes_in_mixed_precision(precision: str, tmp_path: Path) 
     assert [trainer.learner.steps for trainer in trainers] == [5, 5]
 
 
+def test_checkpointed_activations_change_no_bit(tmp_path: Path) -> None:
+    """Of a local rule, and by the older name of the option."""
+    ends, options = [], {"num_train_epochs": 1, "save_strategy": "no"}
+    for checkpointed in (False, True):
+        model: Any = make_language_model()
+        given = options | {"gradient_checkpointing": checkpointed}
+        trainer = make_trainer(tmp_path, model, lp.greedy(), make_texts(6), **given)
+        trainer.train()
+        assert model.is_gradient_checkpointing is checkpointed
+        ends.append(dict(trainer.learner.named_parameters()))
+    assert_equal(*ends)
+
+
 def test_clipping_counts_the_heads(run: Any) -> None:
     _, average, _, _ = run
     assert average.norms == pytest.approx([0.05] * 4, rel=1e-3)
