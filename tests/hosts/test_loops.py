@@ -1,4 +1,6 @@
-"""Accelerate and Fabric: end_to_end() through the host's backward is the plain loop to the bit."""
+"""Loops that users write: end_to_end() through the host's backward is the host's own loop to the
+bit, and a resumed run is the undisturbed one to the bit.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +68,42 @@ class Run:
         heads = {} if self.learner is None else self.learner.heads.state_dict()
         state = ema | dict(self.raw.state_dict()) | dict(heads)
         return {name: value.clone() for name, value in state.items()}
+
+
+def plain_run(
+    rule: lp.Rule | None, precision: str, folder: Path, first: int = 0, end: int = 2 * BATCHES
+) -> Run:
+    """Run the batches from `first` to `end` with torch alone; saves all that has a state there."""
+    run = Run(rule)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=precision.startswith("fp16"))
+    parts = [run.raw, run.optimizer, run.scheduler, run.average, scaler]
+    if run.learner is not None:
+        parts[:2] = [run.learner]  # it has the state of the optimizer, too
+    if first:
+        for part, state in zip(parts, torch.load(folder / "state.pt"), strict=True):
+            part.load_state_dict(state)
+    dtype = torch.float16 if precision.startswith("fp16") else torch.bfloat16
+    for epoch in range(2):
+        for number, batch in enumerate(run.loader, start=epoch * BATCHES):
+            if not first <= number < end:
+                continue
+            with torch.autocast("cpu", dtype, enabled=precision != "fp32"):
+                run.differentiate(
+                    tuple(batch), lambda loss: torch.autograd.backward(scaler.scale(loss) / PARTS)
+                )
+            place = number % BATCHES + 1
+            if place % PARTS and place < BATCHES:
+                continue
+            scaler.unscale_(run.optimizer)
+            nn.utils.clip_grad_norm_(run.trained.parameters(), CLIP)
+            scaler.step(run.optimizer)
+            scaler.update()
+            run.scheduler.step()
+            run.optimizer.zero_grad()
+            run.average.update_parameters(run.raw)
+    folder.mkdir(exist_ok=True)
+    torch.save([part.state_dict() for part in parts], folder / "state.pt")
+    return run
 
 
 def accelerate_run(
@@ -142,7 +180,7 @@ def fabric_run(
     return run
 
 
-HOSTS = {"accelerate": accelerate_run, "fabric": fabric_run}
+HOSTS = {"plain": plain_run, "accelerate": accelerate_run, "fabric": fabric_run}
 
 
 def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -162,13 +200,24 @@ def test_end_to_end_is_the_hosts_own_loop(host: str, precision: str, tmp_path: P
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_resumed_run_equals_the_undisturbed_one(host: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_resumed_run_equals_the_undisturbed_one(
+    host: str, precision: str, tmp_path: Path
+) -> None:
     """In the middle of an epoch, with heads."""
     rule = lp.backlink(layers=1)
-    whole = HOSTS[host](rule, "bf16", tmp_path / "whole")
-    HOSTS[host](rule, "bf16", tmp_path / "half", end=PARTS)
-    again = HOSTS[host](rule, "bf16", tmp_path / "half", first=PARTS)
+    whole = HOSTS[host](rule, precision, tmp_path / "whole")
+    HOSTS[host](rule, precision, tmp_path / "half", end=PARTS)
+    again = HOSTS[host](rule, precision, tmp_path / "half", first=PARTS)
     assert_equal(whole.state(), again.state())
     assert whole.learner is not None
     assert again.learner is not None
     assert whole.learner.steps == again.learner.steps == 2 * BATCHES
+
+
+def test_several_processes_are_refused_at_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `accelerate launch` and Fabric start them; nothing waits for the other process."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(lp.BadInput, match=r"On several ranks .* give a factory"):
+        Run(lp.greedy())

@@ -177,6 +177,34 @@ def test_a_local_run_resumes_to_the_bit(run: Any) -> None:
     assert trainer.learner.steps == again.learner.steps == 10
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16 with a scaler"])
+def test_a_local_run_resumes_in_mixed_precision(precision: str, tmp_path: Path) -> None:
+    """In the middle of the epoch, after its first step."""
+    rows, trainers = make_texts(10), list[Any]()
+    for checkpoint in (None, str(tmp_path / "checkpoint-1")):
+        options = {"bf16": precision == "bf16", "num_train_epochs": 1}
+        trainer = make_trainer(tmp_path, make_language_model(), lp.greedy(), rows, **options)
+        if precision != "bf16":
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainers.append(trainer)
+    assert_equal(*(dict(trainer.learner.named_parameters()) for trainer in trainers))
+    assert [trainer.learner.steps for trainer in trainers] == [5, 5]
+
+
+def test_checkpointed_activations_change_no_bit(tmp_path: Path) -> None:
+    """Of a local rule, and by the older name of the option."""
+    ends, options = [], {"num_train_epochs": 1, "save_strategy": "no"}
+    for checkpointed in (False, True):
+        model: Any = make_language_model()
+        given = options | {"gradient_checkpointing": checkpointed}
+        trainer = make_trainer(tmp_path, model, lp.greedy(), make_texts(6), **given)
+        trainer.train()
+        assert model.is_gradient_checkpointing is checkpointed
+        ends.append(dict(trainer.learner.named_parameters()))
+    assert_equal(*ends)
+
+
 def test_clipping_counts_the_heads(run: Any) -> None:
     _, average, _, _ = run
     assert average.norms == pytest.approx([0.05] * 4, rel=1e-3)
@@ -268,6 +296,29 @@ def test_what_the_trainer_refuses(options: dict[str, Any], message: str, tmp_pat
     rule = options.pop("rule", lp.greedy())
     with pytest.raises(lp.BadInput, match=message):
         make_trainer(tmp_path, make_language_model(), rule, make_texts(4), **options)
+
+
+@pytest.mark.parametrize("found", ["is_deepspeed_enabled", "is_fsdp_enabled"])
+def test_wrappers_of_the_model_are_refused(
+    found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the Trainer finds them in its set-up; they need more than a CPU to get there."""
+    prepare = transformers.Trainer.create_accelerator_and_postprocess
+
+    def find(trainer: Any) -> None:
+        prepare(trainer)
+        setattr(trainer, found, True)
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", find)
+    name = found.split("_")[1]
+    with pytest.raises(lp.BadInput, match=f"(?i){name} wraps the model.* leave {name}= out"):
+        make_trainer(tmp_path, make_language_model(), lp.greedy(), make_texts(4))
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(transformers.TrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(lp.BadInput, match=r"there are 2 processes .* and launch one"):
+        make_trainer(tmp_path, make_language_model(), lp.greedy(), make_texts(4))
 
 
 def test_a_loss_of_a_subclass_is_refused(tmp_path: Path) -> None:

@@ -180,3 +180,18 @@ def test_what_works_in_one_process_only(pool: RankPool, what: str, message: str)
     for answer in pool.run(2, use_in_one_process, what):
         assert isinstance(answer, lp.BadInput), answer
         assert message in str(answer)
+
+
+def leave_early() -> None:
+    batches = noise((12,))
+    ranks = lp.Ranks(timeout_s=TIMEOUT_S)
+    learner = lp.Learner(
+        Blocks(), lp.greedy(), modules=4, optimizer=sgd, sample=batches[0], ranks=ranks
+    )
+    learner.predict(batches[0][0], module=0)
+
+
+def test_early_exits_are_refused_by_all(pool: RankPool) -> None:
+    for answer in pool.run(2, leave_early):
+        assert isinstance(answer, lp.BadInput), answer
+        assert "no early exits; load the checkpoint in one process" in str(answer)

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import localprop as lp
 from localprop.cli import main as cli
@@ -62,6 +63,25 @@ def test_an_exported_network_scores_what_the_learner_scored(run: Path, tmp_path:
     assert evaluate(learner.model.eval(), batches).loss != pytest.approx(score.loss, rel=1e-3)
 
 
+def test_onnx_predicts_what_the_learner_predicts(run: Path, tmp_path: Path) -> None:
+    """By onnx's own reference implementation, for any number of samples."""
+    reference: Any = pytest.importorskip("onnx.reference", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    lp.export(run, tmp_path / "n.onnx")
+    network = reference.ReferenceEvaluator(str(tmp_path / "n.onnx"))
+
+    def predict(inputs: Tensor) -> Tensor:
+        (outputs,) = network.run(None, {network.input_names[0]: inputs.numpy()})
+        return torch.from_numpy(outputs)
+
+    _, dataset, learner = load_run(run)
+    for size in (64, 97):
+        inputs, _ = next(iter(Batches(dataset, "test", size)))
+        torch.testing.assert_close(predict(inputs), learner.predict(inputs), rtol=1e-4, atol=1e-5)
+    accuracy = evaluate(predict, Batches(dataset, "test", 64)).accuracy
+    assert accuracy == read_json(run / "summary.json")["test_accuracy"]
+
+
 def test_evaluate_gives_the_figures_of_the_run(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +92,7 @@ def test_evaluate_gives_the_figures_of_the_run(
         summary["test_loss"],
     )
     assert [row["module"] for row in found["modules"]] == [0, 1, 2]
+    assert found["modules"] == summary["modules"]
     config, dataset, learner = load_run(run)
     for row in found["modules"]:
         correct = count = 0

@@ -53,21 +53,17 @@ class FakeEngine(NamedTuple):
         """Run a whole training step.
 
         Raises:
-            BadInput: the model reads values of tensors, or does not run on fakes.
+            BadInput: the model or an optimizer reads values of tensors, or does not run on fakes.
         """
         try:
             self.engine.step(self.batch, observe=observe)
         except StepFailed as error:
-            name, cause = type(self.engine.model).__name__, error.__cause__
-            reason = f"fails on them ({type(cause).__name__}: {cause})"
-            if isinstance(cause, VALUES_READ):
-                reason = "reads values, so that what it computes may differ from batch to batch"
-            raise BadInput(
-                f"A prediction runs on tensors without values, but {name} {reason}: measure a step "
-                "instead, as with torch.cuda.max_memory_allocated()."
-            ) from error
+            raise _refuse(self.engine.model, error.__cause__) from error
         for optimizer in self.optimizers:
-            optimizer.step()
+            try:
+                optimizer.step()
+            except Exception as error:  # of users: 8-bit optimizers have tensors of their own
+                raise _refuse(optimizer, error) from error
             optimizer.zero_grad(set_to_none=True)
 
     def list_held(self) -> list[Tensor]:
@@ -76,6 +72,16 @@ class FakeEngine(NamedTuple):
         modules = (engine.model, engine.wiring.heads, engine.wiring.encoders)
         optimizers = [*self.optimizers, *engine.optimizers.all()]
         return [*list_held_tensors(modules, optimizers, self.batch), engine.plan.scalar]
+
+
+def _refuse(part: object, cause: BaseException | None) -> BadInput:
+    reason = f"fails on them ({type(cause).__name__}: {cause})"
+    if isinstance(cause, VALUES_READ):
+        reason = "reads values, so that what it computes may differ from batch to batch"
+    return BadInput(
+        f"A prediction runs on tensors without values, but {type(part).__name__} {reason}: measure "
+        "a step instead, as with torch.cuda.max_memory_allocated()."
+    )
 
 
 @contextmanager

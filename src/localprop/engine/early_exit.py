@@ -5,7 +5,8 @@ Source: BranchyNet (Teerapittayanon et al., 2016), arXiv 1709.01686.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -53,18 +54,49 @@ def predict_at(
             f"module={module!r}: the network can be left at modules {', '.join(map(str, exits))}, "
             "whose losses train a head."
         )
-    aux: nn.Module = wiring.heads[_find_heads(wiring)[module]]["aux"]  # type: ignore[index]
-    features = _run_until(module, network, model, wiring, batch)
-    with evaluation_mode(aux):
-        output: Tensor = aux(features)
-    layers = wiring.layers
-    wanted, dim = layers.output_shape, layers.output_channel
-    if output.ndim != len(wanted) or output.shape[dim] != wanted[dim]:
+
+    def stop(_: int, features: Tensor) -> NoReturn:
+        raise StopForward(features)
+
+    try:
+        _visit_ends([module], stop, network, model, wiring, batch)
+    except StopForward as stopped:
+        output = _apply_head(module, stopped.output, wiring)
+    else:
+        raise BadInput(
+            f"The forward did not get to the end of module {module}: use another module."
+        )
+    if not _is_of_task(output, wiring):
         raise BadInput(
             f"The head of module {module} returns {tuple(output.shape)}, which are no outputs of "
-            f"the network, {tuple(wanted)}: its loss compares something else."
+            f"the network, {tuple(wiring.layers.output_shape)}: its loss compares something else."
         )
     return output
+
+
+def predict_exits(
+    network: nn.Module, model: nn.Module, wiring: Wiring, batch: Batch
+) -> dict[int, Tensor]:
+    """The outputs (N, ...) at all exits by one forward, in evaluation mode, by module.
+
+    Heads whose outputs are not the task's are left out.
+
+    Args:
+        network: the deployed network, in evaluation mode.
+        model: the primary network in it.
+        wiring: of the learner.
+        batch: on the device of the network.
+    """
+    *early, last = list_exits(wiring)
+    found: dict[int, Tensor] = {}
+
+    def keep(module: int, features: Tensor) -> None:
+        output = _apply_head(module, features, wiring)
+        if _is_of_task(output, wiring):
+            found[module] = output
+
+    found[last] = _visit_ends(early, keep, network, model, wiring, batch)
+    return dict(sorted(found.items()))
 
 
 def _find_heads(wiring: Wiring) -> dict[int, str]:
@@ -81,25 +113,42 @@ def _find_heads(wiring: Wiring) -> dict[int, str]:
     return found
 
 
-def _run_until(
-    module: int, network: nn.Module, model: nn.Module, wiring: Wiring, batch: Batch
+def _apply_head(module: int, features: Tensor, wiring: Wiring) -> Tensor:
+    aux: nn.Module = wiring.heads[_find_heads(wiring)[module]]["aux"]  # type: ignore[index]
+    with evaluation_mode(aux):
+        output: Tensor = aux(features)
+    return output
+
+
+def _is_of_task(output: Tensor, wiring: Wiring) -> bool:
+    wanted, dim = wiring.layers.output_shape, wiring.layers.output_channel
+    return output.ndim == len(wanted) and output.shape[dim] == wanted[dim]
+
+
+def _visit_ends(
+    modules: Iterable[int],
+    visit: Callable[[int, Tensor], object],
+    network: nn.Module,
+    model: nn.Module,
+    wiring: Wiring,
+    batch: Batch,
 ) -> Tensor:
-    """The features at the end of a module."""
-    layer = wiring.segments[wiring.segments_of(module)[-1]].layers[-1]
+    """The network's output. On the way, features at the ends of modules are shown to `visit`."""
+    ends = {
+        module: wiring.segments[wiring.segments_of(module)[-1]].layers[-1] for module in modules
+    }
 
-    def stop(segment: int, submodule: nn.Module, args: object, output: Any) -> None:
-        raise StopForward(wiring.layers.select_crossing(layer, list_tensors(output))[0])
+    def cut(module: int, submodule: nn.Module, args: object, output: Any) -> Any:
+        visit(module, wiring.layers.select_crossing(ends[module], list_tensors(output))[0])
+        return output
 
-    hooks = CutHooks(model, {0: wiring.layers.names[layer]}, stop)
+    hooks = CutHooks(model, {m: wiring.layers.names[layer] for m, layer in ends.items()}, cut)
     # In front of a context, which belongs to the next module.
     handles = [end.register_forward_hook(hook, prepend=True) for end, hook in hooks]
     hooks.begin()
     try:
-        wiring.task.forward(network, batch.data)
-    except StopForward as stopped:
-        return stopped.output
+        return wiring.task.forward(network, batch.data)
     finally:
         hooks.end()
         for handle in handles:
             handle.remove()
-    raise BadInput(f"The forward did not get to the end of module {module}: use another module.")

@@ -18,6 +18,7 @@ from localprop.rule.rule import Rule
 
 try:
     from lightning.pytorch import LightningModule
+    from lightning.pytorch.strategies import SingleDeviceStrategy
 except ImportError as error:
     raise BadInput(
         f"LocalLearning needs Lightning ({error}): pip install 'localprop[lightning]'."
@@ -195,7 +196,12 @@ def _find_setup_problems(module: LocalLearning, trainer: Any) -> Iterator[str]:
     if trainer is not None and trainer.world_size > 1:
         yield (
             f"Lightning runs {trainer.world_size} processes, which would train different heads: "
-            "use Trainer(devices=1)."
+            "use Trainer(devices=1), without strategy=."
+        )
+    elif trainer is not None and not isinstance(trainer.strategy, SingleDeviceStrategy):
+        yield (
+            f"Lightning's {type(trainer.strategy).__name__} wraps the model, which then cannot be "
+            "cut: leave strategy= out of the Trainer."
         )
 
 

@@ -270,8 +270,15 @@ def _find_problems(
             f"LocalTrainer runs in one process on one device, but there are {args.world_size} "
             f"processes with {args.n_gpu} devices each: set CUDA_VISIBLE_DEVICES=0, and launch one."
         )
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        yield "DeepSpeed and FSDP wrap the model, which then cannot be cut: train without them."
+    for wrapper, found in {
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "FSDP": trainer.is_fsdp_enabled,
+    }.items():
+        if found:
+            yield (
+                f"{wrapper} wraps the model, which then cannot be cut: leave {wrapper.lower()}= "
+                "out of the TrainingArguments, and launch without it."
+            )
     if args.torch_compile:
         yield "torch_compile=True would compile a model that is cut: leave it out."
     if task is not None and is_builder(task):

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from torch import Tensor, nn
 
 from localprop.data import Batches, Dataset, is_text
 from localprop.data.sources import TORCHVISION
-from localprop.engine.early_exit import list_exits
 from localprop.errors import BadInput, RunFailed, check
 from localprop.learner import Learner
 from localprop.models.libraries import import_library
 from localprop.training.build import build_phase_schedule, load_data, prepare
 from localprop.training.config import Config
+from localprop.training.exits import list_figures, score_exits
 from localprop.training.run_directory import RunDirectory
-from localprop.training.trainer import Score, evaluate
+from localprop.training.trainer import Score
 from localprop.user_code import describe_error
 from localprop.writing.files import write_bytes
 from localprop.writing.tables import format_table
@@ -205,14 +204,7 @@ def score_run(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("data", config.data) != config.data:
         dataset = _load_other_data(replace(config, data=given["data"]), dataset)
     batches = Batches(dataset, "test", config.batch_size, device=learner.device)
-    exits = list_exits(learner.wiring)
-    scores = {exits[-1]: evaluate(learner.predict, batches)}
-    for module in exits[:-1]:
-        try:
-            scores[module] = evaluate(partial(learner.predict, module=module), batches)
-        except BadInput:  # a head that makes no outputs of the task
-            continue
-    scores = dict(sorted(scores.items()))
+    scores = score_exits(learner, batches)
     if not all(torch.isfinite(torch.tensor(score.loss)) for score in scores.values()):
         raise RunFailed("A loss on the test split is not finite: train again with a lower lr.")
     return _collect_figures(dataset, learner, scores)
@@ -256,16 +248,7 @@ def _shorten(names: tuple[str, ...]) -> str:
 def _collect_figures(
     dataset: Dataset, learner: Learner, scores: Mapping[int, Score]
 ) -> dict[str, Any]:
-    names = learner.partition.layers.names
-    rows = [
-        {
-            "module": module,
-            "end": names[learner.partition.modules[module][-1]],
-            "test_accuracy": score.accuracy,
-            "test_loss": score.loss,
-        }
-        for module, score in scores.items()
-    ]
+    rows = list_figures(learner, scores)
     *_, network = scores.values()
     cells = [
         [str(row["module"]), str(row["end"]), f"{s.accuracy:.4f}", f"{s.loss:.4f}"]

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any
 
-from localprop.data import Dataset, is_text
+from localprop.data import Batches, Dataset, is_text
 from localprop.errors import BadInput, StepFailed, check, collect_problems
 from localprop.learner import Learner
 from localprop.methods.names import format_method
@@ -18,6 +18,7 @@ from localprop.ranks.launch import get_attempt, get_rank, get_world_size
 from localprop.rule.rule import Rule
 from localprop.training.build import build_phase_schedule, load_data, prepare
 from localprop.training.config import MAY_DIFFER, Config
+from localprop.training.exits import list_figures, score_exits
 from localprop.training.phase_schedule import PhaseSchedule
 from localprop.training.run_directory import RunDirectory
 from localprop.training.trainer import (
@@ -25,7 +26,7 @@ from localprop.training.trainer import (
     OnEpoch,
     OnStep,
     Score,
-    score_test_split,
+    check_finite,
     train,
 )
 
@@ -240,7 +241,10 @@ def _train(
 def _summarise(
     learner: Learner, dataset: Dataset, config: Config, reports: list[EpochReport]
 ) -> dict[str, Any]:
-    score = score_test_split(learner, dataset, config)
+    batches = Batches(dataset, "test", config.batch_size, device=learner.device)
+    exits = score_exits(learner, batches)
+    *_, score = exits.values()
+    check_finite(score, "on the test split", config)
     peaks = [report.peak_memory_bytes or 0 for report in reports]
     return {
         "config": config.as_json(),
@@ -252,6 +256,7 @@ def _summarise(
         },
         "test_accuracy": score.accuracy,
         "test_loss": score.loss,
+        "modules": list_figures(learner, exits),
         "validation_accuracy": reports[-1].validation_accuracy,
         "validation_loss": reports[-1].validation_loss,
         "seconds": sum(report.seconds for report in reports),

@@ -184,7 +184,7 @@ def train(
             report = _train_epoch(active, batches, config, epoch, on_step)
         if validation:
             score = evaluate(active.predict, validation)
-            _check_finite(score, f"after epoch {epoch}", config)
+            check_finite(score, f"after epoch {epoch}", config)
             report = replace(report, validation_accuracy=score.accuracy, validation_loss=score.loss)
         reports.append(report)
         if on_epoch:
@@ -307,7 +307,7 @@ def score_test_split(learner: Learner, dataset: Dataset, config: Config) -> Scor
     """
     batches = Batches(dataset, "test", config.batch_size, device=learner.device)
     score = evaluate(learner.predict, batches)
-    _check_finite(score, "on the test split", config)
+    check_finite(score, "on the test split", config)
     return score
 
 
@@ -326,21 +326,39 @@ def evaluate(
         >>> evaluate(nn.Flatten(), [(torch.eye(3), torch.tensor([0, 1, 0]))]).accuracy
         0.6666666666666666
     """
-    correct: Tensor | int = 0
-    losses: list[Tensor] = []  # on the device until the end; then added in double precision
+    (score,) = evaluate_each(lambda inputs: (predict(inputs),), batches) or [Score(0.0, 0.0)]
+    return score
+
+
+@torch.no_grad()
+def evaluate_each(
+    predict: Callable[[Tensor], Iterable[Tensor]], batches: Iterable[tuple[Tensor, Tensor]]
+) -> list[Score]:
+    """`evaluate` of several predictions of the same labels, which come together."""
+    correct: list[Tensor | int] = []
+    losses: list[list[Tensor]] = []  # on the device until the end; added in double precision
     count = 0
     for inputs, labels in batches:
-        logits = predict(inputs).float()
-        correct = correct + (logits.argmax(-1) == labels).sum()
-        losses.append(
-            functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
-        )
+        for i, logits in enumerate(each.float() for each in predict(inputs)):
+            if i == len(correct):
+                correct.append(0)
+                losses.append([])
+            correct[i] = correct[i] + (logits.argmax(-1) == labels).sum()
+            flat = logits.flatten(0, -2), labels.flatten()
+            losses[i].append(functional.cross_entropy(*flat, reduction="sum"))
         count += labels.numel()
-    total = sum(torch.stack(losses).tolist()) if losses else 0.0
-    return Score(int(correct) / max(count, 1), total / max(count, 1))
+    return [
+        Score(int(c) / max(count, 1), sum(torch.stack(each).tolist()) / max(count, 1))
+        for c, each in zip(correct, losses, strict=True)
+    ]
 
 
-def _check_finite(score: Score, where: str, config: Config) -> None:
+def check_finite(score: Score, where: str, config: Config) -> None:
+    """Refuse a score whose loss is not finite.
+
+    Raises:
+        RunFailed: it is not.
+    """
     if not math.isfinite(score.loss):
         raise RunFailed(
             f"The network's loss is {score.loss} {where}: lower lr (now {config.lr}), or train "
