@@ -99,6 +99,7 @@ def run(
     )
     config = _resolve_defaults(config, learner)
     learners = (learner, *phase_schedule.others.values())
+    notes += dataset.notes
     notes += dict.fromkeys(note for each in learners for note in each.notes)
     for note in notes:
         on_note(note)
