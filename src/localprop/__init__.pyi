@@ -11,6 +11,7 @@ from .commands import train as train
 from .data.dataset import Normalization as Normalization
 from .errors import BadInput as BadInput
 from .errors import RunFailed as RunFailed
+from .errors import RunStopped as RunStopped
 from .errors import StepFailed as StepFailed
 from .experiments.recipe import Recipe as Recipe
 from .learner import Learner as Learner

@@ -41,6 +41,7 @@ def train(
     out: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    keep: int = 2,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
     show_progress: ShowProgress = hide_progress,
@@ -57,6 +58,8 @@ def train(
         out: the directory for config, metrics, checkpoint and summary, or None.
         resume: continue the run in `out`, with its config.
         overwrite: replace the run in `out`.
+        keep: how many of the newest checkpoints to keep in `out`; the best one by validation is
+            kept besides, as best.safetensors.
         on_epoch: called with the `EpochReport` after each epoch.
         on_step: called after each step with the epoch, the steps done in it, and those that it has.
         show_progress: takes the config and the epochs done before; a context manager whose value is
@@ -71,6 +74,7 @@ def train(
     Raises:
         BadInput: the values, the recipe, the directory, or a field that is unknown.
         RunFailed: a loss is not finite, or the disk is full.
+        RunStopped: the process got SIGTERM or SIGHUP; the run in `out` can be resumed.
         StepFailed: a step stopped half-way.
 
     Example:
@@ -98,6 +102,7 @@ def train(
         out=out,
         resume=resume,
         overwrite=overwrite,
+        keep=keep,
         recipe={key: info[key] for key in ("recipe", "replaced") if key in info},
         show_progress=_add_callbacks(show_progress, on_epoch, on_step),
         on_note=on_note,

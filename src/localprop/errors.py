@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["BadInput", "RunFailed", "StepFailed"]
+__all__ = ["BadInput", "RunFailed", "RunStopped", "StepFailed"]
 
 
 class BadInput(ValueError):
@@ -58,6 +58,18 @@ class StepFailed(RuntimeError):
 
 class RunFailed(RuntimeError):
     """A run cannot continue, for instance because a loss is not finite."""
+
+
+class RunStopped(Exception):
+    """A run has saved its state and ended, because its process was asked to end.
+
+    Attributes:
+        signal: the number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 @contextmanager

@@ -11,16 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from localprop.engine.optimizer_groups import PARAMETER_LISTS
-from localprop.errors import BadInput, check
+from localprop.errors import BadInput, check, collect_problems
 from localprop.ranks.pipeline import Pipeline
 from localprop.state_problems import (
     COMPONENTS,
     OptimizerStates,
     find_form_problems,
+    find_kind_problems,
     find_optimizer_problems,
     find_tensor_problems,
 )
@@ -69,9 +71,10 @@ def state_of(learner: Trained) -> StateDict | None:
     learner.flush()
     local = {name: _select_local_entries(learner, name) for name in COMPONENTS}
     local["optimizer"] = _collect_optimizer_entries(learner)
+    copies: dict[Any, Tensor] = {}  # tied weights have one copy
     entries = learner.merge(
         {
-            (component, name): _copy_to_cpu(value)
+            (component, name): _copy_once(value, copies)
             for component, values in local.items()
             for name, value in values.items()
         }
@@ -84,29 +87,44 @@ def state_of(learner: Trained) -> StateDict | None:
     return state | {"steps": learner.steps}
 
 
+def find_state_problems(learner: Trained, state: Mapping[str, Any]) -> list[str]:
+    """Find why a learner cannot be brought to a state, one sentence for each reason.
+
+    Of tensors only dtypes, shapes and kinds are read.
+
+    Example:
+        >>> find_state_problems(learner, state_of(learner))
+        []
+    """
+    problems = list(find_form_problems(state))
+    if problems:
+        return problems
+    for component in COMPONENTS:
+        module = _module_of(learner, component)
+        problems += find_tensor_problems(component, module, state[component])
+    problems += find_kind_problems("optimizer", state["optimizer"])
+    with collect_problems(problems):
+        names, saved = _name_parameters(learner), _group_by_parameter(state["optimizer"])
+        problems += find_optimizer_problems(learner.optimizers, names, saved)
+    return problems
+
+
 def restore(learner: Trained, state: Mapping[str, Any]) -> None:
     """Bring a learner to a state of `state_of`. Its next step is then equal to the bit.
 
     Each rank takes the entries that it holds. The learner may group its parameters into other
     optimizers, but its parameters, the types of its optimizers and its seed must be the same.
+    Its tensors take the memory format of the state's, on which kernels and so the last bits depend.
 
     Raises:
-        BadInput: names are missing or unexpected, shapes differ, or the optimizers differ. The
-            learner is then unchanged.
+        BadInput: names are missing or unexpected, shapes or dtypes differ, a tensor is sparse or
+            without data, or the optimizers differ. The learner is then unchanged.
 
     Example:
         >>> restore(learner, state_of(learner))
     """
-    check(find_form_problems(state))
-    check(
-        problem
-        for component in COMPONENTS
-        for problem in find_tensor_problems(
-            component, _module_of(learner, component), state[component]
-        )
-    )
+    check(find_state_problems(learner, state))
     names, saved = _name_parameters(learner), _group_by_parameter(state["optimizer"])
-    check(find_optimizer_problems(learner.optimizers, names, saved))
     learner.flush()
     for component in COMPONENTS:
         entries = {
@@ -114,7 +132,9 @@ def restore(learner: Trained, state: Mapping[str, Any]) -> None:
             for name, value in state[component].items()
             if learner.pipeline is None or learner.pipeline.holds(component, name)
         }
-        _module_of(learner, component).load_state_dict(entries, strict=False)
+        module = _module_of(learner, component)
+        _match_layouts(module, entries)
+        module.load_state_dict(entries, strict=False)
     for optimizer in learner.optimizers:
         optimizer.load_state_dict(_build_optimizer_state(optimizer, names, saved))
     learner.steps = state["steps"]
@@ -192,6 +212,20 @@ def _select_local_entries(learner: Trained, component: str) -> Mapping[str, Any]
     return module.state_dict()
 
 
+def _match_layouts(module: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Give tensors of a module the strides that they have in a state, such as channels last."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        there = saved.get(name)
+        if not isinstance(tensor, Tensor) or not isinstance(there, Tensor) or tensor.is_meta:
+            continue
+        dense = torch.empty_like(tensor, device="meta").stride()
+        # Strides that no dense tensor has, such as those of `expand`, are the module's own affair.
+        if dense == tensor.stride() != there.stride():
+            tensor.data = torch.empty_strided(
+                tensor.shape, there.stride(), dtype=tensor.dtype, device=tensor.device
+            ).copy_(tensor.data)
+
+
 # --- optimizers -----------------------------------------------------------------------------------
 
 
@@ -264,6 +298,16 @@ def _build_optimizer_state(
 
 def _copy_all_to_cpu(values: Mapping[str, Any]) -> StateDict:
     return {key: _copy_to_cpu(value) for key, value in values.items()}
+
+
+def _copy_once(value: Any, copies: dict[Any, Tensor]) -> Any:
+    """Copy a value to the CPU; of tensors that are one and the same, the copy made before."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.data_ptr():
+        return _copy_to_cpu(value)
+    key = value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
+    if key not in copies:
+        copies[key] = _copy_to_cpu(value)
+    return copies[key]
 
 
 def _copy_to_cpu(value: Any) -> Any:

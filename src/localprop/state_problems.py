@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from localprop.engine.optimizers import values_equal
@@ -24,17 +25,22 @@ def find_form_problems(state: Mapping[str, Any]) -> Iterator[str]:
     for name in (*COMPONENTS, "optimizer"):
         if not isinstance(state.get(name), Mapping):
             yield f"The entry {name!r} is missing from the state: pass one of state_of(learner)."
-    if not isinstance(state.get("steps"), int):
-        yield "The number of steps is missing from the state: pass one of state_of(learner)."
+    steps = state.get("steps")
+    if type(steps) is not int or steps < 0:
+        yield (
+            f"The number of steps is missing from the state (steps={steps!r}): pass one of "
+            "state_of(learner)."
+        )
 
 
 def find_tensor_problems(
     component: str, module: nn.Module, saved: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Find names and shapes in which a saved state dict differs from a module."""
+    """Find names, shapes and dtypes in which a saved state dict differs from a module."""
     expected = module.state_dict()
     yield from find_name_problems(component, expected, saved)
-    for name in expected.keys() & saved.keys():
+    yield from find_kind_problems(component, saved)
+    for name in [name for name in expected if name in saved]:
         here = tuple(getattr(expected[name], "shape", ()))
         there = tuple(getattr(saved[name], "shape", ()))
         if here != there:
@@ -42,6 +48,30 @@ def find_tensor_problems(
                 f"{component}: {name} has shape {there} in the checkpoint, but {here} here: build "
                 "the same model."
             )
+        dtype, saved_dtype = (_name_dtype(each[name]) for each in (expected, saved))
+        if dtype != saved_dtype:
+            yield (
+                f"{component}: {name} is {saved_dtype} in the checkpoint, but {dtype} here: build "
+                "the same model."
+            )
+
+
+def _name_dtype(value: Any) -> str:
+    return str(getattr(value, "dtype", "no tensor")).removeprefix("torch.")
+
+
+def find_kind_problems(component: str, saved: Mapping[str, Any]) -> Iterator[str]:
+    """Find tensors that are sparse or have no data."""
+    found = [
+        name
+        for name, value in saved.items()
+        if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided)
+    ]
+    if found:
+        yield (
+            f"{component}: {_join_first(found)} are sparse or meta tensors, whose values cannot be "
+            "restored: make them dense."
+        )
 
 
 def find_name_problems(

@@ -12,7 +12,7 @@ import pytest
 
 from localprop.cli import main as cli
 from localprop.training import run
-from tests.helpers.cli import FILES, names_in, run_train
+from tests.helpers.cli import CHECKPOINTS, FILES, names_in, run_train
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,10 @@ def test_a_signal_ends_a_process_with_130_and_whole_files(tmp_path: Path) -> Non
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "Traceback" not in err
-    assert set(names_in(tmp_path / "run")) == set(FILES) - {"summary.json"}
+    names = {*names_in(tmp_path / "run")}
+    saved = {name for name in names if name.endswith(".safetensors")}
+    assert names - saved == {*FILES} - {*CHECKPOINTS, "summary.json"}
+    assert "best.safetensors" in saved
 
 
 def test_a_reader_that_leaves_causes_no_traceback() -> None:

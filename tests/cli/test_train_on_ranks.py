@@ -22,6 +22,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from localprop.training.state_file import StateFile
 from tests.helpers.cli import run_train
 from tests.helpers.ranks import RankPool
 
@@ -68,6 +69,10 @@ def train_as_launched(words: Sequence[str]) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def newest(folder: Path) -> Path:
+    return max(folder.glob("epoch-*.safetensors"))
+
+
 def read_results(folder: Path) -> tuple[Any, Any]:
     """What a run computed, without the seconds."""
     summary = json.loads((folder / "summary.json").read_text())
@@ -75,7 +80,7 @@ def read_results(folder: Path) -> tuple[Any, Any]:
         {key: each[key] for key in ("losses", "modules", "validation_accuracy")}
         for each in summary["epochs"]
     ]
-    return (summary["test_accuracy"], epochs), torch.load(folder / "last.pt", weights_only=True)
+    return (summary["test_accuracy"], epochs), StateFile(newest(folder)).read()
 
 
 def assert_same(one: Path, other_run: Path) -> None:
@@ -141,7 +146,7 @@ def test_a_killed_rank_is_named_and_a_restart_ends_with_the_same_bits(tmp_path: 
     assert run_train(*words, "--out", whole, quick=False) == 0
     process = launch(2, *words, "--out", str(out), restarts=2)
     patience = time.monotonic() + 60
-    while not (out / "last.pt").exists():
+    while not any(out.glob("epoch-*")):
         assert time.monotonic() < patience
         assert process.poll() is None
         time.sleep(0.01)

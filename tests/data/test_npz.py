@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from localprop.data import Augment, load, load_npz
+from localprop.data import Augment, load, load_npz, npz
 from localprop.errors import BadInput
 from tests.helpers.images import load_images
 
@@ -83,7 +84,12 @@ TWO_CLASSES = {"classes": np.array(["a", "b"]), "test_labels": np.arange(7) % 2}
         ({"train_labels": np.arange(40) % 5}, ["from 0 to 4, but there are 4 classes"]),
         ({"test_labels": np.arange(8) % 4 - 1}, ["from -1 to 2"]),
         ({"test_labels": np.zeros(8)}, ["type float64, but integers"]),
-        ({"test_labels": np.zeros((8, 1), int)}, ["(N,) is expected"]),
+        ({"test_labels": np.zeros((8, 2), int)}, ["(N,) is expected, or (N, 4)"]),
+        ({"test_labels": np.ones((8, 4), int)}, ["(N,) is expected"]),
+        ({"test_labels": np.array(["z"] * 8)}, ["names that stand in classes once"]),
+        ({"test_labels": np.zeros(8)}, ["whole, so store labels.astype('int64')"]),
+        ({"test_labels": np.full(8, 0.5)}, ["store the position of each image's class"]),
+        ({"test_images": np.full((8, 6, 5, 3), 1e39)}, ["up to 1e+39, but float32", "both alike"]),
         (NO_TESTS, ["is empty"]),
         ({"classes": np.arange(4)}, ["strings are expected"]),
         (TWO_CLASSES, ["0 to 3", "8 test_images"]),
@@ -107,6 +113,107 @@ def test_every_problem_of_an_npz(
     assert len(caught.value.problems) == len(messages)
     for message, problem in zip(messages, caught.value.problems, strict=True):
         assert message in problem
+
+
+def test_what_loses_nothing_is_converted(tmp_path: Path) -> None:
+    """Byte orders, wide floats, and every form of labels."""
+    train, test = RNG.random((40, 6, 5, 3), "f4"), RNG.random((8, 6, 5, 3), "f4")
+    expected = load_npz(save_npz(tmp_path, train_images=train, test_images=test))
+    names = np.array(["a", "b", "c", "d"])
+    for dtype in (">f4", ">f8", np.longdouble):
+        for labels in (
+            lambda n: (np.arange(n) % 4).astype(">i2"),
+            lambda n: (np.arange(n) % 4)[:, None],
+            lambda n: np.eye(4)[np.arange(n) % 4],
+            lambda n: names[np.arange(n) % 4],
+        ):
+            found = load_npz(
+                save_npz(
+                    tmp_path,
+                    train_images=train.astype(dtype),
+                    test_images=test.astype(dtype),
+                    train_labels=labels(40),
+                    test_labels=labels(8),
+                    classes=names.astype(">U3"),
+                )
+            )
+            assert found.fingerprint() == expected.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "high", "advice"),
+    [
+        ("uint16", 65535, r"astype\('float32'\) / WHITE.*: 65535, if all of uint16"),
+        ("int64", 255, r"0\.\.255, so store images.astype\('uint8'\)"),
+        ("bool", 1, r"images.astype\('float32'\)"),
+        ("complex64", 1, "store numbers, one for each pixel"),
+    ],
+)
+def test_images_of_other_types_are_told_what_keeps_them(
+    tmp_path: Path, dtype: str, high: int, advice: str
+) -> None:
+    images = np.zeros((40, 6, 5, 3), dtype)
+    images[0] = high
+    with pytest.raises(BadInput, match=advice):
+        load_npz(save_npz(tmp_path, train_images=images, test_images=images[:8]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "seems"),
+    [
+        ((13, 32, 32), "channels first"),
+        ((4, 24, 32), "channels first"),
+        ((3, 6, 5), "channels first"),
+        ((8, 8, 8), "channels first or last"),
+        ((3, 3, 32), "channels first or last"),
+        ((32, 32, 13), None),
+        ((24, 32, 4), None),
+        ((9, 9, 103), None),
+        ((28, 28, 1), None),
+    ],
+)
+def test_channels_first_are_told_from_channels_last(
+    tmp_path: Path, shape: tuple[int, ...], seems: str | None
+) -> None:
+    images = RNG.integers(0, 256, (40, *shape), dtype=np.uint8)
+    path = save_npz(tmp_path, train_images=images, test_images=images[:8])
+    first = load_npz(path, layout="channels_first", validation=0)
+    assert np.array_equal(first.train.images.numpy(), images)
+    last = load_npz(path, layout="channels_last", validation=0)
+    assert np.array_equal(last.train.images.permute(0, 2, 3, 1).numpy(), images)
+    if seems is None:
+        assert load_npz(path, validation=0).fingerprint() == last.fingerprint()
+        return
+    with pytest.raises(BadInput, match=f"{seems}: add --layout channels_first") as caught:
+        load_npz(path)
+    assert len(caught.value.problems) == 2
+
+
+def test_a_file_that_claims_too_much_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_npz(tmp_path, train_images=None)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        member = archive.open("train_images.npy", "w")
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1000, 3)}
+        np.lib.format.write_array_header_1_0(member, header)
+        member.write(bytes(1000))
+        member.close()
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(BadInput, match=r"train_images.npy in .* claims 3000000000 bytes, but has"):
+        load_npz(path)
+    np.savez_compressed(path, **make_arrays(train_images=np.zeros((2000, 60, 50, 3), np.uint8)))
+    monkeypatch.setattr(npz, "MAX_CLAIM", 10**6)
+    with pytest.raises(BadInput, match=r"claims to unpack to 180\d+; the limit is \d+ \(1 GiB"):
+        load_npz(path)
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    path = save_npz(tmp_path, classes=None)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("classes", "a b c d")
+    with pytest.raises(BadInput, match=r"classes in .* \(it is no array of numpy\)"):
+        load_npz(path)
 
 
 def test_npz_may_name_classes_that_have_no_images(tmp_path: Path) -> None:

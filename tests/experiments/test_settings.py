@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from localprop import experiments
-from localprop.training.trainer import lr_at
+from localprop.training.learning_rates import lr_at
 
 # By epoch.
 INFOPRO_RATES = {1: 0.01, 2: 0.08897, 5: 0.32523, 10: 0.71408, 11: 0.79071, 80: 0.4, 160: 0.0}

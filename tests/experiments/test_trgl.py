@@ -18,7 +18,7 @@ from localprop.methods.trgl import KineticPenalty
 from localprop.rule.local_loss import LocalLoss
 from localprop.training.build import build, build_phase_schedule
 from localprop.training.config import Config
-from localprop.training.trainer import lr_at
+from localprop.training.learning_rates import lr_at
 from tests.helpers.recipes import cut_network, find_layers, parse_recipe_rule
 
 

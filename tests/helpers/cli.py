@@ -11,7 +11,8 @@ import pytest
 from localprop.cli import main as cli
 
 QUICK = ["--model", "mlp:16", "--limit", "100", "--epochs", "3"]
-FILES = ["config.json", "env.json", "last.pt", "metrics.jsonl", "summary.json"]
+CHECKPOINTS = ["best.safetensors", "epoch-00002.safetensors", "epoch-00003.safetensors"]
+FILES = sorted([*CHECKPOINTS, "config.json", "env.json", "metrics.jsonl", "summary.json"])
 
 
 def run_train(*words: object, quick: bool = True) -> int:
@@ -27,6 +28,12 @@ def names_in(folder: Path) -> list[str]:
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
     return json.loads(path.read_text())
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints of a run."""
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
@@ -15,10 +17,10 @@ import localprop as lp
 from localprop.errors import BadInput, RunFailed
 from localprop.learner import Learner
 from localprop.state import restore, state_of
-from localprop.training import checkpoint
 from localprop.training.build import load_data
 from localprop.training.checkpoint import load, save
 from localprop.training.config import Config
+from localprop.training.state_file import StateFile, write_state
 from localprop.training.trainer import train
 
 LINKS = lp.Rule(
@@ -208,17 +210,12 @@ def test_keys_are_parameter_names_and_the_content_is_plain(tmp_path: Path) -> No
         assert isinstance(state[f"state.{name}.momentum_buffer"], Tensor)
         assert state[f"group.{name}.lr"] == 0.1
     save(tmp_path / "a.pt", learner, epoch=1)
-    whole = torch.load(tmp_path / "a.pt", weights_only=True)
-    assert sorted(whole) == [
-        "encoders",
-        "epoch",
-        "format",
-        "heads",
-        "model",
-        "optimizer",
-        "steps",
-        "version",
-    ]
+    whole = StateFile(tmp_path / "a.pt").read()
+    assert {*whole} == {*copy_state(learner), "epoch", "others", "extra", "trained_by"}
+    plain = load_file(tmp_path / "a.pt")  # by safetensors itself
+    assert torch.equal(
+        plain["model/classifier.weight"], learner.model.state_dict()["classifier.weight"]
+    )
 
 
 def test_frozen_parameters_need_no_state() -> None:
@@ -317,16 +314,14 @@ def damage_file(good: Path, folder: Path) -> Iterable[tuple[Path, str]]:
         if data is not None:
             (folder / name).write_bytes(data)
         yield folder / name, "no file" if data is None else "cannot be read as a checkpoint"
-    torch.save({"model": {}}, folder / "weights")
-    torch.save({"format": checkpoint.FORMAT, "version": 99, "epoch": 1}, folder / "later")
-    torch.save(
-        {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "epoch": 1}, folder / "hollow"
-    )
-    torch.save(Path("an object"), folder / "object")
-    yield folder / "weights", "no checkpoint of a localprop run"
-    yield folder / "later", "version 99"
-    yield folder / "hollow", "'optimizer' is missing"
-    yield folder / "object", "cannot be read as a checkpoint"
+    torch.save({"model": {}}, folder / "old")
+    save_file({"a": torch.ones(2)}, folder / "weights", {"format": "pt"})
+    write_state(folder / "hollow", {"epoch": 1})
+    (folder / "later").write_bytes(content.replace(b'"version":"2"', b'"version":"9"'))
+    yield folder / "old", "a file of torch.save, as localprop wrote before"
+    yield folder / "weights", "no checkpoint of localprop"
+    yield folder / "later", "version '9'"
+    yield folder / "hollow", "lacks encoders, extra"
     yield folder, "no file"
 
 
@@ -348,11 +343,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     save(path, learner, epoch=1)
     before = path.read_bytes()
 
-    def full(whole: object, file: Any) -> None:
-        file.write(b"half")
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunFailed, match=r"No space left"):
         save(path, learner, epoch=2)
     assert path.read_bytes() == before

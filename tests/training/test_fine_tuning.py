@@ -17,7 +17,14 @@ from localprop.errors import BadInput
 from localprop.training.build import build, load_data, prepare
 from localprop.training.config import Config
 from localprop.training.trainer import score_test_split
-from tests.helpers.cli import QUICK, read_epochs, read_json, run_command, run_train
+from tests.helpers.cli import (
+    QUICK,
+    read_epochs,
+    read_json,
+    remove_checkpoints,
+    run_command,
+    run_train,
+)
 
 SMALL: dict[str, Any] = {"model": "resnet8", "limit": 100, "epochs": 2}
 
@@ -66,7 +73,7 @@ def test_a_run_without_a_checkpoint_needs_the_file_again(tmp_path: Path) -> None
     file, run = tmp_path / "w.pt", tmp_path / "run"
     save_weights(file, name="mlp:16")
     assert run_train("--init", file, "--out", run) == 0
-    (run / "last.pt").unlink()
+    remove_checkpoints(run)
     file.unlink()
     with pytest.raises(BadInput, match="There is no file"):
         lp.train(out=str(run), resume=True)

@@ -20,8 +20,9 @@ from localprop.learner import Learner
 from localprop.training import checkpoint
 from localprop.training.build import build_phase_schedule, prepare
 from localprop.training.config import Config
+from localprop.training.learning_rates import lr_at
 from localprop.training.phase_schedule import NoOpOptimizer, train_modules
-from localprop.training.trainer import EpochReport, lr_at, train
+from localprop.training.trainer import EpochReport, train
 
 GUIDED = "greedy() for 2; end_to_end() for 1"
 
@@ -263,7 +264,7 @@ def test_the_command_line_trains_and_resumes_phases(
 ) -> None:
     words = ["train", "--model", "mlp:12,12", "--limit", "60", "--epochs", "3"]
     assert cli.main([*words, "--phases", GUIDED, "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "last.pt").exists()
+    assert (tmp_path / "epoch-00003.safetensors").exists()
     (tmp_path / "summary.json").unlink()
     assert cli.main(["train", "--out", str(tmp_path), "--resume"]) == 0
     assert cli.main([*words, "--phases", "greedy() for 1 on 9"]) == 2

@@ -17,7 +17,8 @@ from localprop.network.modes import evaluation_mode
 from localprop.training import trainer
 from localprop.training.build import build, load_data, prepare
 from localprop.training.config import Config
-from localprop.training.trainer import EpochReport, evaluate, lr_at, train
+from localprop.training.learning_rates import lr_at
+from localprop.training.trainer import EpochReport, evaluate, train
 
 SMALL = Config(model="resnet8", modules=2, epochs=4, limit=200)
 

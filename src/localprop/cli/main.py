@@ -1,6 +1,6 @@
 """The command `localprop`. Results go to stdout, everything else to stderr.
 
-Exit codes: 0 success, 1 a run that failed, 2 bad input, 130 Ctrl-C.
+Exit codes: 0 success, 1 a run that failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from localprop.cli import (
     simulate,
     train,
 )
-from localprop.errors import BadInput, RunFailed, StepFailed
+from localprop.errors import BadInput, RunFailed, RunStopped, StepFailed
 from localprop.ranks.launch import get_rank, get_world_size
 
 # In the order of the help. Each has `add_parser`, which declares its flags, and `run`, which runs
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    except RunStopped as error:
+        return 128 + error.signal
     except MemoryError:
         _print_problems("The run failed:", ["Out of memory."])
         return 1

@@ -11,6 +11,7 @@ from localprop import experiments
 from localprop.cli.flags import Subparsers, add_command, add_config, add_flag, collect_fields
 from localprop.cli.output import print_json
 from localprop.cli.recipe_argument import add_recipe, format_published
+from localprop.errors import RunStopped
 from localprop.ranks.launch import get_rank
 
 
@@ -32,6 +33,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "--resume", action="store_true", help="continue the run in --out, with its config"
     )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    add_flag(
+        parser,
+        "--keep",
+        "how many of the newest checkpoints to keep in --out; the best one is kept besides",
+        accepts=int,
+        default=2,
+    )
     add_config(parser)
     parser.set_defaults(run=run)
 
@@ -42,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         summary = _train(args)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunStopped) as error:
+        if isinstance(error, RunStopped):
+            print(error, file=sys.stderr)
         if args.out:
             command = f"localprop train --out {shlex.quote(args.out)} --resume"
             print(f"Continue with: {command}", file=sys.stderr)
@@ -67,6 +77,7 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
         out=args.out,
         resume=args.resume,
         overwrite=args.overwrite,
+        keep=args.keep,
         show_progress=show_epochs,
         on_note=print_note,
         **collect_fields(args),

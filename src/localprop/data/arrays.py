@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from localprop.data.augment import Augment, crop_and_flip, cut_out, find_cutout_problems
-from localprop.data.dataset import Normalization, make_generator
+from localprop.data.dataset import SPLITS, Normalization, hash_all, make_generator
 
 HOLD_OUT_SEED = 0  # A constant: every run holds out the same validation images.
 # A split is copied to an accelerator if it has no more bytes than this. Otherwise it stays in host
@@ -73,6 +74,7 @@ class Images:
     std: tuple[float, ...]
 
     unit = "images"
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,6 +91,14 @@ class Images:
     def normalization(self) -> Normalization:
         """How inputs are computed from pixels."""
         return Normalization(self.mean, self.std)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The classes, and of each split the number of images and a hash of them and the labels."""
+        splits = {name: getattr(self, name) for name in SPLITS}
+        return {"classes": [*self.classes]} | {
+            name: f"{len(split)} {self.unit}, {hash_all(split.images, split.labels)}"
+            for name, split in splits.items()
+        }
 
     def make_zero_batch(self, count: int) -> tuple[Tensor, Tensor]:
         """Make images (count, C, H, W), float32, and labels (count,), int64, of zeros."""

@@ -72,15 +72,19 @@ class Batches:
         """Bytes of the split on an accelerator. 0 if batches are moved there one by one."""
         return self._reader.held_bytes
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch. Two calls with the same number yield the same batches.
+
+        Args:
+            number: the epoch, from 0.
+            skip: leave out as many batches at the beginning. The others are the same.
 
         Yields:
             Inputs and targets, both on the device: normalised images (N, C, H, W), float32, and
             labels (N,), int64; or tokens (N, T), int64, and the tokens that follow them.
         """
         order = self._draw_order(number)
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        starts = range(skip * self.batch_size, len(self) * self.batch_size, self.batch_size)
         batches = [order[start : start + self.batch_size] for start in starts]
         return self._reader.read_epoch(number, batches)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -87,8 +87,17 @@ class Dataset(Protocol):
         ...
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how it was read, one sentence each."""
+        ...
+
+    @property
     def normalization(self) -> Normalization | None:
         """How inputs are computed from pixels. None if they are no images."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed run must find again, as plain values: classes, sizes and hashes."""
         ...
 
     def make_zero_batch(self, count: int) -> tuple[Tensor, Tensor]:
@@ -102,6 +111,23 @@ class Dataset(Protocol):
     def make_reader(self, split: str, *, augment: bool, seed: int, device: torch.device) -> Reader:
         """Make the reader of the split of this name."""
         ...
+
+
+def hash_all(*parts: str | Tensor) -> str:
+    """A hash of texts and of the values of tensors, 16 hexadecimal digits.
+
+    Example:
+        >>> hash_all("a", torch.zeros(2)) == hash_all("a", torch.zeros(2))
+        True
+    """
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.contiguous().numpy().data)
+        else:
+            digest.update(part.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def make_generator(purpose: str, *numbers: int) -> torch.Generator:

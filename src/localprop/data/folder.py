@@ -3,6 +3,7 @@
 The layout is that of torchvision's ImageFolder.
 """
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,37 +17,14 @@ from torch.utils.data import DataLoader, default_collate
 
 from localprop.data.arrays import hold_out, select_per_class, to_float
 from localprop.data.augment import Augment, cut_out, find_cutout_problems
-from localprop.data.dataset import Normalization, make_generator
-from localprop.errors import BadInput, RunFailed, check
+from localprop.data.dataset import SPLITS, Normalization, hash_all, make_generator
+from localprop.data.image_files import ImageFiles, find_image_files
+from localprop.errors import BadInput, RunFailed
 
 # The usual values for ImageNet. torchvision's reference recipes normalise by them.
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGENET_AUGMENT = Augment(resized=True, flip=True)
 SampleKey = tuple[int, int]  # epoch and sample index
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """Image files and their labels.
-
-    Args:
-        paths: the paths of N files.
-        labels: (N,), int64.
-
-    Example:
-        >>> len(ImageFiles(("a.png",), torch.zeros(1, dtype=torch.int64)))
-        1
-    """
-
-    paths: tuple[str, ...]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def select(self, indices: Tensor) -> "ImageFiles":
-        """Select the samples at `indices` (M,), in their order."""
-        return ImageFiles(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +51,7 @@ class Folder:
         normalization: mean and standard deviation per channel.
         image_size: height and width of inputs, in pixels.
         workers: number of processes that read. With 0, the training process reads.
+        notes: what the folders have that is no image or class, one sentence each.
 
     Example:
         >>> load("folder:/data/imagenet").shape  # doctest: +SKIP
@@ -88,6 +67,7 @@ class Folder:
     normalization: Normalization
     image_size: int
     workers: int
+    notes: tuple[str, ...] = ()
 
     unit = "images"
 
@@ -100,6 +80,14 @@ class Folder:
     def num_classes(self) -> int:
         """The number of classes."""
         return len(self.classes)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The classes, and of each split the number of files and a hash of their names."""
+        splits = {name: getattr(self, name) for name in SPLITS}
+        return {"classes": [*self.classes]} | {
+            name: f"{len(files)} {self.unit}, {hash_all(files.names, files.labels)}"
+            for name, files in splits.items()
+        }
 
     def make_zero_batch(self, count: int) -> tuple[Tensor, Tensor]:
         """Make images (count, C, H, W), float32, and labels (count,), int64, of zeros."""
@@ -314,17 +302,15 @@ def load_folder(
         workers: number of processes that read.
 
     Raises:
-        BadInput: if a folder is missing or has no images, if there are fewer than two classes or
-            val has other classes than train, or if torchvision is not installed.
+        BadInput: as `find_image_files`, or if torchvision is not installed.
 
     Example:
         >>> data = load_folder("/data/imagenet", workers=16)  # doctest: +SKIP
     """
     path = Path(os.path.expanduser(path)).absolute()
-    check(_find_missing_folders(path))
-    train, classes = _find_image_files(path / "train")
-    test, test_classes = _find_image_files(path / "val")
-    check(_find_class_problems(path, classes, test_classes))
+    train, test, classes, notes = find_image_files(path)
+    if importlib.util.find_spec("torchvision") is None:
+        raise BadInput("torchvision is not installed: pip install 'localprop[vision]'.")
     kept, held_out = hold_out(train.labels, validation)
     training = train.select(kept)
     if limit is not None:
@@ -339,54 +325,5 @@ def load_folder(
         normalization=normalization or IMAGENET,
         image_size=image_size,
         workers=workers,
+        notes=notes,
     )
-
-
-def _describe_layout(path: Path) -> str:
-    return (
-        f"Images belong in {path}/train/CLASS/ and {path}/val/CLASS/, with a folder for each class."
-    )
-
-
-def _find_missing_folders(path: Path) -> list[str]:
-    problems = []
-    for split in ("train", "val"):
-        if not (path / split).is_dir():
-            has_test = split == "val" and (path / "test").is_dir()
-            hint = f", but there is {path}/test: rename it to val." if has_test else "."
-            problems.append(f"There is no folder {path / split}{hint} {_describe_layout(path)}")
-    return problems
-
-
-def _find_class_problems(
-    path: Path, classes: tuple[str, ...], test_classes: tuple[str, ...]
-) -> list[str]:
-    if classes != test_classes:
-        different = ", ".join(sorted({*classes} ^ {*test_classes})[:8])
-        return [
-            f"{path} has other classes in val than in train ({different}): give both the same"
-            " folders."
-        ]
-    if len(classes) < 2:
-        return [
-            f"{path}/train has one class only, the folder {classes[0]}, but at least two are"
-            f" needed: is it one level too high? {_describe_layout(path)}"
-        ]
-    return []
-
-
-def _find_image_files(path: Path) -> tuple[ImageFiles, tuple[str, ...]]:
-    """Find the files and the classes of a split."""
-    try:
-        from torchvision.datasets import ImageFolder
-    except ImportError as error:
-        raise BadInput(
-            f"torchvision cannot be imported ({error}): pip install 'localprop[vision]'."
-        ) from error
-    try:
-        found = ImageFolder(path)
-    except FileNotFoundError as error:
-        layout = _describe_layout(path.parent)
-        raise BadInput(f"{path} has no images ({error}). {layout}") from error
-    paths = tuple(file for file, _ in found.samples)
-    return ImageFiles(paths, torch.tensor(found.targets)), tuple(found.classes)

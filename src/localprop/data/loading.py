@@ -11,6 +11,7 @@ from localprop.errors import check
 
 AUGMENT_WORDS = ("crop", "flip", "cutout", "random_resized_crop")
 PADDINGS = ("reflect", "zeros")
+LAYOUTS = ("channels_last", "channels_first")
 USUAL_PAD = 4  # pixels on each side, of CIFAR-10's usual crop
 
 
@@ -36,6 +37,8 @@ class LoadingOptions:
         std: standard deviation, likewise.
         validation: fraction of the training images to hold out, the same images in every run. Text
             always holds out a tenth.
+        layout: axes of images in an `.npz` file: "channels_last" (N, H, W, C) or "channels_first"
+            (N, C, H, W). None takes the first, and refuses images whose shape does not show it.
         context: tokens in a window of text.
         image_size: height and width of images from a folder, in pixels.
         workers: number of processes that read images from a folder.
@@ -55,6 +58,7 @@ class LoadingOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     validation: float = 0.1
+    layout: str | None = None
     context: int = 128
     image_size: int = 224
     workers: int = 4
@@ -74,6 +78,9 @@ class LoadingOptions:
         if self.padding not in (None, *PADDINGS):
             choices = " or ".join(PADDINGS)
             problems.append(f"The padding is {self.padding!r}, which is unknown: choose {choices}.")
+        if self.layout not in (None, *LAYOUTS):
+            choices = " or ".join(LAYOUTS)
+            problems.append(f"The layout is {self.layout!r}, which is unknown: choose {choices}.")
         problems += _find_small_values("crop_pad", self.crop_pad, "pixels")
         problems += _find_small_values("cutout", self.cutout, "pixels")
         problems += _find_small_values("context", self.context, "tokens")
@@ -155,6 +162,11 @@ class LoadingOptions:
         )
         mean, std = (values * chans if len(values) == 1 else values for values in given.values())
         return Normalization(mean, std)
+
+
+def is_npz(name: str) -> bool:
+    """Whether a data set of this name is an `.npz` file."""
+    return name.lower().endswith(".npz")
 
 
 def is_text(name: str) -> bool:

@@ -15,7 +15,7 @@ from localprop.data.arrays import Images, Split, build_images
 from localprop.data.augment import Augment
 from localprop.data.dataset import Dataset, Normalization
 from localprop.data.folder import IMAGENET_AUGMENT, load_folder
-from localprop.data.loading import LoadingOptions, is_folder, is_text
+from localprop.data.loading import LoadingOptions, is_folder, is_npz, is_text
 from localprop.data.npz import load_npz
 from localprop.data.text import load_text
 from localprop.errors import BadInput, check
@@ -99,10 +99,6 @@ def augment_of(name: str, chosen: LoadingOptions) -> Augment:
     return chosen.choose_augment(usual)
 
 
-def _is_npz(name: str) -> bool:
-    return name.lower().endswith(".npz")
-
-
 def find_name_problems(name: str, chosen: LoadingOptions) -> list[str]:
     """Check that there is a data set of this name. One sentence if there is none.
 
@@ -112,7 +108,7 @@ def find_name_problems(name: str, chosen: LoadingOptions) -> list[str]:
         >>> find_name_problems("digits", LoadingOptions())
         []
     """
-    if _is_npz(name) or name == "digits" or name in TORCHVISION or is_text(name) or is_folder(name):
+    if is_npz(name) or name == "digits" or name in TORCHVISION or is_text(name) or is_folder(name):
         return []
     if name and chosen.resolve_path(name).is_dir():
         return [
@@ -128,9 +124,10 @@ def find_name_problems(name: str, chosen: LoadingOptions) -> list[str]:
 
 def _load_in_memory(name: str, chosen: LoadingOptions) -> Images:
     augment, limit, validation = augment_of(name, chosen), chosen.limit, chosen.validation
-    if _is_npz(name):
+    if is_npz(name):
         path = chosen.resolve_path(name)
-        return load_npz(path, augment=augment, limit=limit, validation=validation)
+        layout = chosen.layout
+        return load_npz(path, augment=augment, limit=limit, validation=validation, layout=layout)
     normalization = None
     if name == "digits":
         train, test, classes = _load_digits()

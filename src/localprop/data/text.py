@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from localprop.data.dataset import make_generator
+from localprop.data.dataset import SPLITS, hash_all, make_generator
 from localprop.errors import BadInput
 
 VOCABULARY = 256  # A token is a byte.
@@ -60,11 +61,20 @@ class Text:
     unit = "windows"
     num_classes = VOCABULARY
     normalization = None
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def shape(self) -> tuple[int]:
         """(T,) of one window."""
         return (self.train.context,)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Of each split the number of windows and a hash of the bytes."""
+        splits = {name: getattr(self, name) for name in SPLITS}
+        return {
+            name: f"{len(windows)} {self.unit}, {hash_all(windows.tokens)}"
+            for name, windows in splits.items()
+        }
 
     def make_zero_batch(self, count: int) -> tuple[Tensor, Tensor]:
         """Make tokens and targets (count, T), int64, of zeros."""

@@ -221,7 +221,7 @@ def run_compare(
     check(left_out if strict else [])
     if file:
         _make_folder(file.parent)
-    notes += find_method_notes(built)
+    notes += [*dataset.notes, *find_method_notes(built)]
     specs = [spec for spec, _ in built]
     del built  # the learners would count as memory of what is measured later
     for note in notes:

@@ -112,6 +112,8 @@ class Config:
         std: standard deviation for the normalisation of images, likewise.
         validation: fraction of the training images that is held out for validation; of text always
             a tenth.
+        layout: axes of images in a .npz file, channels_last (N, H, W, C) or channels_first; if not
+            given, the first, unless their shape says otherwise.
         context: tokens in a window of text.
         image_size: height and width of images from a folder, in pixels.
         workers: processes that read images from a folder.
@@ -167,6 +169,7 @@ class Config:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     validation: float = 0.1
+    layout: str | None = None
     context: int = 128
     image_size: int = 224
     workers: int = 4

@@ -56,6 +56,10 @@ def load_run(
     dataset, learner = prepare(config, load_dataset, weights=False)
     phases = build_phase_schedule(config, dataset, learner)
     directory.restore(learner, phases.others)
+    check(
+        f"{each} `localprop train --out {path} --resume` goes on from an older one."
+        for each in directory.skipped
+    )
     return config, dataset, learner
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from localprop.data.loading import is_folder, is_text
+from localprop.data.loading import is_folder, is_npz, is_text
 from localprop.data.sources import augment_of, find_name_problems
 from localprop.errors import check
 from localprop.training.build import options_of
@@ -85,6 +85,8 @@ def _find_idle_data_fields(config: Config) -> Iterator[tuple[str, str]]:
     if not is_folder(config.data):
         for field in ("image_size", "workers"):
             yield field, "without a folder of images: leave it out"
+    if not is_npz(config.data):
+        yield "layout", "without a .npz file: leave it out"
     if config.data in ("digits", "text"):
         for field in ("root", "download"):
             yield field, f"on {config.data}, which needs no files: leave it out"

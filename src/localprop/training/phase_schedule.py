@@ -71,10 +71,15 @@ class PhaseSchedule:
         return self.learners[phase.method_text], phase
 
     @contextmanager
-    def activate_phase(self, epoch: int) -> Iterator[Learner]:
-        """Yield the learner of an epoch. Inside, its steps change the phase's modules alone."""
+    def activate_phase(self, epoch: int, *, begun: bool = False) -> Iterator[Learner]:
+        """Yield the learner of an epoch. Inside, its steps change the phase's modules alone.
+
+        Args:
+            epoch: the epoch, from 1.
+            begun: whether its first steps were done before, by a run whose state the learner has.
+        """
         learner, phase = self.at(epoch)
-        if epoch > 1 and self.at(epoch - 1)[0] is not learner:
+        if not begun and epoch > 1 and self.at(epoch - 1)[0] is not learner:
             # Another method has trained the layers that this one's auxiliary networks copy.
             learner.engine.initialise_copies()
         # Random draws depend on the number of the step, which goes on through all phases.

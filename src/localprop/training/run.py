@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
@@ -10,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from localprop.data import Batches, Dataset, is_text
-from localprop.errors import BadInput, StepFailed, check, collect_problems
+from localprop.errors import BadInput, RunStopped, StepFailed, check, collect_problems
 from localprop.learner import Learner
 from localprop.methods.names import format_method
 from localprop.methods.parse import parse_rule
@@ -26,11 +27,14 @@ from localprop.training.trainer import (
     OnEpoch,
     OnStep,
     Score,
+    TrainingStopped,
     check_finite,
     train,
 )
 
 LINGER_S = 3
+# What a scheduler of jobs sends before it ends one, and a terminal when it closes.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 # Given the config and the epochs done before, a context manager. Its value, a pair of functions, is
 # called after each epoch and after each step.
@@ -50,6 +54,7 @@ def run(
     resume: bool,
     overwrite: bool,
     recipe: Mapping[str, Any] = MappingProxyType({}),
+    keep: int = 2,
     show_progress: ShowProgress = hide_progress,
     on_note: Callable[[str], object] = lambda note: None,
     load_dataset: Callable[[Config], Dataset] = load_data,
@@ -63,6 +68,7 @@ def run(
         overwrite: replace the run in `out`.
         recipe: for a run of a recipe, its name and the fields that were replaced, for the summary.
             A resumed run has its own.
+        keep: how many of the newest checkpoints to keep. The best one is kept besides.
         show_progress: shows epochs and steps.
         on_note: called before the first epoch with what `init` has changed, and with each note of
             `Learner.notes`.
@@ -73,8 +79,9 @@ def run(
         seconds.
 
     Raises:
-        BadInput: the values, the directory, or fields that a resumed run has with other values.
+        BadInput: the values, the directory, or fields and data that a resumed run has otherwise.
         RunFailed: a loss is not finite, or the disk is full.
+        RunStopped: the process got SIGTERM or SIGHUP. The step was finished, and its state saved.
         StepFailed: a step stopped half-way.
 
     Example:
@@ -83,10 +90,44 @@ def run(
     if (resume or overwrite) and out is None:
         flag = "--resume" if resume else "--overwrite"
         raise BadInput(f"{flag} needs the directory of a run: add --out DIR.")
-    directory = None if out is None else RunDirectory(out, writes=get_rank() == 0)
+    check(find_range_problems(keep))
+    directory = None if out is None else RunDirectory(out, writes=get_rank() == 0, keep=keep)
+    try:
+        return _run(
+            given, directory, resume, overwrite, recipe, show_progress, on_note, load_dataset
+        )
+    finally:
+        if directory:
+            directory.release()
+
+
+def find_range_problems(keep: object) -> list[str]:
+    """Check how many checkpoints are to be kept.
+
+    Example:
+        >>> find_range_problems(0)
+        ['keep=0, but at least 1 checkpoint is needed to resume from: raise it.']
+    """
+    if isinstance(keep, int) and keep >= 1:
+        return []
+    return [f"keep={keep!r}, but at least 1 checkpoint is needed to resume from: raise it."]
+
+
+def _run(
+    given: Mapping[str, Any],
+    directory: RunDirectory | None,
+    resume: bool,
+    overwrite: bool,
+    recipe: Mapping[str, Any],
+    show_progress: ShowProgress,
+    on_note: Callable[[str], object],
+    load_dataset: Callable[[Config], Dataset],
+) -> dict[str, Any]:
     if directory and get_attempt() and directory.is_of_this_launch():
         # torchrun has restarted the ranks after a failure, with the same flags.
         given, resume, overwrite = {}, True, False
+    if directory and (resume or overwrite):
+        directory.lock()
     if directory and resume:
         config = _read_config(directory, given, recipe)
         recipe = directory.read_recipe()
@@ -100,14 +141,18 @@ def run(
     )
     config = _resolve_defaults(config, learner)
     learners = (learner, *phase_schedule.others.values())
+    notes += dataset.notes
     notes += dict.fromkeys(note for each in learners for note in each.notes)
-    for note in notes:
-        on_note(note)
     done = 0
     if directory and resume:
+        directory.refuse_changed(config, dataset.fingerprint())
         done = directory.restore(learner, phase_schedule.others)
+        directory.repair()
+        notes += directory.notes
     elif directory:
-        directory.start(config, recipe)
+        directory.start(config, recipe, dataset.fingerprint(), overwrite=overwrite)
+    for note in notes:
+        on_note(note)
     with _write_failures(directory):
         reports = _train(learner, dataset, config, phase_schedule, directory, done, show_progress)
         summary = {**recipe, "notes": notes, **_summarise(learner, dataset, config, reports)}
@@ -220,7 +265,11 @@ def _train(
 ) -> list[EpochReport]:
     """Train the epochs that are left, and return the reports of all epochs."""
     earlier = directory.reports[:] if directory else []
-    with show_progress(config, done) as (show_epoch, show_step):
+    partial = directory.partial if directory else None
+    with (
+        show_progress(config, done) as (show_epoch, show_step),
+        _ending_by_signals(directory, learner, phase_schedule) as should_stop,
+    ):
 
         def on_epoch(report: EpochReport) -> None:
             if directory:
@@ -235,7 +284,53 @@ def _train(
             phase_schedule=phase_schedule,
             on_epoch=on_epoch,
             on_step=show_step,
+            partial=partial,
+            should_stop=should_stop,
         )
+
+
+@contextmanager
+def _ending_by_signals(
+    directory: RunDirectory | None, learner: Learner, phase_schedule: PhaseSchedule
+) -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM and SIGHUP let the step end, and save. A second one ends at once, as usual.
+
+    Yields:
+        A function that says whether to stop.
+
+    Raises:
+        RunStopped: after the state has been saved.
+    """
+    received: list[int] = []
+    # Ranks would have to agree on the step; only the main thread may handle signals.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handled = STOPPING if directory and get_world_size() == 1 and in_main_thread else ()
+    before = {number: signal.getsignal(number) for number in handled}
+    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}  # nohup
+
+    def restore_handlers() -> None:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        restore_handlers()
+
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield lambda: bool(received)
+    except TrainingStopped as stopped:
+        assert directory
+        directory.save_partial(stopped.epoch, stopped.partial, learner, phase_schedule.others)
+        name = signal.Signals(received[0]).name
+        after = f"epoch {stopped.epoch}"
+        if stopped.partial:
+            after = f"step {stopped.partial.step} of epoch {stopped.epoch + 1}"
+        message = f"{name}: the run stopped after {after}, and its state is saved."
+        raise RunStopped(message, received[0]) from stopped
+    finally:
+        restore_handlers()
 
 
 def _summarise(

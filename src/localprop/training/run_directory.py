@@ -1,19 +1,24 @@
 """The directory of a run.
 
-config.json     the config
-env.json        versions, device, commit and command line
-metrics.jsonl   a line for each epoch
-last.pt         the checkpoint after the last epoch
-summary.json    the results; only a run that has ended has it
-failure.json    the record of the failure; only a failed run on several ranks has it
+config.json             the config
+env.json                versions, device, commit and command line
+metrics.jsonl           a line for each epoch
+epoch-00007.safetensors the checkpoint after 7 epochs, one of the newest (`Checkpoints`)
+best.safetensors        the checkpoint with the highest validation accuracy
+summary.json            the results; only a run that has ended has it
+failure.json            the record of the failure; only a failed run on several ranks has it
+
+A checkpoint holds the config and the reports of all epochs, too. The other files are for readers: a
+run goes on without them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
+from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,31 +26,38 @@ from typing import Any
 from localprop.errors import BadInput, RunFailed, check
 from localprop.learner import Learner
 from localprop.ranks.launch import get_launch_id
-from localprop.training import checkpoint
+from localprop.training.changes import describe_other_torch, find_changes
+from localprop.training.checkpoint import NO_LEARNERS, collect_content
+from localprop.training.checkpoints import Checkpoints
 from localprop.training.config import Config
+from localprop.training.directory_lock import DirectoryLock
 from localprop.training.environment import describe_environment
-from localprop.training.trainer import EpochReport
-from localprop.writing.files import to_json, write_text
+from localprop.training.trainer import EpochReport, PartialEpoch
+from localprop.writing.files import is_leftover, to_json, write_text
 
 _CONFIG = "config.json"
 _ENV = "env.json"
 _METRICS = "metrics.jsonl"
-_LAST = "last.pt"
 _SUMMARY = "summary.json"
 _FAILURE = "failure.json"
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 class RunDirectory:
-    """The files of a run. Each file is complete at all times.
+    """The files of a run. Each file is complete at all times, and one process writes at a time.
 
     Args:
         path: the directory. It need not exist before `start`.
         writes: whether this process writes. On several ranks only rank 0 does, but all ranks call
             the same methods.
+        keep: how many of the newest checkpoints to keep.
 
     Attributes:
         path: the directory.
         reports: the reports of the epochs done.
+        partial: what the next epoch has come to; None if it has not begun.
+        notes: what was found damaged or missing, and done without, one sentence each.
 
     Example:
         >>> run = RunDirectory("runs/first")
@@ -53,15 +65,37 @@ class RunDirectory:
         >>> run.save_epoch(report, learner)
     """
 
-    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+    def __init__(self, path: str | Path, *, writes: bool = True, keep: int = 2) -> None:
         self.path = Path(os.path.expanduser(path))
         self.writes = writes
         self.reports: list[EpochReport] = []
+        self.partial: PartialEpoch | None = None
+        self.notes: list[str] = []
+        self._checkpoints = Checkpoints(self.path, keep)
+        self._lock = DirectoryLock()
+        self._about: dict[str, Any] = {}  # the config and the rest that checkpoints repeat
+
+    # --- one process at a time --------------------------------------------------------------------
+
+    def lock(self) -> None:
+        """Keep other processes from writing into the directory, if there is one already.
+
+        Raises:
+            BadInput: another process writes into it.
+        """
+        if self.writes and self.path.is_dir():
+            self._lock.take(self.path)
+
+    def release(self) -> None:
+        """Let other processes write into the directory."""
+        self._lock.release()
 
     # --- a new run --------------------------------------------------------------------------------
 
     def refuse_used(self, *, overwrite: bool = False) -> None:
         """Refuse a path that a new run cannot have. Nothing is written or removed.
+
+        What a run leaves that was killed while it made the directory does not count.
 
         Args:
             overwrite: accept the directory of another run.
@@ -73,12 +107,12 @@ class RunDirectory:
         if not self.writes:
             return
         try:
-            used = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+            used = self.path.exists() and (not self.path.is_dir() or any(self._list_used()))
         except OSError as error:
             raise BadInput(
                 f"{self.path} cannot be read ({error.strerror}): choose another directory."
             ) from error
-        if used and not (self.path / _CONFIG).is_file():
+        if used and not (self.path / _CONFIG).is_file() and not self.has_checkpoint():
             raise BadInput(
                 f"{self.path} exists and is not the directory of a run: choose a new or an empty "
                 "one."
@@ -89,37 +123,68 @@ class RunDirectory:
                 "--overwrite it."
             )
 
-    def start(self, config: Config, recipe: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def _list_used(self) -> Iterator[str]:
+        """The files that a new run would have to respect."""
+        begun = "localprop" in self._read_environment()
+        for entry in self.path.iterdir():
+            if not is_leftover(entry.name) and not (entry.name == _ENV and begun):
+                yield entry.name
+
+    def start(
+        self,
+        config: Config,
+        recipe: Mapping[str, Any] = NOTHING,
+        data: Mapping[str, Any] = NOTHING,
+        *,
+        overwrite: bool = False,
+    ) -> None:
         """Make the directory of a new run, and remove the files of a run that was there.
+
+        Whenever this is interrupted, the directory is one that `refuse_used` accepts as before.
 
         Args:
             config: the config of the run.
             recipe: for a run of a recipe, its name and the fields that were replaced.
+            data: the fingerprint of the data set.
+            overwrite: accept the directory of another run.
 
         Raises:
-            BadInput: the directory cannot be made or written.
+            BadInput: the directory cannot be made or written, or another process has begun a run
+                in it.
         """
+        self.reports, self.partial = [], None
+        self._about = {"config": config.as_json(), "recipe": {**recipe}, "data": {**data}}
         if not self.writes:
             return
+        text = to_json(config.as_json())
+        environment = describe_environment()
+        environment |= {"launch": get_launch_id(), "recipe": {**recipe}, "config": _hash(text)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # config.json goes last: it marks the directory as one that may be overwritten.
-            for name in (_SUMMARY, _LAST, _METRICS, _ENV, _FAILURE, _CONFIG):
-                (self.path / name).unlink(missing_ok=True)
-            write_text(self.path / _CONFIG, to_json(config.as_json()))
+            self.lock()
+            self.refuse_used(overwrite=overwrite)
+            self._clear_leftovers()
+            side_files = [self.path / name for name in (_SUMMARY, _METRICS, _FAILURE)]
+            for path in (*self._checkpoints.list_all(), *side_files):
+                path.unlink(missing_ok=True)
+            write_text(self.path / _ENV, to_json(environment))
+            # The last, and never removed: it marks the directory as that of a run.
+            write_text(self.path / _CONFIG, text)
         except (OSError, RunFailed) as error:
             raise BadInput(
                 f"{self.path} cannot be written ({error}): choose another directory."
             ) from error
-        environment = describe_environment()
-        environment |= {"launch": get_launch_id(), "recipe": {**recipe}}
-        write_text(self.path / _ENV, to_json(environment))
-        self.reports = []
+
+    def _clear_leftovers(self) -> None:
+        """Remove what killed processes had not finished writing."""
+        for entry in self.path.iterdir():
+            if is_leftover(entry.name):
+                entry.unlink(missing_ok=True)
 
     # --- a run to resume --------------------------------------------------------------------------
 
     def read_config(self) -> Config:
-        """Read the config of the run in the directory.
+        """Read the config of the run in the directory: config.json, or without it a checkpoint's.
 
         Raises:
             BadInput: there is no run, or config.json is damaged.
@@ -128,48 +193,123 @@ class RunDirectory:
         try:
             values = json.loads(file.read_text("utf-8"))
         except OSError as error:
-            raise BadInput(
-                f"{self.path} holds no run ({file.name}: {error.strerror}): check the path."
-            ) from error
-        except ValueError as error:
-            raise BadInput(f"{file} is damaged ({error}): start a new run.") from error
+            saved = self._read_checkpoint().get("config")
+            if saved is None:
+                raise BadInput(
+                    f"{self.path} holds no run ({file.name}: {error.strerror}): check the path, or "
+                    "start the run again."
+                ) from error
+            self.notes.append(f"{file} cannot be read ({error.strerror}): the checkpoint has it.")
+            return Config(**saved)
+        except (ValueError, RecursionError) as error:
+            raise self._describe_damage(f"{error}") from error
         if not isinstance(values, dict):
-            raise BadInput(f"{file} is damaged (it is no object): start a new run.")
+            raise self._describe_damage("it is no object")
         known = [field.name for field in fields(Config)]
         unknown = [key for key in values if key not in known]
         check(f"{file} has {key!r}, which no config has: remove it." for key in unknown)
         return Config(**values)
 
+    def _describe_damage(self, reason: str) -> BadInput:
+        file = self.path / _CONFIG
+        fix = "remove it, since the checkpoints have the config, too, and --resume"
+        if not self.has_checkpoint():
+            fix = "start a new run"
+        return BadInput(f"{file} is damaged ({reason}): {fix}.")
+
     def read_recipe(self) -> dict[str, Any]:
         """Read what `start` got as `recipe` when the run began."""
-        return dict(self._read_environment().get("recipe", {}))
+        saved = self._read_checkpoint().get("recipe")
+        if saved is not None:
+            return dict(saved)
+        environment = self._read_environment()
+        recipe = environment.get("recipe")
+        try:
+            of_this_run = environment.get("config") == _hash((self.path / _CONFIG).read_text())
+        except (OSError, ValueError):
+            of_this_run = False
+        return recipe if of_this_run and isinstance(recipe, dict) else {}
+
+    def _read_checkpoint(self) -> dict[str, Any]:
+        """What the newest checkpoint says of the run; an empty dictionary without any."""
+        file = self._checkpoints.find()
+        return {} if file is None else dict(file.about["run"])
 
     def is_of_this_launch(self) -> bool:
         """Whether an earlier attempt of this torchrun launch has started the run."""
-        return bool(self._read_environment().get("launch") == get_launch_id())
+        is_run = (self.path / _CONFIG).is_file()
+        return is_run and self._read_environment().get("launch") == get_launch_id()
 
     def has_checkpoint(self) -> bool:
-        """Whether the run has finished an epoch."""
-        return (self.path / _LAST).exists()
+        """Whether the run has saved its state."""
+        return bool(self._checkpoints.list_all())
 
-    def restore(
-        self, learner: Learner, others: Mapping[str, Learner] = MappingProxyType({})
-    ) -> int:
+    @property
+    def skipped(self) -> list[str]:
+        """Why newer checkpoints than that of `restore` could not be taken, one sentence each."""
+        return self._checkpoints.skipped
+
+    def restore(self, learner: Learner, others: Mapping[str, Learner] = NO_LEARNERS) -> int:
         """Restore a learner, and in a run in phases the other methods' learners.
 
-        A report whose epoch has no checkpoint is dropped.
+        The newest good checkpoint counts. Why newer ones were skipped stands in `notes`.
 
         Returns:
             The number of epochs done; 0 without a checkpoint.
 
         Raises:
-            BadInput: last.pt or metrics.jsonl is damaged, or last.pt is of another learner.
+            BadInput: no checkpoint is good, or the newest good one is of another learner.
         """
-        last, done = self.path / _LAST, 0
-        if last.exists():
-            done = checkpoint.load(last, learner, others)
-        self.reports = [report for report in self._read_reports() if report.epoch <= done]
-        return done
+        content = self._checkpoints.restore(learner, others)
+        if content is None:
+            return 0
+        self.notes += [f"Skipped: {each}" for each in self._checkpoints.skipped]
+        run = content["run"]
+        self.reports = [EpochReport(**report) for report in run["reports"]]
+        self.partial = None if run["partial"] is None else PartialEpoch(**run["partial"])
+        epochs: int = content["epoch"]
+        return epochs
+
+    def refuse_changed(self, config: Config, data: Mapping[str, Any]) -> None:
+        """Refuse to resume with another config or other data than those of the checkpoint.
+
+        Args:
+            config: the config to go on with. Fields in `MAY_DIFFER` may have changed.
+            data: the fingerprint of the data set to go on with.
+
+        Raises:
+            BadInput: names what has changed.
+        """
+        self._about = {"config": config.as_json(), "recipe": self.read_recipe(), "data": {**data}}
+        file = self._checkpoints.find()
+        if file is None:
+            return
+        check(find_changes(file, self._about["config"], data))
+        self.notes += describe_other_torch(file)
+
+    def repair(self) -> None:
+        """Clear leftovers, and write files anew that are missing or damaged. Says so in `notes`.
+
+        Raises:
+            RunFailed: a file cannot be written.
+        """
+        if not self.writes:
+            return
+        self._clear_leftovers()
+        if not (self.path / _CONFIG).is_file():
+            write_text(self.path / _CONFIG, to_json(self._about["config"]))
+        if not self._read_environment():
+            self.notes.append(f"{self.path / _ENV} is missing or damaged: it is written anew.")
+            environment = describe_environment() | {"recipe": self._about["recipe"]}
+            write_text(self.path / _ENV, to_json(environment))
+        expected = self._format_reports()
+        try:
+            whole = (self.path / _METRICS).read_text("utf-8").startswith(expected)
+        except (OSError, ValueError):
+            whole = not expected
+        if not whole:
+            self.notes.append(f"{self.path / _METRICS} is missing or damaged: it is written anew.")
+            write_text(self.path / _METRICS, expected)
 
     # --- a run in progress ------------------------------------------------------------------------
 
@@ -177,21 +317,49 @@ class RunDirectory:
         self,
         report: EpochReport,
         learner: Learner,
-        others: Mapping[str, Learner] = MappingProxyType({}),
+        others: Mapping[str, Learner] = NO_LEARNERS,
     ) -> None:
         """Write the report of an epoch, then the checkpoint.
-
-        The order matters: `restore` drops a report without its checkpoint, but could not make up
-        for a checkpoint without its report.
 
         Raises:
             RunFailed: a file cannot be written.
         """
+        accuracy = report.validation_accuracy
+        earlier = [each.validation_accuracy or 0.0 for each in self.reports]
+        is_best = accuracy is not None and accuracy > max(earlier, default=-1.0)
         self.reports.append(report)
+        self.partial = None
         if self.writes:
-            lines = [to_json(asdict(each), indent=None) for each in self.reports]
-            write_text(self.path / _METRICS, "".join(lines))
-        checkpoint.save(self.path / _LAST, learner, report.epoch, others)
+            write_text(self.path / _METRICS, self._format_reports())
+        self._save(learner, others, report.epoch, is_best=is_best)
+
+    def save_partial(
+        self,
+        epochs: int,
+        partial: PartialEpoch | None,
+        learner: Learner,
+        others: Mapping[str, Learner] = NO_LEARNERS,
+    ) -> None:
+        """Write a checkpoint between two steps. At the end of an epoch there is one already.
+
+        Raises:
+            RunFailed: the file cannot be written.
+        """
+        self.partial = partial
+        if partial is not None:
+            self._save(learner, others, epochs, is_best=False)
+
+    def _save(
+        self, learner: Learner, others: Mapping[str, Learner], epochs: int, *, is_best: bool
+    ) -> None:
+        content = collect_content(learner, epochs, others)
+        if content is None or not self.writes:
+            return
+        partial = None if self.partial is None else asdict(self.partial)
+        reports = [asdict(each) for each in self.reports]
+        content["run"] = {**self._about, "reports": reports, "partial": partial}
+        step = 0 if self.partial is None else self.partial.step
+        self._checkpoints.save(content, (epochs, step), is_best=is_best)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as ended.
@@ -214,26 +382,17 @@ class RunDirectory:
 
     # --- files ------------------------------------------------------------------------------------
 
+    def _format_reports(self) -> str:
+        return "".join(to_json(asdict(each), indent=None) for each in self.reports)
+
     def _read_environment(self) -> dict[str, Any]:
         """Read env.json; an empty dictionary if it is absent or damaged."""
         try:
             values = json.loads((self.path / _ENV).read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return values if isinstance(values, dict) else {}
 
-    def _read_reports(self) -> list[EpochReport]:
-        file = self.path / _METRICS
-        try:
-            lines = file.read_text("utf-8").splitlines() if file.exists() else []
-            return [_parse_report(line) for line in lines]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BadInput(
-                f"{file} is damaged ({error}): remove it, or start a new run."
-            ) from error
 
-
-def _parse_report(line: str) -> EpochReport:
-    values = json.loads(line)
-    tuples = {name: tuple(values[name]) for name in ("modules", "losses")}
-    return EpochReport(**values | tuples)
+def _hash(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()

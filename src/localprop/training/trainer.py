@@ -1,4 +1,4 @@
-"""Train for epochs: learning rates, losses read at intervals, and scores of the network."""
+"""Train for epochs: losses read at intervals, and scores of the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from localprop.engine.loss import Losses
 from localprop.errors import RunFailed
 from localprop.learner import Learner
 from localprop.training.build import build_phase_schedule
-from localprop.training.config import COSINES, Config
+from localprop.training.config import Config
+from localprop.training.learning_rates import lr_at
 from localprop.training.phase_schedule import PhaseSchedule
 
 __all__ = ["EpochReport"]
@@ -53,6 +54,37 @@ class EpochReport:
     validation_loss: float | None = None
 
 
+@dataclass(frozen=True)
+class PartialEpoch:
+    """What an epoch has come to that was stopped between two steps.
+
+    Attributes:
+        step: the steps done.
+        samples: their samples.
+        sums: of each loss, the sum of its values over the samples.
+        seconds: seconds of training.
+    """
+
+    step: int = 0
+    samples: int = 0
+    sums: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+
+class TrainingStopped(Exception):
+    """Training has stopped because it was asked to, between two steps.
+
+    Attributes:
+        epoch: the epochs done.
+        partial: what the next epoch has come to; None if it has not begun.
+    """
+
+    def __init__(self, epoch: int, partial: PartialEpoch | None) -> None:
+        super().__init__(f"stopped after epoch {epoch}")
+        self.epoch = epoch
+        self.partial = partial
+
+
 class Score(NamedTuple):
     """How well a network does on a split.
 
@@ -79,59 +111,8 @@ class Score(NamedTuple):
 OnEpoch = Callable[[EpochReport], object]
 # Called after each step with the epoch, the steps done in it, and the steps that it has.
 OnStep = Callable[[int, int, int], object]
-
-
-# --- learning rates -------------------------------------------------------------------------------
-
-
-def lr_at(config: Config, epoch: int) -> float:
-    """The learning rate of an epoch: its schedule, mixed with a small start during the warm-up.
-
-    With E epochs and w of them of warm-up, the schedule b(e) of epoch e is
-
-        cosine                lr (1 + cos(pi e / E)) / 2
-        cosine_above_zero     lr (1 + cos(pi (e - 1) / E)) / 2
-        cosine_after_warmup   f lr + (1 - f) lr (1 + cos(pi (e - 1 - w) / (E - w))) / 2,
-                              with f = lr_factor; lr for e <= w
-        multistep             lr times lr_factor for each milestone m < e
-        constant              lr
-
-    With s = warmup_from, or lr / 10, the learning rate is
-    b(e) (e - 1) / w + s (w + 1 - e) / w for e <= w, and b(e) afterwards. The last epoch of a cosine
-    has 0, so that only the statistics of BatchNorm move. The first epoch of cosine_above_zero
-    has lr.
-
-    Args:
-        config: gives lr, lr_schedule, epochs and the warm-up.
-        epoch: from 1.
-
-    Example:
-        >>> config = Config(lr=0.8, epochs=160, warmup_from=0.01)
-        >>> [round(lr_at(config, epoch), 5) for epoch in (1, 2, 11, 80, 160)]
-        [0.01, 0.08897, 0.79071, 0.4, 0.0]
-
-    Source: the official code of InfoPro, AugLocal and ContSup; cosine_above_zero: AugLocal's for
-    ImageNet; cosine_after_warmup: TRGL's for Swin-T, where it changes in every batch.
-    """
-    scheduled, warmup = _compute_scheduled_lr(config, epoch), config.warmup
-    if epoch > warmup:
-        return scheduled
-    start = config.lr / 10 if config.warmup_from is None else config.warmup_from
-    return scheduled * (epoch - 1) / warmup + start * (warmup + 1 - epoch) / warmup
-
-
-def _compute_scheduled_lr(config: Config, epoch: int) -> float:
-    if config.lr_schedule == "cosine_after_warmup":
-        position = max(epoch - 1 - config.warmup, 0) / (config.epochs - config.warmup)
-        share = 0.5 * (1 + math.cos(math.pi * position))
-        return config.lr * (config.lr_factor + (1 - config.lr_factor) * share)
-    if config.lr_schedule in COSINES:
-        position = epoch if config.lr_schedule == "cosine" else epoch - 1
-        return 0.5 * config.lr * (1 + math.cos(math.pi * position / config.epochs))
-    if config.lr_schedule == "multistep":
-        passed = sum(epoch > milestone for milestone in config.milestones)
-        return config.lr * config.lr_factor**passed
-    return config.lr
+# Asked after each step.
+ShouldStop = Callable[[], bool]
 
 
 # --- epochs ---------------------------------------------------------------------------------------
@@ -146,11 +127,13 @@ def train(
     phase_schedule: PhaseSchedule | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
+    partial: PartialEpoch | None = None,
+    should_stop: ShouldStop = lambda: False,
 ) -> list[EpochReport]:
     """Train for the epochs of a config.
 
     The batches of an epoch depend on the seed and its number alone, so that a run can continue
-    after any epoch.
+    after any step.
 
     Args:
         learner: all its optimizers get the learning rate of the epoch.
@@ -161,8 +144,11 @@ def train(
         phase_schedule: built from the config's phases if not given.
         on_epoch: called after each epoch, with its report.
         on_step: called after each step.
+        partial: what the first epoch had come to, if its first steps are done.
+        should_stop: asked after each step whether to stop.
 
     Raises:
+        TrainingStopped: `should_stop` has returned True.
         BadInput: the phases do not fit the learner's network.
         RunFailed: a loss is not finite; names the epoch, step, module and value.
         StepFailed: a step stopped half-way.
@@ -180,8 +166,10 @@ def train(
         validation = Batches(dataset, "validation", config.batch_size, device=learner.device)
     reports = []
     for epoch in range(start_epoch + 1, config.epochs + 1):
-        with phase_schedule.activate_phase(epoch) as active:
-            report = _train_epoch(active, batches, config, epoch, on_step)
+        with phase_schedule.activate_phase(epoch, begun=partial is not None) as active:
+            done = partial or PartialEpoch()
+            report = _train_epoch(active, batches, config, epoch, on_step, done, should_stop)
+            partial = None
         if validation:
             score = evaluate(active.predict, validation)
             check_finite(score, f"after epoch {epoch}", config)
@@ -189,6 +177,8 @@ def train(
         reports.append(report)
         if on_epoch:
             on_epoch(report)
+        if epoch < config.epochs and should_stop():
+            raise TrainingStopped(epoch, None)
     return reports
 
 
@@ -207,21 +197,30 @@ def _make_training_batches(dataset: Dataset, config: Config, device: torch.devic
 
 
 def _train_epoch(
-    learner: Learner, batches: Batches, config: Config, epoch: int, on_step: OnStep | None
+    learner: Learner,
+    batches: Batches,
+    config: Config,
+    epoch: int,
+    on_step: OnStep | None,
+    done: PartialEpoch,
+    should_stop: ShouldStop,
 ) -> EpochReport:
     lr = lr_at(config, epoch)
     for optimizer in learner.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
     _reset_peak(learner.device)
-    meter, start = _LossMeter(epoch, config), time.perf_counter()
-    for step, batch in enumerate(batches.epoch(epoch - 1), start=1):
+    meter, start = _LossMeter(epoch, config, done), time.perf_counter() - done.seconds
+    for step, batch in enumerate(batches.epoch(epoch - 1, skip=done.step), start=done.step + 1):
         meter.add(learner.step(batch), len(batch[0]))
         if step % READ_EVERY == 0:
             with learner.report_failures():
                 meter.read()
         if on_step:
             on_step(epoch, step, len(batches))
+        if step < len(batches) and should_stop():
+            learner.flush()
+            raise TrainingStopped(epoch - 1, meter.take(time.perf_counter() - start))
     with learner.report_failures():
         means = meter.compute_means()
     means = learner.total(means)  # on several ranks, also runs the deferred actions
@@ -233,15 +232,15 @@ def _train_epoch(
 class _LossMeter:
     """Averages the losses of an epoch. They stay on the device until they are read."""
 
-    def __init__(self, epoch: int, config: Config) -> None:
+    def __init__(self, epoch: int, config: Config, done: PartialEpoch) -> None:
         self.numbers: tuple[int, ...] = ()
         self.modules: tuple[int, ...] = ()
         self._epoch = epoch
         self._config = config
-        self._steps = 0
-        self._samples = 0
+        self._steps = done.step
+        self._samples = done.samples
         self._unread: list[tuple[Tensor, int]] = []
-        self._sums: list[float] = []
+        self._sums = [*done.sums]
 
     def add(self, losses: Losses, samples: int) -> None:
         """Add the losses of one step, and the number of its samples."""
@@ -269,6 +268,11 @@ class _LossMeter:
                 if not math.isfinite(loss):
                     raise RunFailed(self._describe_failure(self.modules[i], loss))
                 self._sums[i] += loss * samples
+
+    def take(self, seconds: float) -> PartialEpoch:
+        """What the epoch has come to."""
+        self.read()
+        return PartialEpoch(self._steps, self._samples, (*self._sums,), seconds)
 
     def compute_means(self) -> dict[int, float]:
         """Average each loss of this process over the epoch's samples, by its number."""
