@@ -2,7 +2,7 @@
 # make test          lint, and the tests
 # make lint          ruff and mypy
 # make test-oldest   the tests with the oldest torch that pyproject.toml allows
-# make coverage      the tests, and which lines and branches they reach
+# make coverage      the tests, and which lines they reach; slow before Python 3.12
 # make bench         times of every method and how they grow, into benchmarks/results/speed.jsonl
 # make recipes       two steps of every published experiment; takes long
 # make stubs         the public names of the package, for type checkers, from the modules' __all__
@@ -28,7 +28,7 @@ test-oldest: $(OLDEST_VENV)/dev.stamp
 	$(OLDEST_BIN)/pytest -n 2
 
 coverage: $(VENV)/dev.stamp
-	$(BIN)/pytest -n 2 --cov
+	COVERAGE_CORE=sysmon $(BIN)/pytest -n 2 --cov
 
 bench: $(VENV)/core.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py benchmarks/results/speed.jsonl
