@@ -52,6 +52,15 @@ def test_the_table_of_bench_memory() -> None:
     assert "\n".join(table_of((RESULTS / "memory-resnet110.txt").read_text())) in README
 
 
+@pytest.mark.parametrize(
+    ("result", "page"), [("fine-tune-efficientnet.txt", "benchmarks/README.md")]
+)
+def test_the_tables_of_fine_tuning(result: str, page: str) -> None:
+    rows = table_of((RESULTS / result).read_text())
+    assert len(rows) > 5
+    assert "\n".join(rows) in (ROOT / page).read_text()
+
+
 def test_the_fronts_of_plans() -> None:
     assert "\n".join(table_of((RESULTS / "planner-fronts.txt").read_text())) in README
     times: dict[str, list[dict[str, Any]]] = {}

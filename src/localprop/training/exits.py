@@ -26,6 +26,7 @@ def score_exits(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> d
         By module; those without a head that makes outputs of the task are left out.
 
     Example:
+        >>> from localprop.data import Batches
         >>> config = Config(model="mlp", epochs=2)
         >>> dataset, learner = prepare(config)
         >>> list(score_exits(learner, Batches(dataset, "test", 64)))
