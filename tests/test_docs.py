@@ -86,7 +86,7 @@ def test_python_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(losses, Sized)
     assert len(losses) == 16
     assert names["epoch"] == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "network.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"last.safetensors", "network.pt"}
 
 
 def test_the_loops_of_the_page_around_the_step() -> None:

@@ -128,6 +128,11 @@ def test_checkpoints_that_hold_a_network_are_opened(tmp_path: Path) -> None:
     state = trained().state_dict()
     torch.save({"epoch": 3, "model": state}, tmp_path / "last.pt")
     assert read_weights(tmp_path / "last.pt").keys() == state.keys()
+    heads = {"heads/0.weight": torch.ones(2)}
+    prefixed = {f"model/{name}": value for name, value in state.items()}
+    for name in ("last.safetensors", "last.ckpt"):  # as a checkpoint of localprop
+        save_file({**prefixed, **heads}, tmp_path / name)
+        assert read_weights(tmp_path / name).keys() == state.keys()
 
 
 class _Code:

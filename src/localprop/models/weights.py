@@ -24,7 +24,7 @@ def read_weights(path: str | Path) -> Weights:
     """Read the tensors of a file, in the order of the file.
 
     Args:
-        path: a .safetensors file, or a state_dict of torch.save. Of a checkpoint that holds a
+        path: a file of safetensors, or a state_dict of torch.save. Of a checkpoint that holds a
             network as "state_dict" or "model", as localprop's does, the network alone counts.
 
     Raises:
@@ -39,16 +39,36 @@ def read_weights(path: str | Path) -> Weights:
     file = Path(path).expanduser()
     if not file.is_file():
         raise BadInput(f"There is no file {file}: check the path of init.")
-    is_safetensors = file.suffix == ".safetensors"
-    load_file: Any = import_library("safetensors.torch").load_file if is_safetensors else None
+    load_file: Any = import_library("safetensors.torch").load_file
     try:
-        content = load_file(file) if load_file else torch.load(file, "cpu", weights_only=True)
+        if _is_safetensors(file):
+            content = _select_prefixed(load_file(file))
+        else:
+            content = torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # readers can raise anything on a foreign file
         raise BadInput(
             f"{file} cannot be read as weights ({describe_error(error)}): it is damaged, or holds "
             "more than tensors. Save model.state_dict() with torch.save, or as .safetensors."
         ) from error
     return _select_network(file, content)
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether a file says so, or begins as such a file: with the length of a JSON object."""
+    with file.open("rb") as content:
+        return file.suffix == ".safetensors" or content.read(9)[8:] == b"{"
+
+
+def _select_prefixed(weights: Weights) -> Weights:
+    """The network's tensors of a checkpoint of localprop, which stand under "model/"."""
+    prefixes = [f"{name}/" for name in _NETWORK]
+    selected = {
+        name.removeprefix(prefix): tensor
+        for prefix in prefixes
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
+    return selected or weights
 
 
 def _select_network(file: Path, content: Any) -> Weights:

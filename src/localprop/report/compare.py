@@ -36,10 +36,11 @@ from localprop.report.value_checks import find_range_problems
 from localprop.tasks.batch import Batch
 from localprop.training.build import OnNote, build, load_data
 from localprop.training.config import Config
+from localprop.training.directory_lock import DirectoryLock
 from localprop.training.environment import describe_environment
 from localprop.training.optimizers import make_optimizer_factory
 from localprop.training.trainer import Score, score_test_split, train
-from localprop.writing.files import to_json, write_text
+from localprop.writing.files import clear_leftovers, to_json, write_text
 
 # Called with what is running, and with the number of epochs finished since the last call.
 Progress = Callable[[str, int], object]
@@ -236,7 +237,10 @@ def run_compare(
         if file:
             write_text(file, to_json(result))
 
+    lock = DirectoryLock()
     try:
+        if file:
+            _claim_folder(file.parent, lock)
         with show_progress(len(specs) * seeds * config.epochs) as progress:
             comparison = compare(
                 config, dataset, specs, seeds=seeds, rounds=rounds, progress=progress, keep=keep
@@ -246,6 +250,8 @@ def run_compare(
         if figures:
             report(figures["table"])
         raise
+    finally:
+        lock.release()
     return figures
 
 
@@ -276,6 +282,17 @@ def _find_value_problems(config: Config, seeds: int, rounds: int) -> list[str]:
             f"seed={config.seed} leaves no room for {seeds} seeds: choose a smaller one."
         )
     return problems
+
+
+def _claim_folder(folder: Path, lock: DirectoryLock) -> None:
+    """Keep other processes out, and clear what killed ones have left."""
+    try:
+        lock.take(folder)
+        clear_leftovers(folder)
+    except OSError as error:
+        raise BadInput(
+            f"{folder} cannot be changed ({error.strerror}): choose another --out."
+        ) from error
 
 
 def _load_and_check(

@@ -40,14 +40,7 @@ def find_changes(
 
 
 def describe_other_torch(file: StateFile) -> list[str]:
-    """Say that another torch wrote a checkpoint; empty if it is the same.
-
-    Example:
-        >>> from localprop.training.state_file import write_state
-        >>> write_state(Path("a.safetensors"), {})
-        >>> describe_other_torch(StateFile(Path("a.safetensors")))
-        []
-    """
+    """Say that another torch wrote a checkpoint; empty if it is the same."""
     then = file.versions["torch"]
     if then == torch.__version__:
         return []

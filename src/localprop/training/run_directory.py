@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -33,7 +34,7 @@ from localprop.training.config import Config
 from localprop.training.directory_lock import DirectoryLock
 from localprop.training.environment import describe_environment
 from localprop.training.trainer import EpochReport, PartialEpoch
-from localprop.writing.files import is_leftover, to_json, write_text
+from localprop.writing.files import clear_leftovers, is_leftover, to_json, write_text
 
 _CONFIG = "config.json"
 _ENV = "env.json"
@@ -163,7 +164,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock()
             self.refuse_used(overwrite=overwrite)
-            self._clear_leftovers()
+            clear_leftovers(self.path)
             side_files = [self.path / name for name in (_SUMMARY, _METRICS, _FAILURE)]
             for path in (*self._checkpoints.list_all(), *side_files):
                 path.unlink(missing_ok=True)
@@ -174,12 +175,6 @@ class RunDirectory:
             raise BadInput(
                 f"{self.path} cannot be written ({error}): choose another directory."
             ) from error
-
-    def _clear_leftovers(self) -> None:
-        """Remove what killed processes had not finished writing."""
-        for entry in self.path.iterdir():
-            if is_leftover(entry.name):
-                entry.unlink(missing_ok=True)
 
     # --- a run to resume --------------------------------------------------------------------------
 
@@ -295,7 +290,8 @@ class RunDirectory:
         """
         if not self.writes:
             return
-        self._clear_leftovers()
+        with suppress(OSError):  # whatever is wrong with the directory stops the first save
+            clear_leftovers(self.path)
         if not (self.path / _CONFIG).is_file():
             write_text(self.path / _CONFIG, to_json(self._about["config"]))
         if not self._read_environment():

@@ -156,6 +156,11 @@ class StateFile:
             _dtype_of(described["dtype"]), described["shape"]
         )
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The hash of each tensor, by the name of its place."""
+        return {name: each["hash"] for name, each in self._manifest["tensors"].items()}
+
     def read(self) -> dict[str, Any]:
         """The values, after each tensor has been compared with its hash.
 

@@ -128,6 +128,20 @@ def is_leftover(name: str) -> bool:
     return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes had not finished writing into a folder.
+
+    Raises:
+        OSError: the folder cannot be read or changed.
+
+    Example:
+        >>> clear_leftovers(Path("."))
+    """
+    for entry in folder.iterdir():
+        if is_leftover(entry.name):
+            entry.unlink(missing_ok=True)
+
+
 def _make_name() -> str:
     return f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
 
