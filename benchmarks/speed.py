@@ -28,13 +28,20 @@ METHODS = (
     "contsup(previous=0)", "contsup()", "auglocal(depth=2)", "auglocal(depth=3)",
     "backlink()", "backlink(layers=3)", "interlocking(wise=2)", "interlocking(wise=3)",
 )  # fmt: skip
+FAST = tuple(
+    f"{method} with fast"
+    for method in (
+        "end_to_end()", LINEAR, "greedy()", "dgl()", "infopro()", "contsup()",
+        "auglocal(depth=3)", "backlink()", "interlocking(wise=2)",
+    )
+)  # fmt: skip
 FEW = ("end_to_end()", "end_to_end() with recompute", LINEAR, "greedy()", "backlink()")
 BASE = BenchSetting("resnet32", momentum=0.9)
 
 
 def list_settings() -> Iterator[tuple[str, BenchSetting, tuple[str, ...]]]:
     """What is varied, the setting, and the methods."""
-    yield "all methods", BASE, METHODS
+    yield "all methods", BASE, (*METHODS, *FAST)
     deep = BenchSetting("resnet110", momentum=0.9, batch_size=32)
     yield "all methods, deep", deep, (*FEW, "backlink(layers=3)", "interlocking(wise=2)")
     for batch_size in (1, 8, 32):
