@@ -203,7 +203,9 @@ def test_a_shared_parameter_changes_once_after_its_last_backward(name: str, rule
         assert [str(actions[i]) for i in changes] == [f"{step}S"]
         users = {s for s, one in enumerate(learner.wiring.segments) if {*layers} & {*one.layers}}
         backwards = [
-            i for i, a in enumerate(actions) if a.segment in users and a.op in (Op.F, Op.B, Op.L)
+            i
+            for i, a in enumerate(actions)
+            if a.segment in users and a.op in (Op.F, Op.B, Op.W, Op.L)
         ]
         assert max(backwards) < changes[0]
 
