@@ -90,14 +90,14 @@ def test_each_action_is_a_range(case: str) -> None:
 
 @each_case
 def test_what_runs_lies_in_the_range_of_its_action(case: str) -> None:
-    """Forwards in F and L, or in B where they run again; backwards in L, B and W, steps in S and
-    H.
+    """Forwards in F and L, or in B and W where they run again; backwards in L, B and W, steps in S
+    and H.
     """
     rule, options = CASES[case]
     learner = make(rule, **options)
     events = record(lambda: learner.step(BATCH))
     for prefix, ops in {
-        "aten::conv2d": {Op.F, Op.L, Op.B} if learner.engine.recompute else {Op.F, Op.L},
+        "aten::conv2d": {Op.F, Op.L, Op.B, Op.W} if learner.engine.recompute else {Op.F, Op.L},
         "ConvolutionBackward0": {Op.L, Op.B, Op.W},
         "Optimizer.step#": {Op.S, Op.H},
     }.items():
