@@ -53,7 +53,12 @@ def test_the_table_of_bench_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "page"), [("fine-tune-efficientnet.txt", "benchmarks/README.md")]
+    ("result", "page"),
+    [
+        ("fine-tune-efficientnet.txt", "benchmarks/README.md"),
+        ("fine-tune-sentences.txt", "benchmarks/README.md"),
+        ("fine-tune-sentences.txt", "docs/hosts.md"),
+    ],
 )
 def test_the_tables_of_fine_tuning(result: str, page: str) -> None:
     rows = table_of((RESULTS / result).read_text())
