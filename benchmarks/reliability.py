@@ -27,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -139,6 +140,8 @@ def fork(action: Callable[[], int]) -> int:
     code = 70  # a traceback
     try:
         code = action()
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
     finally:
         os._exit(code)
 

@@ -15,7 +15,10 @@ from localprop.errors import BadInput
 from tests.helpers.predictions import make_batch, sgd
 
 # Dynamo looks at `.grad` of the inputs of what it compiles, also where these are no leaves.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),
+]
 
 RULES = {"greedy": lp.greedy(), "backlink": lp.backlink(), "contsup": lp.contsup()}
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from localprop.errors import BadInput
+from localprop.methods.names import format_method
+from localprop.methods.parse import parse_rule
+from localprop.rule.rule import Rule
 from localprop.training.config import MAY_DIFFER
 from localprop.training.state_file import StateFile
 
@@ -24,7 +29,7 @@ def find_changes(
     run = file.about["run"]
     for name, value in config.items():
         saved = run["config"].get(name)
-        if name not in MAY_DIFFER and value != saved:
+        if name not in MAY_DIFFER and not are_same(name, value, saved):
             yield (
                 f"{name}={value!r} in config.json, but {file.path} was trained with {saved!r}: put "
                 "it back, or start a new run."
@@ -37,6 +42,22 @@ def find_changes(
                 f"{_shorten(saved)} and is {_shorten(value)}: put the data back, or "
                 "start a new run."
             )
+
+
+def are_same(name: str, given: object, stored: object) -> bool:
+    """Whether two values of a field mean the same; a method may be written in several ways.
+
+    Example:
+        >>> are_same("method", "backlink", "backlink(layers=1)")
+        True
+    """
+    if name == "method" and isinstance(given, str | Rule) and isinstance(stored, str):
+        try:
+            one, other = parse_rule(given), parse_rule(stored)
+            return replace(one, reference="") == replace(other, reference="")
+        except BadInput:  # a rule with parts that text cannot make
+            return isinstance(given, Rule) and format_method(given) == stored
+    return given == stored
 
 
 def describe_other_torch(file: StateFile) -> list[str]:

@@ -70,8 +70,17 @@ class Checkpoints:
         write_state(path, {**content, "nonfinite": nonfinite})
         if not nonfinite:
             self._finite = path
-            if is_best:
-                link_file(path, self.folder / _BEST)
+        self.settle(place, is_best=is_best)
+
+    def settle(self, place: Place, *, is_best: bool) -> None:
+        """Let the name of the best stand for the newest checkpoint if it is, and remove old ones.
+
+        Args:
+            place: of the newest, which was saved or restored.
+            is_best: whether it is the best so far.
+        """
+        if is_best and self._finite is not None and _place_of(self._finite) == place:
+            link_file(self._finite, self.folder / _BEST)
         self._prune(place)
 
     def _prune(self, place: Place) -> None:

@@ -15,8 +15,8 @@ from localprop.methods.parse import imports_module
 from localprop.models.create import names_function
 from localprop.planning.plan import FORMAT
 from localprop.ranks.launch import get_world_size
+from localprop.training.changes import are_same
 from localprop.training.config import Config
-from localprop.training.run import are_same
 
 _MAX_BYTES = 2**24  # a plan has some hundred rows
 _MADE_FOR = ("model", "batch_size", "optimizer", "precision")

@@ -13,11 +13,9 @@ from typing import Any
 from localprop.data import Batches, Dataset, is_text
 from localprop.errors import BadInput, RunStopped, StepFailed, check, collect_problems
 from localprop.learner import Learner
-from localprop.methods.names import format_method
-from localprop.methods.parse import parse_rule
 from localprop.ranks.launch import get_attempt, get_rank, get_world_size
-from localprop.rule.rule import Rule
 from localprop.training.build import build_phase_schedule, load_data, prepare
+from localprop.training.changes import are_same
 from localprop.training.config import MAY_DIFFER, Config
 from localprop.training.exits import list_figures, score_exits
 from localprop.training.phase_schedule import PhaseSchedule
@@ -194,22 +192,6 @@ def _read_config(
         )
     check(problems)
     return replace(config, **given)
-
-
-def are_same(name: str, given: object, stored: object) -> bool:
-    """Whether two values of a field mean the same; a method may be written in several ways.
-
-    Example:
-        >>> are_same("method", "backlink", "backlink(layers=1)")
-        True
-    """
-    if name == "method" and isinstance(given, str | Rule) and isinstance(stored, str):
-        try:
-            one, other = parse_rule(given), parse_rule(stored)
-            return replace(one, reference="") == replace(other, reference="")
-        except BadInput:  # a rule with parts that text cannot make
-            return isinstance(given, Rule) and format_method(given) == stored
-    return given == stored
 
 
 def _prepare(

@@ -72,6 +72,7 @@ class RunDirectory:
         self.reports: list[EpochReport] = []
         self.partial: PartialEpoch | None = None
         self.notes: list[str] = []
+        self._restored: tuple[int, int] | None = None  # epochs, and steps of the next one
         self._checkpoints = Checkpoints(self.path, keep)
         self._lock = DirectoryLock()
         self._about: dict[str, Any] = {}  # the config and the rest that checkpoints repeat
@@ -262,8 +263,8 @@ class RunDirectory:
         run = content["run"]
         self.reports = [EpochReport(**report) for report in run["reports"]]
         self.partial = None if run["partial"] is None else PartialEpoch(**run["partial"])
-        epochs: int = content["epoch"]
-        return epochs
+        self._restored = self._find_place(content["epoch"])
+        return self._restored[0]
 
     def refuse_changed(self, config: Config, data: Mapping[str, Any]) -> None:
         """Refuse to resume with another config or other data than those of the checkpoint.
@@ -283,7 +284,7 @@ class RunDirectory:
         self.notes += describe_other_torch(file)
 
     def repair(self) -> None:
-        """Clear leftovers, and write files anew that are missing or damaged. Says so in `notes`.
+        """Do what a kill has left undone, and write damaged files anew. Says so in `notes`.
 
         Raises:
             RunFailed: a file cannot be written.
@@ -292,6 +293,8 @@ class RunDirectory:
             return
         with suppress(OSError):  # whatever is wrong with the directory stops the first save
             clear_leftovers(self.path)
+            if self._restored is not None:
+                self._checkpoints.settle(self._restored, is_best=self._is_best())
         if not (self.path / _CONFIG).is_file():
             write_text(self.path / _CONFIG, to_json(self._about["config"]))
         if not self._read_environment():
@@ -320,14 +323,11 @@ class RunDirectory:
         Raises:
             RunFailed: a file cannot be written.
         """
-        accuracy = report.validation_accuracy
-        earlier = [each.validation_accuracy or 0.0 for each in self.reports]
-        is_best = accuracy is not None and accuracy > max(earlier, default=-1.0)
         self.reports.append(report)
         self.partial = None
         if self.writes:
             write_text(self.path / _METRICS, self._format_reports())
-        self._save(learner, others, report.epoch, is_best=is_best)
+        self._save(learner, others, report.epoch)
 
     def save_partial(
         self,
@@ -343,19 +343,25 @@ class RunDirectory:
         """
         self.partial = partial
         if partial is not None:
-            self._save(learner, others, epochs, is_best=False)
+            self._save(learner, others, epochs)
 
-    def _save(
-        self, learner: Learner, others: Mapping[str, Learner], epochs: int, *, is_best: bool
-    ) -> None:
+    def _save(self, learner: Learner, others: Mapping[str, Learner], epochs: int) -> None:
         content = collect_content(learner, epochs, others)
         if content is None or not self.writes:
             return
         partial = None if self.partial is None else asdict(self.partial)
         reports = [asdict(each) for each in self.reports]
         content["run"] = {**self._about, "reports": reports, "partial": partial}
-        step = 0 if self.partial is None else self.partial.step
-        self._checkpoints.save(content, (epochs, step), is_best=is_best)
+        self._checkpoints.save(content, self._find_place(epochs), is_best=self._is_best())
+
+    def _find_place(self, epochs: int) -> tuple[int, int]:
+        return epochs, 0 if self.partial is None else self.partial.step
+
+    def _is_best(self) -> bool:
+        """Whether the run has just ended an epoch whose accuracy is above those before."""
+        *earlier, accuracy = [None, *(each.validation_accuracy for each in self.reports)]
+        above = max((each or 0.0 for each in earlier[1:]), default=-1.0)
+        return self.partial is None and accuracy is not None and accuracy > above
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as ended.
