@@ -53,12 +53,12 @@ def measure(what: str, count: int, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_run_killed_anywhere_ends_with_the_same_files_and_bits(tmp_path: Path) -> None:
-    assert sum(measure("kills", 14, tmp_path)["kills"].values()) >= 14
+    assert sum(measure("kills", 24, tmp_path)["kills"].values()) >= 24
 
 
 def test_a_damaged_checkpoint_is_refused_by_name_or_equal(tmp_path: Path) -> None:
-    result = measure("damages", 200, tmp_path)
-    assert sum(result["damages"].values()) == 200
+    result = measure("damages", 150, tmp_path)
+    assert sum(result["damages"].values()) == 150
     assert result["more_mib"] < 200
 
 

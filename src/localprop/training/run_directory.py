@@ -301,6 +301,8 @@ class RunDirectory:
             self.notes.append(f"{self.path / _ENV} is missing or damaged: it is written anew.")
             environment = describe_environment() | {"recipe": self._about["recipe"]}
             write_text(self.path / _ENV, to_json(environment))
+        if self.partial is None and self._is_best():  # a kill may have come in between
+            self._checkpoints.link_best(self.reports[-1].epoch)
         expected = self._format_reports()
         try:
             whole = (self.path / _METRICS).read_text("utf-8").startswith(expected)
@@ -381,6 +383,12 @@ class RunDirectory:
             RunFailed: the file cannot be written.
         """
         write_text(self.path / _FAILURE, to_json(record))
+
+    def _is_best(self) -> bool:
+        """Whether the last epoch has a higher validation accuracy than all before."""
+        accuracies = [each.validation_accuracy for each in self.reports]
+        last = accuracies[-1] if accuracies else None
+        return last is not None and all(each is None or each < last for each in accuracies[:-1])
 
     # --- files ------------------------------------------------------------------------------------
 
