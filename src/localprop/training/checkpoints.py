@@ -83,16 +83,6 @@ class Checkpoints:
             link_file(self._finite, self.folder / _BEST)
         self._prune(place)
 
-    def link_best(self, epoch: int) -> None:
-        """Make the checkpoint after an epoch the best one, unless it is.
-
-        Raises:
-            RunFailed: it cannot be written.
-        """
-        path, best = self.folder / f"epoch-{epoch:05}.safetensors", self.folder / _BEST
-        if path.is_file() and not (best.is_file() and best.samefile(path)):
-            link_file(path, best)
-
     def _prune(self, place: Place) -> None:
         """Remove old checkpoints, and those that the run has gone back behind."""
         places = {path: found for path in self.list_all() if (found := _place_of(path))}

@@ -301,8 +301,6 @@ class RunDirectory:
             self.notes.append(f"{self.path / _ENV} is missing or damaged: it is written anew.")
             environment = describe_environment() | {"recipe": self._about["recipe"]}
             write_text(self.path / _ENV, to_json(environment))
-        if self.partial is None and self._is_best():  # a kill may have come in between
-            self._checkpoints.link_best(self.reports[-1].epoch)
         expected = self._format_reports()
         try:
             whole = (self.path / _METRICS).read_text("utf-8").startswith(expected)
@@ -360,10 +358,10 @@ class RunDirectory:
         return epochs, 0 if self.partial is None else self.partial.step
 
     def _is_best(self) -> bool:
-        """Whether the run has just ended an epoch whose accuracy is above those before."""
-        *earlier, accuracy = [None, *(each.validation_accuracy for each in self.reports)]
-        above = max((each or 0.0 for each in earlier[1:]), default=-1.0)
-        return self.partial is None and accuracy is not None and accuracy > above
+        """Whether an epoch has just ended with a higher accuracy than all before."""
+        *before, last = [None, *(each.validation_accuracy for each in self.reports)]
+        is_higher = last is not None and all(each is None or each < last for each in before)
+        return is_higher and self.partial is None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the run as ended.
@@ -383,12 +381,6 @@ class RunDirectory:
             RunFailed: the file cannot be written.
         """
         write_text(self.path / _FAILURE, to_json(record))
-
-    def _is_best(self) -> bool:
-        """Whether the last epoch has a higher validation accuracy than all before."""
-        accuracies = [each.validation_accuracy for each in self.reports]
-        last = accuracies[-1] if accuracies else None
-        return last is not None and all(each is None or each < last for each in accuracies[:-1])
 
     # --- files ------------------------------------------------------------------------------------
 
