@@ -102,3 +102,36 @@ def test_what_layers_alone_do_not_say_is_not_replayed() -> None:
     halves = lp.Partition.uniform(network.layers, 2)
     assert not can_replay(network.wire(lp.contsup(), halves))
     assert can_replay(network.wire(lp.greedy(), halves))
+
+
+class Shifted(nn.Module):
+    """The forward's frame holds the sum, whose graph holds the output of `embed` before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(48, 256)
+        self.shift = nn.Parameter(torch.zeros(256))
+        sizes = [*([256] * 4), 1024]
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.Linear(256, n), nn.Tanh(), nn.Linear(n, 256)) for n in sizes)
+        )
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        x = x + self.shift
+        x = self.blocks(x)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rule", ["greedy", "backlink", "interlocking"])
+def test_graphs_of_what_frames_hold(rule: str) -> None:
+    batch, task = make_batch("mlp", 512), Classification()
+    model = Shifted()
+    layers = lp.layers_of(model, batch.data)
+    costs = LayerCosts(Network(model, layers, task, batch, sgd))
+    wiring = costs.network.wire(RULES[rule], lp.Partition.uniform(layers, len(layers)))
+    engine = costs.network.make_engine(wiring)
+    found = replay(costs, costs.resting, Liveness(wiring, engine.schedule))
+    read = predict_memory(engine, [], batch).peak_bytes
+    assert found.peak_bytes == pytest.approx(read, rel=1e-3)

@@ -177,8 +177,9 @@ class LayerCosts:
 
     def _run(self, kind: str, *, recomputed: bool) -> list[LayerReading]:
         engine = self.network.make_engine(self.wire(kind), recompute=recomputed)
-        # All frames are found in the step that frees most, so that nothing else holds them.
-        frames = kind == "alone" and not recomputed
+        # All frames are found in the step that frees most, so that nothing else holds them; in
+        # another, they hold the graphs of their tensors, too.
+        frames = kind in ("alone", "linked") and not recomputed
         with faked(engine, [], self.network.batch) as fake:
             if not recomputed and kind in ("whole", "alone"):
                 fake.step()  # makes the optimizer state, which is read with these

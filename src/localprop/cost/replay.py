@@ -16,17 +16,16 @@ that run again from it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from localprop.cost.layer_costs import LayerCosts, ScaledCosts
 from localprop.cost.layer_reading import BackwardCost, Frames, LayerReading
+from localprop.cost.replayable import find_dropped_outputs, find_leaves
 from localprop.network.recomputed import Recomputed, Stretch
 from localprop.schedule.liveness import Liveness
 from localprop.schedule.schedule import Action, Op
 from localprop.schedule.values import Kind, Value
-from localprop.schedule.wiring import Wiring
 
 
 class Replayed(NamedTuple):
@@ -86,7 +85,7 @@ class _Step:
             i: each for each in stretches if len(each.layers) > 1 for i in each.layers
         }
         self._waiting: list[tuple[Stretch, int]] = []  # stretches to run again, by micro-batch
-        self._dropped = set(_find_dropped_outputs(wiring, stretches))
+        self._dropped = set(find_dropped_outputs(wiring, stretches))
         self._outputs = [reading.output for reading in costs.read("whole")]
         heads = [
             costs.read("alone")[self._end(o.segment)].loss.held for o in wiring.objectives[:-1]
@@ -98,6 +97,7 @@ class _Step:
         self._values: dict[tuple[Any, ...], int] = {}
         self._frames = Frames()  # while the actions after a forward run
         self._action = first
+        self._leaves = frozenset(find_leaves(liveness))
         self._run = {
             Op.F: self._forward,
             Op.L: self._loss,
@@ -170,7 +170,7 @@ class _Step:
         if has_leaf:
             self._hold(layers[0] - 1, ("leaf", segment, m))
         for layer in layers:
-            frames = self._costs.read("alone")[layer].at_start
+            frames = self._find_frames(layer, "at_start")
             self._enter_frames(frames)
             stretch = self._stretches.get(layer)
             if stretch is None:
@@ -185,8 +185,16 @@ class _Step:
         last = segment == len(self._wiring.segments) - 1
         if last:
             self._release(end, ("run",))
-        self._frames = Frames() if last else self._costs.read("alone")[end].at_end
+        self._frames = Frames() if last else self._find_frames(end, "at_end")
         self._enter_frames(self._frames)
+
+    def _find_frames(self, layer: int, moment: str) -> Frames:
+        """What frames hold, also by the graphs of tensors: these hold the leaves they begin at."""
+        frames: Frames = getattr(self._costs.read("alone")[layer], moment)
+        if not self._leaves:
+            return frames
+        linked: Frames = getattr(self._costs.read("linked")[layer], moment)
+        return frames._replace(outputs=frames.outputs | linked.outputs & self._leaves)
 
     def _run_layer(self, layer: int, m: int, reading: LayerReading) -> None:
         """Run a layer, which keeps its graph."""
@@ -380,19 +388,3 @@ class _Step:
     def _is_held(self, layer: int) -> bool:
         """Whether not only its graph holds a layer's output, but also a hook at its end, say."""
         return any(holder[0] != "graph" for holder in self._holders[layer])
-
-
-def _find_dropped_outputs(wiring: Wiring, stretches: Sequence[Stretch]) -> Iterator[int]:
-    """The last layers of stretches that drop their outputs, too.
-
-    That happens where the next layer keeps its input itself, and a later stretch does not. Of a
-    single layer each call is a stretch of its own, and the last of several most often is stored.
-    """
-    starts = [each.layers[0] for each in stretches]
-    for span, _ in wiring.list_spans():
-        for each in stretches:
-            end = each.layers[-1] + 1
-            is_one = len(each.layers) > 1 or len(wiring.layers.calls[end - 1]) == 1
-            is_inside = end - 1 in span and end in span and end not in starts
-            if is_one and is_inside and any(end < i < span.stop for i in starts):
-                yield end - 1

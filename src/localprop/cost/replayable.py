@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from localprop.network.recomputed import Recomputed, Stretch
+from localprop.schedule.liveness import Liveness
 from localprop.schedule.operands import looks_at_module_input
+from localprop.schedule.values import Kind
 from localprop.schedule.wiring import Wiring
 
 
@@ -70,3 +72,27 @@ def _list_shared(wiring: Wiring) -> Iterator[range]:
     """The layers of segments through which several flows go."""
     pairs = zip(wiring.segments, wiring.flows, strict=True)
     return (segment.layers for segment, flows in pairs if len(flows) > 1)
+
+
+def find_dropped_outputs(wiring: Wiring, stretches: Sequence[Stretch]) -> Iterator[int]:
+    """The last layers of stretches that drop their outputs, too.
+
+    That happens where the next layer keeps its input itself, and a later stretch does not. Of a
+    single layer each call is a stretch of its own, and the last of several most often is stored.
+    """
+    starts = [each.layers[0] for each in stretches]
+    for span, _ in wiring.list_spans():
+        for each in stretches:
+            end = each.layers[-1] + 1
+            is_one = len(each.layers) > 1 or len(wiring.layers.calls[end - 1]) == 1
+            is_inside = end - 1 in span and end in span and end not in starts
+            if is_one and is_inside and any(end < i < span.stop for i in starts):
+                yield end - 1
+
+
+def find_leaves(liveness: Liveness) -> Iterator[int]:
+    """The layers whose outputs are leaves, at which the graph of the next segment begins."""
+    for action in liveness.schedule:
+        for value in liveness.operands[action].writes:
+            if value.kind is Kind.LEAF and value.at:
+                yield liveness.wiring.segments[int(value.at)].layers[0] - 1
