@@ -135,3 +135,14 @@ def test_the_step_times_of_greedy_training() -> None:
     assert len(ratios) == 3
     less = sorted(100 * (1 - ratio) for ratio in ratios)
     assert f"takes {less[0]:.0f}-{less[-1]:.0f} % less time than the plain loop" in TEXT
+
+
+def test_fast_takes_about_half_the_time() -> None:
+    """As README says of every method; each share is that of the same rounds."""
+    first = (RESULTS / "speed.jsonl").read_text().splitlines()[0]
+    ratios = {row["method"]: row["timing"]["ratio"] for row in json.loads(first)["rows"]}
+    fast = {name: ratio for name, ratio in ratios.items() if name.endswith(" with fast")}
+    shares = [ratio / ratios[name.removesuffix(" with fast")] for name, ratio in fast.items()]
+    assert "every method then takes about half its time on a CPU with bf16" in TEXT
+    assert len(shares) == 9
+    assert all(0.4 < share < 0.6 for share in shares)
