@@ -16,22 +16,6 @@ from localprop.training.config import MAY_DIFFER
 from localprop.training.state_file import StateFile
 
 
-def are_same(name: str, given: object, stored: object) -> bool:
-    """Whether two values of a field mean the same; a method may be written in several ways.
-
-    Example:
-        >>> are_same("method", "backlink", "backlink(layers=1)")
-        True
-    """
-    if name == "method" and isinstance(given, str | Rule) and isinstance(stored, str):
-        try:
-            one, other = parse_rule(given), parse_rule(stored)
-            return replace(one, reference="") == replace(other, reference="")
-        except BadInput:  # a rule with parts that text cannot make
-            return isinstance(given, Rule) and format_method(given) == stored
-    return given == stored
-
-
 def find_changes(
     file: StateFile, config: Mapping[str, Any], data: Mapping[str, Any]
 ) -> Iterator[str]:
