@@ -99,7 +99,7 @@ def test_a_saved_state_goes_on_with_the_same_bits() -> None:
     assert "bf16: " in second.explain()
 
 
-def test_the_command_line_trains_and_goes_on(
+def test_the_command_line_takes_one_switch(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     flags = "--model resnet8 --data digits --limit 64 --epochs 2 --device cpu --method greedy"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import localprop
+from localprop.training.environment import describe_environment
 from tests.test_architecture import ORDER
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,17 @@ def read(name: str) -> str:
 
 def read_pyproject() -> dict[str, Any]:
     return tomllib.loads(read("pyproject.toml"))
+
+
+def test_results_say_nothing_of_the_machine_they_were_made_on() -> None:
+    """A path there leads nowhere elsewhere. What runs is named without its folder."""
+    results = [*ROOT.glob("benchmarks/results/*.json*")]
+    assert len(results) > 8
+    for path in results:
+        commands = re.findall(r'"command": \[[^]]*\]', path.read_text("utf-8"))
+        assert not [each for each in commands if '"/' in each], path.name
+    program = describe_environment()["command"][0]
+    assert Path(program).name == program
 
 
 def find_all(pattern: str, name: str) -> list[str]:

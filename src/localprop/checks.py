@@ -22,6 +22,7 @@ from localprop.rule.losses import BuiltTask
 from localprop.rule.positions import list_layers_for_heads
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
+from localprop.schedule.check_wiring import FACTORY
 from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch, find_shapes, unwrap, use_plain_dicts
@@ -30,7 +31,6 @@ from localprop.tasks.find import find_task
 from localprop.tasks.task import Task, describe
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
-_FACTORY = "optimizer=lambda params: torch.optim.SGD(params, lr=0.1)"
 
 
 def find_argument_problems(
@@ -99,7 +99,7 @@ def find_rank_problems(optimizer: object) -> Iterator[str]:
     """What cannot be trained on several ranks."""
     if isinstance(optimizer, Optimizer):
         yield (
-            f"On several ranks each segment is stepped on its own: give a factory, {_FACTORY}, "
+            f"On several ranks each segment is stepped on its own: give a factory, {FACTORY}, "
             "instead of an optimizer of all parameters; or use each process for itself with "
             "ranks=Ranks(alone=True)."
         )

@@ -169,16 +169,31 @@ class Learner(Trained):
         self.wiring.to(self.device, find_memory_format(model))
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
         self._outside = [] if self._shared is None else [self._shared]
-        needs = {"one_optimizer": self._shared is not None, "on_ranks": ranks.is_used()}
-        saving = {"recompute": bool(recompute), "offload": offload}
-        check(find_wiring_problems(self.wiring, **saving, **needs))
+        check(
+            find_wiring_problems(
+                self.wiring,
+                recompute=bool(recompute),
+                offload=offload,
+                one_optimizer=self._shared is not None,
+                on_ranks=ranks.is_used(),
+            )
+        )
         self._check_batch = checks.BatchCheck(model, own, self.wiring, batch_dims)
         self._check_batch(own.data)
         self.heads, self.encoders = self.wiring.heads, self.wiring.encoders
         self.network = add_contexts(model, self.encoders, self.partition, self.wiring.sources)
-        run = {n: self._arguments[n] for n in ("offload", "microbatches", "seed", "ranks")}
-        run |= {"recompute": recompute, "autocast": checks.PRECISIONS[self.fast.precision]}
-        self.engine, self.pipeline = make_own_engine(model, self.wiring, own, optimizer, **run)
+        self.engine, self.pipeline = make_own_engine(
+            model,
+            self.wiring,
+            own,
+            optimizer,
+            recompute=recompute,
+            offload=offload,
+            microbatches=microbatches,
+            autocast=checks.PRECISIONS[self.fast.precision],
+            seed=seed,
+            ranks=ranks,
+        )
         self.schedule = self.engine.schedule
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
             unreached = self.partition.layers.unreached

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -229,9 +229,8 @@ def measure_speed(
     """
     batch = setting.make_batch()
     plain, checkpointed = setting.make_plain_loop(batch), setting.make_checkpointed_loop(batch)
-    others: dict[str, Step] = {CHECKPOINTED: checkpointed.step}
-    if against is not None:
-        others |= load_steps(against, setting.make_network, batch)
+    theirs = {} if against is None else load_steps(against, setting.make_network, batch)
+    others: dict[str, Step] = {CHECKPOINTED: checkpointed.step, **theirs}
     learners = {spec.label: setting.make_learner(spec, batch) for spec in specs}
     progress("warming up")
     for _ in range(2):
@@ -244,12 +243,15 @@ def measure_speed(
     plain_seconds, timings = time_steps(plain, learners, batch, rounds, others)
     progress("counting operations and bytes")
     plain_flops = plain.flops()
-    rows = [SpeedRow(label, timings[label]) for label in others]
-    rows[0] = replace(
-        rows[0],
-        operations=checkpointed.flops() / plain_flops,
-        peak_bytes=checkpointed.peak_bytes(),
-    )
+    rows = [
+        SpeedRow(
+            CHECKPOINTED,
+            timings[CHECKPOINTED],
+            operations=checkpointed.flops() / plain_flops,
+            peak_bytes=checkpointed.peak_bytes(),
+        )
+    ]
+    rows += [SpeedRow(label, timings[label]) for label in theirs]
     return plain_seconds, rows + [
         SpeedRow(
             label,

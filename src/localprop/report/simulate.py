@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -32,6 +33,21 @@ from localprop.writing.charts import check_path
 from localprop.writing.tables import MIB, format_table
 
 
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Pause Python's collector: learners and timelines stay to the end of a simulation, and it
+    would look through them for a third of the time, and find little to free.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@without_collections()
 def run_simulation(
     setting: PipelineSetting,
     methods: Methods,
@@ -56,25 +72,6 @@ def run_simulation(
     Raises:
         BadInput: all problems with values, methods, network and file.
     """
-    # Learners and timelines stay to the end. Python's collector would look through them for a third
-    # of the time, and find little to free.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return _run(setting, methods, strict=strict, out=out, progress=progress)
-    finally:
-        if collects:
-            gc.enable()
-
-
-def _run(
-    setting: PipelineSetting,
-    methods: Methods,
-    *,
-    strict: bool,
-    out: str | None,
-    progress: Callable[[str], object],
-) -> dict[str, Any]:
     layers, specs = _find_layers_and_methods(setting, methods, out)
     specs, left_out = filter_trainable(specs, lambda spec: setting.check_method(spec, layers))
     check(left_out if strict else [])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from localprop.network.layers import LayerEnd
 from localprop.schedule.wiring import Wiring
 
-_FACTORY = "optimizer=lambda params: torch.optim.SGD(params, lr=0.1)"
+FACTORY = "optimizer=lambda params: torch.optim.SGD(params, lr=0.1)"
 
 
 def find_wiring_problems(
@@ -55,7 +55,7 @@ def find_wiring_problems(
         if after_step and one_optimizer:
             yield (
                 f"Loss {objective.loss} copies {after_step[0]!r} right after its step, but an "
-                f"optimizer of all parameters steps at the end: give a factory, {_FACTORY}, or "
+                f"optimizer of all parameters steps at the end: give a factory, {FACTORY}, or "
                 "copy with lag=1."
             )
 

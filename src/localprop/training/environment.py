@@ -31,8 +31,14 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "commit": _find_commit(),
-        "command": sys.argv,
+        "command": [_find_program(), *sys.argv[1:]],
     }
+
+
+def _find_program() -> str:
+    """The name of what runs, without its folder, which says something of this machine alone."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _describe_accelerator() -> str:
