@@ -88,7 +88,7 @@ def run(
     if (resume or overwrite) and out is None:
         flag = "--resume" if resume else "--overwrite"
         raise BadInput(f"{flag} needs the directory of a run: add --out DIR.")
-    check(find_range_problems(keep))
+    check(find_keep_problems(keep))
     directory = None if out is None else RunDirectory(out, writes=get_rank() == 0, keep=keep)
     try:
         return _run(
@@ -99,11 +99,11 @@ def run(
             directory.release()
 
 
-def find_range_problems(keep: object) -> list[str]:
+def find_keep_problems(keep: object) -> list[str]:
     """Check how many checkpoints are to be kept.
 
     Example:
-        >>> find_range_problems(0)
+        >>> find_keep_problems(0)
         ['keep=0, but at least 1 checkpoint is needed to resume from: raise it.']
     """
     if isinstance(keep, int) and keep >= 1:
