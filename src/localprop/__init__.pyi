@@ -10,6 +10,7 @@ from .commands import recipes as recipes
 from .commands import train as train
 from .data.dataset import Normalization as Normalization
 from .errors import BadInput as BadInput
+from .errors import NotFinite as NotFinite
 from .errors import RunFailed as RunFailed
 from .errors import RunStopped as RunStopped
 from .errors import StepFailed as StepFailed

@@ -17,6 +17,7 @@ from localprop.network.find_layers import layers_of, look_again
 from localprop.network.layers import Layers
 from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
+from localprop.ranks.pipeline import Ranks
 from localprop.rule.local_loss import LossInputs
 from localprop.rule.losses import BuiltTask
 from localprop.rule.positions import list_layers_for_heads
@@ -30,6 +31,7 @@ from localprop.tasks.custom import task as make_task_of
 from localprop.tasks.find import find_task
 from localprop.tasks.task import Task, describe
 
+ON_NONFINITE = ("raise", "skip", "ignore")
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -45,6 +47,9 @@ def find_argument_problems(
     budget: object,
     offload: object,
     weight_gradients: object,
+    on_nonfinite: object,
+    atomic: object,
+    ranks: Ranks,
 ) -> Iterator[str]:
     """What is wrong with a learner's arguments by their types alone."""
     if not isinstance(model, nn.Module):
@@ -81,6 +86,9 @@ def find_argument_problems(
             f"weight_gradients={weight_gradients!r} must be 'once' (of the sum of all flows) or "
             "'each' (by each flow)."
         )
+    yield from _find_failure_problems(on_nonfinite, atomic)
+    if ranks.is_used():
+        yield from _find_rank_problems(optimizer, on_nonfinite, atomic)
     if isinstance(optimizer, Optimizer):
         yield from find_closure_problems(optimizer)
     elif not callable(optimizer):
@@ -95,13 +103,29 @@ def find_argument_problems(
         )
 
 
-def find_rank_problems(optimizer: object) -> Iterator[str]:
+def _find_failure_problems(on_nonfinite: object, atomic: object) -> Iterator[str]:
+    """What is wrong with what a learner does about steps that fail."""
+    if on_nonfinite not in ON_NONFINITE:
+        yield f"on_nonfinite={on_nonfinite!r} must be one of {', '.join(ON_NONFINITE)}."
+    if atomic not in (None, True, False):
+        yield f"atomic={atomic!r} must be True or False, or None."
+    if on_nonfinite == "skip" and atomic is False:
+        yield "on_nonfinite='skip' takes a step back, for which it must be atomic: atomic=True."
+
+
+def _find_rank_problems(optimizer: object, on_nonfinite: object, atomic: object) -> Iterator[str]:
     """What cannot be trained on several ranks."""
     if isinstance(optimizer, Optimizer):
         yield (
             f"On several ranks each segment is stepped on its own: give a factory, {FACTORY}, "
             "instead of an optimizer of all parameters; or use each process for itself with "
             "ranks=Ranks(alone=True)."
+        )
+    if atomic or on_nonfinite == "skip":
+        what = "atomic=True" if atomic else "on_nonfinite='skip'"
+        yield (
+            f"{what} takes a step back, but on several ranks others have stepped by then: leave it "
+            "out."
         )
 
 

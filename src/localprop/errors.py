@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["BadInput", "RunFailed", "RunStopped", "StepFailed"]
+__all__ = ["BadInput", "NotFinite", "RunFailed", "RunStopped", "StepFailed"]
 
 
 class BadInput(ValueError):
@@ -39,7 +39,7 @@ def check(problems: Iterable[str]) -> None:
 
 
 class StepFailed(RuntimeError):
-    """A training step stopped half-way. Some segments may have been updated already.
+    """A training step stopped. All is as before it, unless `atomic=False` or on several ranks.
 
     Args:
         message: which action failed, on which layers, and what had been updated before.
@@ -54,6 +54,23 @@ class StepFailed(RuntimeError):
         super().__init__(message)
         self.action = action
         self.record = record
+
+
+class NotFinite(StepFailed):
+    """A loss or a gradient of a step is NaN or infinite.
+
+    Args:
+        message: which, where, and what would help.
+        action: the first action that has made such a number.
+        finding: which and where, as a part of a sentence.
+        losses: those of the step, `localprop.engine.loss.Losses`.
+    """
+
+    def __init__(
+        self, message: str, action: Any = None, finding: str = "", losses: Any = ()
+    ) -> None:
+        super().__init__(message, action)
+        self.finding, self.losses = finding, losses
 
 
 class RunFailed(RuntimeError):

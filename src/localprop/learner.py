@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from localprop import checks
-from localprop.cost.alive import ValueReading, read_values
-from localprop.cost.explain import explain, explain_values
-from localprop.cost.flops import count_flops
-from localprop.cost.memory import MemoryReading, predict_memory
+from localprop.cost.predicted import Predicted
 from localprop.data.dataset import Normalization
 from localprop.engine.early_exit import predict_at
 from localprop.engine.loss import Losses
@@ -23,7 +20,7 @@ from localprop.engine.shared_optimizer import exchange_parameters, extend_optimi
 from localprop.engine.store import Backward, Observer
 from localprop.engine.trained import Trained
 from localprop.engine.user_optimizers import OptimizerFactory
-from localprop.errors import BadInput, check
+from localprop.errors import BadInput, NotFinite, check
 from localprop.network.contextual import add_contexts
 from localprop.network.fast import choose_fast_steps, find_memory_format
 from localprop.network.find_layers import layers_of
@@ -46,7 +43,7 @@ from localprop.tasks.task import Task
 __all__ = ["Learner"]
 
 
-class Learner(Trained):
+class Learner(Trained, Predicted):
     """Trains a model by a rule.
 
     Args:
@@ -79,6 +76,12 @@ class Learner(Trained):
         precision: "fp32" (the model's own dtype) or "bf16" (autocast).
         fast: take what gains on the model's device, which changes rounding alone: channels last,
             for good, and bf16; `explain()` says what was taken and why.
+        on_nonfinite: what a loss or gradient of NaN or infinity does: "raise" `NotFinite` before a
+            parameter changes; "skip" the batch, and count it in `learner.skipped`; or "ignore".
+        atomic: optimizers step after the last backward, and a step that fails leaves all as it was:
+            parameters, buffers, state of optimizers, draws. Gradients then live until the end, and
+            copies of what is stepped: `learner.memory()` has both. By default where there is one
+            process, and room for it in a budget.
         seed: of heads, encoders and every random draw of a step.
         normalization: how the inputs were made from pixels, for losses that look at those
             (InfoPro); `Normalization()` if they are pixels in 0..1.
@@ -117,28 +120,31 @@ class Learner(Trained):
         weight_gradients: str = "once",
         precision: str = "fp32",
         fast: bool = False,
+        on_nonfinite: str = "raise",
+        atomic: bool | None = None,
         seed: int = 0,
         normalization: Normalization | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
         passed = model, rule, modules, partition, precision, optimizer, microbatches, task, budget
-        check(checks.find_argument_problems(*passed, offload, weight_gradients))
-        check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
+        more = offload, weight_gradients, on_nonfinite, atomic, ranks
+        check(checks.find_argument_problems(*passed, *more))
         given = modules, partition, recompute, offload, microbatches, optimizer, ranks
         check(find_budget_problems(*given) if budget is not None else ())
         self.fast = choose_fast_steps(model, precision, fast=fast)
         if self.fast.channels_last:
             model.to(memory_format=torch.channels_last)
         self.model, self.rule = model, rule
-        self.seed, self.steps = seed, 0
+        self.seed, self.steps, self.skipped = seed, 0, 0
         sample = checks.add_targets(unwrap(sample))
         task = checks.resolve_task(task, model, sample, batch_dims)
         self.plan: Plan | None = None
         if budget is not None:
             network = budget, model, rule, sample, task, batch_dims, optimizer
-            self.plan, partition, recompute, microbatches = choose_within(
-                *network, self.fast.precision, weight_gradients
+            self.plan, partition, recompute, microbatches, atomic = choose_within(
+                *network, self.fast.precision, weight_gradients, atomic
             )
+        atomic = not ranks.is_used() if atomic is None else atomic
         cuts = modules if partition is None else partition
         self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
         self._arguments: dict[str, Any] = {
@@ -151,6 +157,8 @@ class Learner(Trained):
             "weight_gradients": weight_gradients,
             "precision": precision,
             "fast": fast,
+            "on_nonfinite": on_nonfinite,
+            "atomic": atomic,
             "seed": seed,
             "normalization": normalization,
             "ranks": ranks,
@@ -165,6 +173,7 @@ class Learner(Trained):
             seed=seed,
             normalization=normalization,
             weight_gradients=weight_gradients,
+            atomic=atomic,
         )
         self.wiring.to(self.device, find_memory_format(model))
         self._shared = optimizer if isinstance(optimizer, Optimizer) else None
@@ -193,6 +202,7 @@ class Learner(Trained):
             autocast=checks.PRECISIONS[self.fast.precision],
             seed=seed,
             ranks=ranks,
+            checks_numbers=on_nonfinite != "ignore",
         )
         self.schedule = self.engine.schedule
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
@@ -226,6 +236,7 @@ class Learner(Trained):
         with exchange_parameters(self._shared, self._named, self.model):
             rebuilt = Learner(self.model, self.rule, sample=self._sample, **arguments)
         carry_over(before, rebuilt)
+        rebuilt.skipped = self.skipped
         self.__dict__ = rebuilt.__dict__
 
     # --- stepping -------------------------------------------------------------------------------
@@ -245,16 +256,30 @@ class Learner(Trained):
 
         Raises:
             BadInput: a batch of another shape or dtype, labels out of range.
-            StepFailed: an action failed; what had been stepped before stays stepped.
+            StepFailed: an action failed; all is as before, unless steps are not `atomic`.
+            NotFinite: a loss or a gradient is NaN or infinite; likewise.
         """
         checks.check_grad_mode()
         checked = self._check_batch(batch)  # outside: all ranks see what is wrong with a batch
-        with self.report_failures():
-            losses = self.engine.step(checked, number=self.steps, observe=observe)
-        if self._shared is not None:
-            self._shared.step()
-            self._shared.zero_grad(set_to_none=True)
-        self.steps += 1
+        number = self.steps
+        try:
+            undo = self.engine.undo
+            with self.report_failures(), nullcontext() if undo is None else undo.on_failure():
+                losses = self.engine.step(checked, number=number, observe=observe)
+                if self._shared is not None:
+                    if undo is not None:
+                        undo.keep_optimizer(self._shared)
+                    self._shared.step()
+                    self._shared.zero_grad(set_to_none=True)
+                self.steps = number + 1
+        except NotFinite as error:
+            if self._arguments["on_nonfinite"] != "skip":
+                raise
+            self.skipped += 1
+            losses = error.losses
+        except BaseException:
+            self.steps = number
+            raise
         return losses
 
     def backward(self, batch: Any, *, backward: Backward = Tensor.backward) -> Losses:
@@ -357,30 +382,6 @@ class Learner(Trained):
             BadInput: the state is of another learner; this one is then unchanged.
         """
         restore(self, state)
-
-    # --- costs: nothing runs, and of a batch only the shapes count ------------------------------
-
-    def memory(self, batch: Any | None = None) -> MemoryReading:
-        """Predict the memory of a step on such a batch, by default the sample, in bytes."""
-        return predict_memory(self.engine, self._outside, self._like(batch))
-
-    def values(self, batch: Any | None = None) -> ValueReading:
-        """Predict which values are alive after each action of such a step, in bytes."""
-        return read_values(self.engine, self._outside, self._like(batch))
-
-    def flops(self, batch: Any | None = None) -> int:
-        """Count the floating-point operations of such a step: convolutions and matrix products."""
-        return count_flops(self.engine, self._outside, self._like(batch))
-
-    def explain(self, *, values: bool = False) -> str:
-        """The credit table, the schedule, what each module needs, and what makes the peak.
-
-        Args:
-            values: whether to list, for each action, the values that are alive after it.
-        """
-        reading = self.values()
-        lines = [explain(self.engine, reading.memory), explain_values(reading, every=values)]
-        return "\n".join([*lines, *self.fast.reasons])
 
     def summary(self) -> str:
         """One sentence: the predicted peak; with a budget also what end-to-end training takes."""

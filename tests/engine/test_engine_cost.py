@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -33,11 +34,17 @@ def list_visited_files(run: Callable[[], object]) -> set[str]:
     return {path.relative_to(PACKAGE).as_posix() for path in paths if PACKAGE in path.parents}
 
 
-def visit_step(rule: lp.Rule, *, recompute: bool = False) -> set[str]:
+BARE = {"atomic": False, "on_nonfinite": "ignore"}
+# What watches over a step.
+WATCH = {"engine/finite.py", "engine/undo.py", "network/module_state.py"}
+WATCH |= {"network/attributes.py", "network/copied_values.py"}
+
+
+def visit_step(rule: lp.Rule, **options: Any) -> set[str]:
     """The files that a step visits after the first one, with a ResNet-8 in four modules."""
     model, batches = network("resnet8")
     learner = lp.Learner(
-        model, rule, modules=4, optimizer=sgd, sample=batches[0], recompute=recompute
+        model, rule, modules=4, optimizer=sgd, sample=batches[0], **(BARE | options)
     )
     learner.step(batches[0])
     return list_visited_files(lambda: learner.step(batches[1]))
@@ -51,6 +58,11 @@ def test_a_greedy_step_visits_few_files() -> None:
     files = visit_step(lp.greedy())
     assert len(select_engine(files)) <= 6, sorted(files)
     assert len(files) <= 15, sorted(files)
+
+
+def test_watching_over_a_step_is_in_files_of_its_own() -> None:
+    watched = visit_step(lp.greedy(), atomic=True, on_nonfinite="raise")
+    assert watched - visit_step(lp.greedy()) == WATCH
 
 
 def test_a_greedy_step_pays_for_no_other_method() -> None:

@@ -79,11 +79,14 @@ class Fragile(nn.Linear):
         return super().forward(x)
 
 
-def test_a_failed_step_says_where() -> None:
+@pytest.mark.parametrize(
+    ("atomic", "left"), [(True, "All is as before the step"), (False, "stepped already: 0")]
+)
+def test_a_failed_step_says_where(atomic: bool, left: str) -> None:
     fragile = Fragile(4, 4)
     model = nn.Sequential(nn.Linear(4, 4), fragile, nn.Linear(4, 2))
     batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
-    learner = lp.Learner(model, lp.greedy(), modules=3, optimizer=sgd, sample=batch)
+    learner = lp.Learner(model, lp.greedy(), modules=3, optimizer=sgd, sample=batch, atomic=atomic)
     fragile.broken = True
     with pytest.raises(lp.StepFailed) as failed:
         learner.step(batch)
@@ -92,7 +95,7 @@ def test_a_failed_step_says_where() -> None:
         "the cable came out",
         "module 1",
         "1F <-- here",
-        "stepped already: 0",
+        left,
     )
     assert [words for words in expected if words not in str(failed.value)] == []
     fragile.broken = False

@@ -18,6 +18,7 @@ from localprop.training import trainer
 from localprop.training.build import build, load_data, prepare
 from localprop.training.config import Config
 from localprop.training.learning_rates import lr_at
+from localprop.training.loss_meter import LossMeter
 from localprop.training.trainer import EpochReport, evaluate, train
 
 SMALL = Config(model="resnet8", modules=2, epochs=4, limit=200)
@@ -195,13 +196,13 @@ def test_without_a_validation_split_there_is_no_validation_accuracy() -> None:
 
 def test_losses_are_read_at_intervals_only(monkeypatch: pytest.MonkeyPatch) -> None:
     steps_read: list[int] = []
-    read = trainer._LossMeter.read
+    read = LossMeter.read
 
-    def record_and_read(meter: trainer._LossMeter) -> None:
+    def record_and_read(meter: LossMeter) -> None:
         steps_read.append(meter._steps)
         read(meter)
 
-    monkeypatch.setattr(trainer._LossMeter, "read", record_and_read)
+    monkeypatch.setattr(LossMeter, "read", record_and_read)
     monkeypatch.setattr(trainer, "READ_EVERY", 3)
     config = replace(SMALL, epochs=2, batch_size=20)  # 10 steps
     dataset, learner = prepare(config)

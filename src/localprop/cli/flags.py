@@ -82,7 +82,7 @@ def add_config(parser: argparse.ArgumentParser, skip: Iterable[str] = ()) -> Non
             "help": help.replace("%", "%%"),
         }
         types, flag = accepted[field.name], format_flag(field.name)
-        if types == (bool,):
+        if {*types} <= {bool, type(None)}:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
             continue
         options |= {"type": make_reader(types), "metavar": _metavar_of(types)}

@@ -258,13 +258,14 @@ class _Checker:
         raise AssertionError(self.problem)
 
     def _list_sums(self) -> Iterator[Tensor]:
-        """`.grad` of parameters, and the losses so far."""
+        """`.grad` of parameters, the losses so far, and what is kept to take the step back."""
         engine = self._engine
         for module in (engine.model, engine.wiring.heads, engine.wiring.encoders):
             for parameter in module.parameters():
                 if parameter.grad is not None:
                     yield parameter.grad
         yield from engine.list_losses()
+        yield from engine.undo.list_copies() if engine.undo else ()
 
 
 def _may_be_absent(value: Value, stored: set[Value]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -55,16 +55,21 @@ class FakeEngine(NamedTuple):
         Raises:
             BadInput: the model or an optimizer reads values of tensors, or does not run on fakes.
         """
-        try:
-            self.engine.step(self.batch, observe=observe)
-        except StepFailed as error:
-            raise _refuse(self.engine.model, error.__cause__) from error
-        for optimizer in self.optimizers:
+        undo = self.engine.undo
+        with nullcontext() if undo is None else undo.on_failure():
             try:
-                optimizer.step()
-            except Exception as error:  # of users: 8-bit optimizers have tensors of their own
-                raise _refuse(optimizer, error) from error
-            optimizer.zero_grad(set_to_none=True)
+                losses = self.engine.step(self.batch, observe=observe)
+            except StepFailed as error:
+                raise _refuse(self.engine.model, error.__cause__) from error
+            for optimizer in self.optimizers:
+                if undo is not None:
+                    undo.keep_optimizer(optimizer)
+                try:
+                    optimizer.step()
+                except Exception as error:  # of users: 8-bit optimizers have tensors of their own
+                    raise _refuse(optimizer, error) from error
+                optimizer.zero_grad(set_to_none=True)
+            del losses  # they live as long as the step that returns them
 
     def list_held(self) -> list[Tensor]:
         """List the tensors that live between steps."""
@@ -326,6 +331,7 @@ def _make_engine(engine: Engine, rank_slice: RankSlice | None, optimizers: Optim
         communicator=communicator,
         recomputed=engine.recomputed,
         host=None if engine.offload is None else imitate(engine.offload.host),
+        checks_numbers=engine.checks_numbers,
     )
     if fake.recompute is not None:
         fake.recompute.trust()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from localprop.engine.store import StepContext
+from localprop.engine.undo import Undo
 from localprop.schedule.wiring import Objective, Wiring
 
 
@@ -25,9 +26,13 @@ class CopyParameters:
         wiring: knows the copies.
         model: the network.
         objective: the loss.
+        undo: keeps the copies as they are, if steps can be taken back.
     """
 
-    def __init__(self, wiring: Wiring, model: nn.Module, objective: Objective) -> None:
+    def __init__(
+        self, wiring: Wiring, model: nn.Module, objective: Objective, undo: Undo | None = None
+    ) -> None:
+        self._undo = undo
         named, head = dict(model.named_parameters()), wiring.head(objective)
         self._copies = [
             _Copy(
@@ -43,6 +48,8 @@ class CopyParameters:
     @torch.no_grad()
     def __call__(self, step: StepContext) -> None:
         """Copy or average in the steps that it is due in."""
+        if self._undo is not None:
+            self._undo.keep_tensors(each.target for each in self._copies)
         for target, source, decay, every in self._copies:
             if step.number % every == 0:
                 # With decay 0 the weight is 1, and lerp returns the source itself, to the bit. A

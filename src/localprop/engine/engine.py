@@ -28,7 +28,7 @@ from localprop.engine.backward_hooks import BackwardHooks
 from localprop.engine.communicator import Communicator
 from localprop.engine.compiled import find_compiled_parts
 from localprop.engine.cut_hooks import CutHooks
-from localprop.engine.failure import describe_failure
+from localprop.engine.failure import describe_failure, drop_everything
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
 from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.offload import Host, make_offload
@@ -40,7 +40,7 @@ from localprop.engine.saved_tensor_hooks import unhooked_saved_tensors
 from localprop.engine.skips import cut_bundle, enter_bundle
 from localprop.engine.store import Backward, Cursor, Observer, StepContext
 from localprop.engine.weights import weigh_parts
-from localprop.errors import BadInput, StepFailed
+from localprop.errors import BadInput, NotFinite, StepFailed
 from localprop.network.partial_forward import StopForward, skip_layers
 from localprop.network.recomputed import Recomputed
 from localprop.rule.local_loss import LossInputs
@@ -67,6 +67,7 @@ class Engine:
         communicator: carries tensors to and from the other ranks, if there are any.
         recomputed: the layers that run again in the backward.
         host: keeps what forwards save, if that is offloaded; no layer runs again then.
+        checks_numbers: whether to look for NaN and infinity before parameters change.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Engine:
         communicator: Communicator | None = None,
         recomputed: Recomputed = Recomputed(),  # noqa: B008
         host: Host | None = None,
+        checks_numbers: bool = False,
     ) -> None:
         self.model = model
         self.wiring = wiring
@@ -94,7 +96,9 @@ class Engine:
         self.stage = stage or Stage(range(len(wiring.segments)))
         self.communicator = communicator
         self.plan = make_plan(model, wiring, schedule, self.stage, device=device, autocast=autocast)
-        self._program = Program(self.plan, model, optimizers, communicator)
+        self.checks_numbers = checks_numbers
+        program = Program(self.plan, model, optimizers, communicator, checks_numbers)
+        self._program, self.undo = program, program.undo
         self.recomputed = recomputed
         self.recompute = make_recompute(self.plan, model, recomputed)
         self.offload = make_offload(self.plan, model, host)
@@ -140,6 +144,7 @@ class Engine:
 
         Raises:
             StepFailed: says which action failed, where, and which segments had been stepped.
+            NotFinite: a loss or a gradient is not.
         """
         plan, stage = self.plan, self.stage
         parts = batch.split(plan.microbatches * stage.replicas)
@@ -158,7 +163,8 @@ class Engine:
         step = StepContext(
             number, seeds, parts[here], weights[here], inputs, backward, stepping, autocast
         )
-        self._run_step(step, batch, observe, training=True)
+        with nullcontext() if self.undo is None else self.undo.on_failure():
+            self._run_step(step, batch, observe, training=True)
         if self._program.deferred:
             self._pending = step
             self.optimizers.keep_hyperparameters(action for action, _ in self._program.deferred)
@@ -224,8 +230,9 @@ class Engine:
             try:
                 yield
             except BaseException as error:  # Ctrl-C too: the next step would add to what was left
-                self._drop_everything(step)
-                if isinstance(error, BadInput) or not isinstance(error, Exception):
+                drop_everything(step, self.model, self.wiring)
+                self._pending = None
+                if isinstance(error, (BadInput, NotFinite)) or not isinstance(error, Exception):
                     raise
                 text = describe_failure(step, self._cursor, self.wiring, self.schedule, error)
                 raise StepFailed(text, self._cursor.action) from error
@@ -233,13 +240,6 @@ class Engine:
                 self._running_step = None
                 if ranges is not None:
                     ranges.close()
-
-    def _drop_everything(self, step: StepContext) -> None:
-        heads, encoders = self.wiring.heads.parameters(), self.wiring.encoders.parameters()
-        for parameter in (*self.model.parameters(), *heads, *encoders):
-            parameter.grad = None
-        step.store.clear()
-        self._pending = None
 
     # --- the network's forward ------------------------------------------------------------------
 

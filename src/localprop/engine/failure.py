@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from localprop.engine.store import Cursor, StepContext
 from localprop.schedule.schedule import Action, Schedule
 from localprop.schedule.wiring import Wiring
@@ -22,13 +24,26 @@ def describe_failure(
     shape = "x".join(map(str, layers.shapes[segment.layers[-1]][1:]))
     microbatch = step.batches[action.microbatch if action.microbatch < len(step.batches) else 0]
     updated = ", ".join(map(str, step.updated)) or "none"
+    stepped = (
+        "All is as before the step."
+        if wiring.atomic
+        else (f"Segments stepped already: {updated}. Gradients were dropped.")
+    )
     return (
         f"Action {action} failed ({type(error).__name__}: {error}), "
         f"on {wiring.span_name(action.segment)} (module {segment.module}, output {shape} per "
         f"sample), batch of shape {tuple(microbatch.inputs.shape)}.\n"
         f"Schedule: {_quote(schedule, _find_place(schedule, action, cursor.begun - 1))}\n"
-        f"Segments stepped already: {updated}. Gradients were dropped."
+        f"{stepped}"
     )
+
+
+def drop_everything(step: StepContext, model: nn.Module, wiring: Wiring) -> None:
+    """Drop all gradients and values."""
+    for module in (model, wiring.heads, wiring.encoders):
+        for parameter in module.parameters():
+            parameter.grad = None
+    step.store.clear()
 
 
 def _find_place(schedule: Schedule, action: Action, counted: int) -> int:

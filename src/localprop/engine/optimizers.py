@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext
+from localprop.engine.undo import Undo
 from localprop.schedule.schedule import REDUCES, Action, Op
 from localprop.schedule.values import Kind, Value
 
@@ -121,6 +122,7 @@ class RunStep:
         action: the step.
         optimizers: step it.
         finish_reduce: waits for the sum of the gradients over the replicas, if there are several.
+        undo: keeps parameters and state as they are, if steps can be taken back.
     """
 
     def __init__(
@@ -129,7 +131,9 @@ class RunStep:
         action: Action,
         optimizers: Optimizers,
         finish_reduce: Callable[[Action], object] | None,
+        undo: Undo | None = None,
     ) -> None:
+        self._undo = undo
         self._action, self._optimizers, self._finish_reduce = action, optimizers, finish_reduce
         self._key = Action(action.op, action.segment, action.flow)
         self._apart = find_sums_apart(plan, action)
@@ -144,6 +148,8 @@ class RunStep:
             self._add_sums(step)
         if not step.updating:
             return
+        if self._undo is not None and (optimizer := self._optimizers.get(self._key)) is not None:
+            self._undo.keep_optimizer(optimizer)
         # A step runs in a hook, so inside the forward's autocast, which would cast the matrix
         # products of optimizers such as Muon.
         if step.autocast:

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from localprop.engine.backward import RunBackward
 from localprop.engine.communicator import Communicator, ReceiveValue, SendValue, StartReduce
 from localprop.engine.copies import CopyParameters
+from localprop.engine.finite import CheckedFirst, FiniteCheck
 from localprop.engine.forward import EnterSegment, KeepInnerOutput, LeaveSegment
 from localprop.engine.loss import RunLoss
 from localprop.engine.optimizers import Optimizers, RunStep
 from localprop.engine.plan import StepPlan
 from localprop.engine.precision import Precision
 from localprop.engine.store import StepContext
+from localprop.engine.undo import Undo
 from localprop.schedule.liveness import Liveness
 from localprop.schedule.randomness import SeededGenerators
 from localprop.schedule.schedule import (
@@ -33,6 +35,7 @@ from localprop.schedule.schedule import (
     RECEIVES,
     REDUCES,
     SENDS,
+    STEPS,
     Action,
     Op,
     Schedule,
@@ -97,6 +100,7 @@ class Program:
         model: the primary network.
         optimizers: of segments and objectives.
         communicator: carries tensors to and from the other ranks, if there are any.
+        checks_numbers: whether to look for NaN and infinity before parameters change.
 
     Attributes:
         enter: by micro-batch and segment, what happens where F begins.
@@ -106,6 +110,7 @@ class Program:
         deferred: those that belong to the batch before.
         copies: those that copy parameters.
         taps: the modules whose inner outputs losses look at.
+        undo: takes back what a step has changed, where steps are atomic.
     """
 
     def __init__(
@@ -114,9 +119,15 @@ class Program:
         model: nn.Module,
         optimizers: Optimizers,
         communicator: Communicator | None,
+        checks_numbers: bool = False,
     ) -> None:
         self._plan, self._model = plan, model
         self._optimizers, self._communicator = optimizers, communicator
+        wiring, schedule = plan.wiring, plan.liveness.schedule
+        self._check = FiniteCheck(model, wiring, schedule, plan.stage) if checks_numbers else None
+        self._first_step = next((action for action in schedule if action.op in STEPS), None)
+        trained = model, wiring.heads, wiring.encoders
+        self.undo = Undo(trained) if wiring.atomic else None
         self.enter: dict[Position, EnterSegment] = {}
         self.leave: dict[Position, LeaveSegment] = {}
         self.before: Instructions = []
@@ -125,14 +136,14 @@ class Program:
         # The network calls its layers itself, and we get control only at their ends. So all actions
         # between two forwards run in the hook of the first one.
         following = self.before
-        for action in plan.liveness.schedule:
+        for action in schedule:
             if action.op is Op.F:
                 place = (action.microbatch, action.segment)
                 self.enter[place] = EnterSegment(plan, action)
                 self.leave[place] = LeaveSegment(plan, action)
                 following = self.after[place] = []
             else:
-                following.append((action, self._compile(action)))
+                following.append((action, self._checked(action, self._compile(action))))
         # They also stand in their places in the loop. This list ends a batch that no other follows.
         self.deferred = [(action, run) for action, run in self.list_all() if action.deferred]
         self.taps = list(self._find_taps())
@@ -140,6 +151,14 @@ class Program:
     def list_all(self) -> Instructions:
         """All instructions but forwards, in the order of the schedule."""
         return [*self.before, *(each for group in self.after.values() for each in group)]
+
+    def _checked(self, action: Action, run: Instruction) -> Instruction:
+        """Where steps come last, all is looked at before the first; else, each looks at its own."""
+        if self._check is not None and self._plan.wiring.atomic and action == self._first_step:
+            return CheckedFirst(self._check, None, run)
+        if self._check is None or self._plan.wiring.atomic or action.op not in (Op.H, Op.S):
+            return run
+        return CheckedFirst(self._check, Action(action.op, action.segment, action.flow), run)
 
     def _compile(self, action: Action) -> Instruction:
         plan, communicator = self._plan, self._communicator
@@ -149,10 +168,10 @@ class Program:
             return RunBackward(plan, action)
         if action.op in (Op.S, Op.H):
             finish = None if communicator is None else communicator.finish_reduce
-            return RunStep(plan, action, self._optimizers, finish)
+            return RunStep(plan, action, self._optimizers, finish, self.undo)
         if action.op is Op.P:
             objective = plan.wiring.objective_at(action.segment, action.flow)
-            self.copies.append(CopyParameters(plan.wiring, self._model, objective))
+            self.copies.append(CopyParameters(plan.wiring, self._model, objective, self.undo))
             return self.copies[-1]
         assert communicator is not None
         return self._compile_message(action, communicator)

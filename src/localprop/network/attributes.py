@@ -106,7 +106,7 @@ class AttributeWatch:
         kept = (
             Kept(mapping, key, value, copy_value(value, memo, is_deep=False))
             for mapping in mappings
-            for key, value in _list_attributes(mapping)
+            for key, value in list_attributes(mapping)
         )
         return Snapshot([*map(dict, mappings)], [*kept])
 
@@ -172,14 +172,14 @@ class _Holder:
         """A copy of the dict, the last one where it still holds the same."""
         if not _are_same(self._values, self.mapping):
             self._values = dict(self.mapping)
-            attributes = _list_attributes(self.mapping)
+            attributes = list_attributes(self.mapping)
             self.writable = [key for key, value in attributes if is_writable(value)]
         return self._values
 
     def find_replaced(self, values: dict[str, Any]) -> Iterator[Kept]:
         """What has been replaced, added or deleted since, as it was."""
         if not _are_same(values, self.mapping):
-            before, now = dict(_list_attributes(values)), dict(_list_attributes(self.mapping))
+            before, now = dict(list_attributes(values)), dict(list_attributes(self.mapping))
             for key in {**before, **now}:
                 old = before.get(key, _ABSENT)
                 if now.get(key, _ABSENT) is not old:
@@ -200,7 +200,7 @@ def read_attributes(mappings: Iterable[dict[str, Any]]) -> list[Kept]:
         if id(mapping) in seen:
             continue
         seen.add(id(mapping))
-        for key, value in _list_attributes(mapping):
+        for key, value in list_attributes(mapping):
             kept.append(Kept(mapping, key, value, copy_value(value, memo, is_deep=False)))
             waiting += [vars(held) for held in find_objects(value)]
     return kept
@@ -242,7 +242,8 @@ def _set_back(kept: Kept) -> Kept:
     return Kept(kept.mapping, kept.key, now)
 
 
-def _list_attributes(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def list_attributes(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What calls may change: neither what torch keeps in a module, nor what an optimizer trains."""
     for key, value in mapping.items():
         # What is trained is changed by an optimizer, and by no call.
         is_trained = isinstance(value, Tensor) and value.requires_grad and value.is_leaf

@@ -71,12 +71,14 @@ class Chosen(NamedTuple):
         partition: the cuts.
         recompute: as for `Learner`.
         microbatches: as for `Learner`.
+        atomic: as for `Learner`.
     """
 
     plan: Plan
     partition: Partition
     recompute: RecomputeChoice
     microbatches: int
+    atomic: bool
 
 
 def choose_within(
@@ -89,6 +91,7 @@ def choose_within(
     optimizer: OptimizerFactory | Optimizer,
     precision: str,
     weight_gradients: str,
+    atomic: bool | None,
 ) -> Chosen:
     """Choose the fastest way of a rule that fits.
 
@@ -102,6 +105,7 @@ def choose_within(
         optimizer: a factory.
         precision: as for `Learner`.
         weight_gradients: as for `Learner`.
+        atomic: as for `Learner`; None where the budget has room for it.
 
     Raises:
         BadInput: the budget is no size, the rule cannot train the network, or nothing fits: with
@@ -121,14 +125,16 @@ def choose_within(
         weight_gradients=weight_gradients,
     )
     counts, notes = list_microbatches(network)
-    found = search(network, {"the rule": rule}, limit, counts, only=rule, notes=notes)
+    only = {"the rule": rule}
+    found = search(network, only, limit, counts, only=rule, notes=notes, atomic=atomic)
     if not found.front:
         raise BadInput(note.partition(" is left out: ")[2] for note in found.notes[len(notes) :])
     if found.best is None:
         raise BadInput(found.describe())
     partition = choose_partition(layers, rule, task, found.best.modules)
     chosen = found.best.kwargs
-    return Chosen(found, partition, chosen["recompute"], chosen["microbatches"])
+    saving = chosen["recompute"], chosen["microbatches"], chosen["atomic"]
+    return Chosen(found, partition, *saving)
 
 
 def summarise(

@@ -50,6 +50,8 @@ class Way:
             the layers cost.
         splits_batch_norm: whether BatchNorm sees parts of the batch only.
         host_bytes: the most that is offloaded to the host at once; None where nothing is.
+        atomic: whether a step that fails can be taken back, which takes bytes; so only a way that
+            is taken is looked at with it.
     """
 
     method: str
@@ -66,6 +68,7 @@ class Way:
     splits_batch_norm: bool = False
     offload: bool = False
     host_bytes: int | None = None
+    atomic: bool = False
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -76,6 +79,7 @@ class Way:
             "modules": self.modules,
             "recompute": self.recompute if self.recompute not in (0, 1) else bool(self.recompute),
             "microbatches": self.microbatches,
+            "atomic": self.atomic,
         }
 
     @property
@@ -254,7 +258,7 @@ class Candidates:
             # All of its equal parts but the first take the same: two are enough.
             batch, microbatches = batch.select(2 * self._samples // microbatches), 2
         engine = self.network.make_engine(
-            self.wire(way.rule, way.modules),
+            replace(self.wire(way.rule, way.modules), atomic=way.atomic),
             recompute=way.kwargs["recompute"],
             microbatches=microbatches,
             host=CountedHost() if way.offload else None,

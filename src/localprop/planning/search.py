@@ -139,6 +139,7 @@ def search(
     only: Rule | None = None,
     notes: Sequence[str] = (),
     made_for: MadeFor | None = None,
+    atomic: bool | None = None,
 ) -> Plan:
     """Cost all ways of some methods, and take the fastest that fits.
 
@@ -150,6 +151,7 @@ def search(
         only: the rule whose ways may be taken; by default all.
         notes: what was assumed.
         made_for: what the plan is made for.
+        atomic: whether the way that is taken is atomic; None where it has room for that.
     """
     candidates = Candidates(network, microbatches)
     others = {name: rule for name, rule in methods.items() if rule != candidates.plain.rule}
@@ -165,14 +167,20 @@ def search(
         made_for=made_for,
         candidates=candidates,
     )
-    return found if budget is None else _confirm(found, candidates, budget)
+    return found if budget is None else _confirm(found, candidates, budget, atomic)
 
 
-def _confirm(found: Plan, candidates: Candidates, limit: int) -> Plan:
+def _confirm(found: Plan, candidates: Candidates, limit: int, atomic: bool | None) -> Plan:
     """The plan with a way that an engine has read. One that does not fit after all is left out."""
     while (best := found.fit(limit)) is not None:
-        confirmed = best if best.confirmed else candidates.confirm(best)
+        wanted = replace(best, atomic=bool(atomic))
+        confirmed = best if best.confirmed and not atomic else candidates.confirm(wanted)
         fits = found.fits(confirmed)
+        if fits and atomic is None:
+            safe = candidates.confirm(replace(best, atomic=True))
+            confirmed = safe if found.fits(safe) else confirmed
+            note = _describe_atomic(confirmed, safe)
+            found = replace(found, notes=(*found.notes, note))
         instead = [confirmed] if fits else []
         place = found.front.index(best)
         front = (*found.front[:place], *instead, *found.front[place + 1 :])
@@ -263,6 +271,15 @@ def _describe_blocks(found: Plan) -> str:
     return (
         f"CUDA's allocator hands out blocks of 512 bytes: of {way}, {format_size(read.peak_bytes)} "
         f"instead of {format_size(way.peak_bytes)}."
+    )
+
+
+def _describe_atomic(way: Way, safe: Way) -> str:
+    if way.atomic:
+        return f"{way}: its steps are atomic: one that fails changes nothing."
+    return (
+        f"{way}: atomic=False, so a step that fails may be half done; with atomic=True the peak "
+        f"is {format_size(safe.peak_bytes)}."
     )
 
 

@@ -44,8 +44,10 @@ def choose_rows(ways: Sequence[Way], best: Way | None, fits: Callable[[Way], boo
 
 
 def is_same(one: Way, other: Way | None) -> bool:
-    """Whether two ways differ only in whether an engine has read them."""
-    return other is not None and (one.method, one.kwargs) == (other.method, other.kwargs)
+    """Whether two ways differ only in whether an engine has read them, or they are atomic."""
+    if other is None:
+        return False
+    return one.method == other.method and one.kwargs | {"atomic": other.atomic} == other.kwargs
 
 
 def format_rows(

@@ -48,6 +48,7 @@ def make_own_engine(
     autocast: torch.dtype | None,
     seed: int,
     ranks: Ranks,
+    checks_numbers: bool = False,
 ) -> OwnEngine:
     """Make the engine of a wiring, or of this rank's stage of it.
 
@@ -62,6 +63,7 @@ def make_own_engine(
         autocast: the dtype of forwards and losses, or None.
         seed: of every random draw of a step.
         ranks: the processes.
+        checks_numbers: whether a step looks for NaN and infinity before parameters change.
 
     Raises:
         BadInput: the ranks cannot share the network, or differ in what they were given; or the
@@ -87,6 +89,7 @@ def make_own_engine(
         communicator=pipeline.transport if pipeline else None,
         recomputed=choose_recomputed(wiring.layers, recompute),
         host=make_host(device) if offload else None,
+        checks_numbers=checks_numbers,
     )
     engine.initialise_copies()
     return OwnEngine(engine, pipeline)

@@ -94,6 +94,8 @@ class BenchSetting(ImageSetting):
             sample=batch,
             **spec.options,
             weight_gradients=self.weight_gradients,
+            on_nonfinite="ignore",  # as the plain loop does
+            atomic=False,
             # Losses of pixels need a normalisation. No cost depends on its values.
             normalization=Normalization(),
         )

@@ -153,7 +153,11 @@ def _train_and_score(config: Config, dataset: Dataset, on_epoch: Callable[[], ob
 def _measure_costs(
     config: Config, configs: dict[str, Config], dataset: Dataset, rounds: int
 ) -> tuple[BaselineCosts, dict[str, MethodCosts]]:
-    learners = {label: build(each, dataset) for label, each in configs.items()}
+    # The plain loop beside them has no steps that can be taken back.
+    learners = {
+        label: build(replace(each, on_nonfinite="ignore", atomic=False), dataset)
+        for label, each in configs.items()
+    }
     device = next(iter(learners.values())).device
     batch = _take_first_batch(dataset, config, device)
     return measure_costs(_make_plain_loop(config, dataset, batch), learners, batch, rounds)

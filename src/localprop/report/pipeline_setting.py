@@ -159,6 +159,7 @@ class PipelineSetting(ImageSetting):
             optimizer=lambda parameters: SGD(parameters, lr=0.01, momentum=0.9),
             sample=self.make_microbatch(),
             **spec.options,
+            atomic=False,  # as on ranks
             # Losses of pixels need a normalisation. No cost depends on its values.
             normalization=Normalization(),
             ranks=Ranks(alone=True),

@@ -49,6 +49,7 @@ RECEIVES = {receive: send for send, receive in SENDS.items()}
 REDUCES = {Op.REDUCE_H: Op.H, Op.REDUCE_S: Op.S}
 # They read the graph of a segment, and its parameters.
 BACKWARDS = (Op.B, Op.W)
+STEPS = (Op.H, Op.S, Op.P)  # they change parameters
 
 
 class Action(NamedTuple):
@@ -149,7 +150,8 @@ class Schedule(tuple[Action, ...]):
         """
         check([f"microbatches={microbatches} must be 1 or more."] if microbatches < 1 else [])
         whole = (range(len(wiring.segments)),)
-        return cls(_in_order(find_dependencies(wiring, microbatches, whole)))
+        waits = find_dependencies(wiring, microbatches, whole)
+        return cls(_in_order(waits, steps_last=wiring.atomic))
 
 
 # Steps and backwards free memory and forwards take it, so forwards come last. Sums over replicas
@@ -163,8 +165,13 @@ URGENCY = {
 }
 
 
-def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
-    """List scheduling: again and again the most urgent action that is ready."""
+def _in_order(waits: dict[Action, set[Action]], *, steps_last: bool) -> Iterator[Action]:
+    """List scheduling: again and again the most urgent action that is ready.
+
+    Args:
+        waits: for each action, those that come before it.
+        steps_last: whether H, S and P come after all else, for which none of them is needed.
+    """
     followers: dict[Action, list[Action]] = {action: [] for action in waits}
     for action, before in waits.items():
         for earlier in before:
@@ -174,7 +181,7 @@ def _in_order(waits: dict[Action, set[Action]]) -> Iterator[Action]:
     while ready:
         # Ties go to the one that was ready first. No order here comes from a set, so all ranks
         # work out the same list.
-        action = min(ready, key=urgency)
+        action = min(ready, key=lambda each: (steps_last and each.op in STEPS, *urgency(each)))
         ready.remove(action)
         yield action
         for later in followers[action]:

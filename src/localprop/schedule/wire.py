@@ -40,6 +40,7 @@ def wire(
     seed: int = 0,
     normalization: Normalization | None = None,
     weight_gradients: str = "once",
+    atomic: bool = False,
 ) -> Wiring:
     """Work out segments and flows, and build heads, losses and encoders.
 
@@ -55,6 +56,7 @@ def wire(
             need the pixels.
         weight_gradients: "once" (where it pays, of the summed gradients of several flows) or "each"
             (by each flow).
+        atomic: let optimizers step after all else.
 
     Raises:
         BadInput: the credit table, a head or an encoder does not fit the network.
@@ -89,6 +91,7 @@ def wire(
         encoders,
         task,
         find_weights_once(flows, skips) if weight_gradients == "once" else frozenset(),
+        atomic,
     )
 
 

@@ -159,6 +159,7 @@ class Wiring:
         encoders: by the number of the receiving module, an nn.ModuleList with one per source.
         task: what the network is trained for.
         weights_once: the segments whose weights' gradients are made once for all flows.
+        atomic: whether optimizers step after all else, so that a step that fails can be taken back.
     """
 
     table: CreditTable
@@ -172,6 +173,7 @@ class Wiring:
     encoders: nn.ModuleDict
     task: Task
     weights_once: frozenset[int] = frozenset()
+    atomic: bool = False
 
     @cached_property
     def _segments_of(self) -> dict[int, list[int]]:

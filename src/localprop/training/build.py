@@ -222,6 +222,8 @@ def _build_learner(
         offload=config.offload,
         microbatches=config.microbatches,
         weight_gradients=config.weight_gradients,
+        on_nonfinite=config.on_nonfinite,
+        atomic=config.atomic,
         precision=config.precision,
         fast=config.fast,
         seed=config.seed,

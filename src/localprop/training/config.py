@@ -28,6 +28,7 @@ CHOICES = {
     "lr_schedule": (*COSINES, "multistep", "constant"),
     "precision": ("fp32", "bf16"),
     "weight_gradients": ("once", "each"),
+    "on_nonfinite": ("raise", "skip", "ignore"),
 }
 
 # These fields say where a run takes place. A resumed run may change them.
@@ -98,6 +99,10 @@ class Config:
         microbatches: micro-batches that a batch is split into; gradients accumulate.
         weight_gradients: where several flows of gradients train layers, once (of their sum, which
             is faster) or each (by each flow, which needs less memory).
+        on_nonfinite: what a loss or a gradient that is NaN or infinite does: raise (end the run
+            before any parameter changes), skip (the batch, as if it had never come) or ignore.
+        atomic: let optimizers step last, so that a step that fails changes nothing; by default
+            where there is one process.
         replicas: under torchrun, the number of pipelines; each gets its share of every batch, in
             that many micro-batches.
         timeout_s: under torchrun, seconds to wait for another rank before it counts as lost.
@@ -160,6 +165,8 @@ class Config:
     offload: bool = False
     microbatches: int = 1
     weight_gradients: str = "once"
+    on_nonfinite: str = "raise"
+    atomic: bool | None = None
     replicas: int = 1
     timeout_s: float = 300.0
     augment: str | None = None

@@ -33,7 +33,8 @@ from localprop.training.checkpoints import Checkpoints
 from localprop.training.config import Config
 from localprop.training.directory_lock import DirectoryLock
 from localprop.training.environment import describe_environment
-from localprop.training.trainer import EpochReport, PartialEpoch
+from localprop.training.loss_meter import PartialEpoch
+from localprop.training.trainer import EpochReport
 from localprop.writing.files import clear_leftovers, is_leftover, to_json, write_text
 
 _CONFIG = "config.json"

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from localprop.data import Batches, Dataset
-from localprop.engine.loss import Losses
-from localprop.errors import RunFailed
+from localprop.errors import NotFinite, RunFailed
 from localprop.learner import Learner
 from localprop.training.build import build_phase_schedule
 from localprop.training.config import Config
 from localprop.training.learning_rates import lr_at
+from localprop.training.loss_meter import LossMeter, PartialEpoch
 from localprop.training.phase_schedule import PhaseSchedule
 
 __all__ = ["EpochReport"]
@@ -42,6 +42,7 @@ class EpochReport:
             set; None on other devices.
         validation_loss: the mean cross-entropy of the network, in nats per label; None without a
             validation split.
+        skipped: batches that were left out, since their numbers were not finite.
     """
 
     epoch: int
@@ -52,23 +53,7 @@ class EpochReport:
     seconds: float
     peak_memory_bytes: int | None = None
     validation_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class PartialEpoch:
-    """What an epoch has come to that was stopped between two steps.
-
-    Attributes:
-        step: the steps done.
-        samples: their samples.
-        sums: of each loss, the sum of its values over the samples.
-        seconds: seconds of training.
-    """
-
-    step: int = 0
-    samples: int = 0
-    sums: tuple[float, ...] = ()
-    seconds: float = 0.0
+    skipped: int = 0
 
 
 class TrainingStopped(Exception):
@@ -150,7 +135,8 @@ def train(
     Raises:
         TrainingStopped: `should_stop` has returned True.
         BadInput: the phases do not fit the learner's network.
-        RunFailed: a loss is not finite; names the epoch, step, module and value.
+        RunFailed: a loss or a gradient is not finite, and `on_nonfinite` does not skip it; names
+            the epoch, step, module and value.
         StepFailed: a step stopped half-way.
 
     Example:
@@ -210,9 +196,17 @@ def _train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr
     _reset_peak(learner.device)
-    meter, start = _LossMeter(epoch, config, done), time.perf_counter() - done.seconds
+    meter, start = LossMeter(epoch, config, done), time.perf_counter() - done.seconds
     for step, batch in enumerate(batches.epoch(epoch - 1, skip=done.step), start=done.step + 1):
-        meter.add(learner.step(batch), len(batch[0]))
+        skipped = learner.skipped
+        try:
+            losses = learner.step(batch)
+        except NotFinite as error:
+            raise RunFailed(meter.describe_failure(error.finding, step)) from error
+        if learner.skipped == skipped:
+            meter.add(losses, len(batch[0]))
+        else:
+            meter.skip()
         if step % READ_EVERY == 0:
             with learner.report_failures():
                 meter.read()
@@ -226,72 +220,9 @@ def _train_epoch(
     means = learner.total(means)  # on several ranks, also runs the deferred actions
     seconds, peak = time.perf_counter() - start, _read_peak(learner.device, batches.held_bytes)
     modules = tuple(learner.wiring.table.module_of_loss[number] for number in means)
-    return EpochReport(epoch, lr, modules, tuple(means.values()), None, seconds, peak)
-
-
-class _LossMeter:
-    """Averages the losses of an epoch. They stay on the device until they are read."""
-
-    def __init__(self, epoch: int, config: Config, done: PartialEpoch) -> None:
-        self.numbers: tuple[int, ...] = ()
-        self.modules: tuple[int, ...] = ()
-        self._epoch = epoch
-        self._config = config
-        self._steps = done.step
-        self._samples = done.samples
-        self._unread: list[tuple[Tensor, int]] = []
-        self._sums = [*done.sums]
-
-    def add(self, losses: Losses, samples: int) -> None:
-        """Add the losses of one step, and the number of its samples."""
-        self.numbers, self.modules = losses.rows, losses.modules
-        # A rank may have no loss of its own.
-        values = torch.stack([loss.float() for loss in losses]) if losses else torch.empty(0)
-        self._unread.append((values, samples))
-
-    def read(self) -> None:
-        """Read the losses added since the last call, all with one transfer from the device.
-
-        Raises:
-            RunFailed: a loss is not finite.
-        """
-        if not self._unread:
-            return
-        values = torch.stack([losses for losses, _ in self._unread]).tolist()
-        counts = [samples for _, samples in self._unread]
-        self._unread.clear()
-        self._sums = self._sums or [0.0] * len(self.numbers)
-        for losses, samples in zip(values, counts, strict=True):
-            self._steps += 1
-            self._samples += samples
-            for i, loss in enumerate(losses):
-                if not math.isfinite(loss):
-                    raise RunFailed(self._describe_failure(self.modules[i], loss))
-                self._sums[i] += loss * samples
-
-    def take(self, seconds: float) -> PartialEpoch:
-        """What the epoch has come to."""
-        self.read()
-        return PartialEpoch(self._steps, self._samples, (*self._sums,), seconds)
-
-    def compute_means(self) -> dict[int, float]:
-        """Average each loss of this process over the epoch's samples, by its number."""
-        self.read()
-        return {
-            number: total / self._samples
-            for number, total in zip(self.numbers, self._sums, strict=True)
-        }
-
-    def _describe_failure(self, module: int, loss: float) -> str:
-        config = self._config
-        advice = f"lower lr (now {config.lr}; try {config.lr / 10:.3g} first), or warm up longer"
-        if config.precision != "fp32":
-            advice += ", or train with precision=fp32"
-        return (
-            f"The loss of module {module} is {loss} in epoch {self._epoch}, step {self._steps}, "
-            f"at the learning rate {lr_at(config, self._epoch):.4g}: {advice} "
-            f"(warmup_epochs is {config.warmup})."
-        )
+    return EpochReport(
+        epoch, lr, modules, (*means.values(),), None, seconds, peak, skipped=meter.skipped
+    )
 
 
 # --- scores ---------------------------------------------------------------------------------------

@@ -1,0 +1,141 @@
+"""A step that fails is no step: copies of what it changes, by which all is put back.
+
+Where steps are atomic, H, S and P run after all else (schedule/schedule.py), so that most failures
+find the parameters as they were. The copies of parameters are made when no activation is left::
+
+    begin                buffers and other attributes of modules
+    F L B F L B F L B
+    H S H S H S P        before each: the parameters and the optimizer's state that it changes
+    end                  the copies are dropped; or all is put back
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from localprop.network.copied_values import copy_value, is_writable
+from localprop.network.module_state import ModuleState
+
+
+class _KeptOptimizer(NamedTuple):
+    """The state and the groups of an optimizer, as they were."""
+
+    optimizer: Optimizer
+    state: dict[Any, Any]
+    groups: list[dict[str, Any]]
+
+
+class Undo:
+    """What a failed step takes back.
+
+    Args:
+        modules: those that the step trains.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = ModuleState(modules)
+        self._tensors: list[tuple[Tensor, Tensor]] = []
+        self._optimizers: list[_KeptOptimizer] = []
+        self._is_active = False
+
+    @contextmanager
+    def on_failure(self) -> Iterator[None]:
+        """Within the context, a failure puts all back that was kept; contexts may be nested."""
+        if self._is_active:
+            yield
+            return
+        self._modules.keep()
+        self._is_active = True
+        try:
+            yield
+        except BaseException as error:  # Ctrl-C, too
+            with _uninterrupted():
+                self._put_back(error)
+            raise
+        finally:
+            self._is_active = False
+            self._tensors, self._optimizers = [], []
+            self._modules.forget()
+
+    def keep_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Copy tensors that are about to change."""
+        if self._is_active:
+            self._tensors += [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def keep_optimizer(self, optimizer: Optimizer) -> None:
+        """Copy what an optimizer is about to change."""
+        if not self._is_active:
+            return
+        self.keep_tensors(p for group in optimizer.param_groups for p in group["params"])
+        memo = dict[int, Any]()
+        state = {p: _copy_entries(entries, memo) for p, entries in optimizer.state.items()}
+        groups = [_copy_entries(group, memo) for group in optimizer.param_groups]
+        self._optimizers.append(_KeptOptimizer(optimizer, state, groups))
+
+    def list_copies(self) -> Iterator[Tensor]:
+        """The tensors that are kept now."""
+        yield from self._modules.list_copies()
+        yield from (copy for _, copy in self._tensors)
+        for kept in self._optimizers:
+            for entry in (*kept.state.values(), *kept.groups):
+                yield from (each for each in entry.values() if isinstance(each, Tensor))
+
+    @torch.no_grad()
+    def _put_back(self, error: BaseException) -> None:
+        for tensor, copy in reversed(self._tensors):
+            tensor.copy_(copy)
+        for optimizer, state, groups in reversed(self._optimizers):
+            optimizer.state.clear()
+            optimizer.state.update(state)
+            for group, before in zip(optimizer.param_groups, groups, strict=True):
+                for key in group.keys() - before.keys() - {"params"}:
+                    del group[key]
+                group.update(before)
+                for parameter in group["params"]:
+                    parameter.grad = None
+        changed = self._modules.put_back()
+        if changed:
+            error.add_note(
+                f"The model has written into {', '.join(changed)} for the first time, of which no "
+                "copy was there: it stays changed."
+            )
+
+
+def _copy_entries(entries: Any, memo: dict[int, Any]) -> Any:
+    """A copy of the dict of a parameter's state, or of a group's hyperparameters."""
+    if not isinstance(entries, dict):
+        return copy_value(entries, memo, is_deep=True).value
+    return {key: _copy(value, memo) for key, value in entries.items() if key != "params"}
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (bool, int, float, type(None)) or not is_writable(value):
+        return value
+    return copy_value(value, memo, is_deep=True).value
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the end."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    caught: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if caught:
+            signal.raise_signal(signal.SIGINT)
