@@ -27,7 +27,8 @@ def make_steps(
         model = make_network()
         optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
         rule = lp.greedy(aux=lp.Head(convs=0, linears=1))
-        return lp.Learner(model, rule, modules=16, optimizer=optimizer, sample=batch)
+        own = {"modules": 16, "optimizer": optimizer, "sample": batch}
+        return lp.Learner(model, rule, atomic=False, on_nonfinite="ignore", **own)
 
     plain, (images, labels) = make_network(), batch
     optimizer = SGD(plain.parameters(), lr=0.01, momentum=0.9, fused=True)

@@ -93,6 +93,8 @@ def make_learner(case: str, weight_gradients: str, batch: Batch) -> Contender:
         optimizer=sgd,
         sample=batch.data,
         weight_gradients=weight_gradients,
+        atomic=False,
+        on_nonfinite="ignore",
     )
     facts = {"flops": learner.flops(), "predicted_peak_bytes": learner.memory().peak_bytes}
     learner.step(batch.data)

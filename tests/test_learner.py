@@ -281,7 +281,7 @@ def test_unchanged_models_train(name: str, rule: lp.Rule) -> None:
 
 def test_explain_shows_table_schedule_and_bytes() -> None:
     text = make(rule=lp.backlink()).explain()
-    expected = ("loss1 T|T|.|.", "0F 0L 0H 1F", "blocks.2", "peak MiB", "Predicted peak")
+    expected = ("loss1 T|T|.|.", "0F 0L 1F 1L", "blocks.2", "peak MiB", "Predicted peak")
     assert [words for words in expected if words not in text] == []
 
 

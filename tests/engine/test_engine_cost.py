@@ -34,7 +34,7 @@ def list_visited_files(run: Callable[[], object]) -> set[str]:
     return {path.relative_to(PACKAGE).as_posix() for path in paths if PACKAGE in path.parents}
 
 
-BARE = {"atomic": False, "on_nonfinite": "ignore"}
+BARE: dict[str, Any] = {"atomic": False, "on_nonfinite": "ignore"}
 # What watches over a step.
 WATCH = {"engine/finite.py", "engine/undo.py", "network/module_state.py"}
 WATCH |= {"network/attributes.py", "network/copied_values.py"}

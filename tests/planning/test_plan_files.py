@@ -65,7 +65,8 @@ def test_other_files(tmp_path: Path) -> None:
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "plan.svg").read_text()
     content = json.loads((tmp_path / "plan.json").read_text())
-    assert content["best"]["learner"] == {"modules": 2, "recompute": False, "microbatches": 1}
+    own = {"modules": 2, "recompute": False, "microbatches": 1, "atomic": False}
+    assert content["best"]["learner"] == own
     assert content["made_for"] == {
         "model": "mlp",
         "batch_size": 32,

@@ -117,8 +117,7 @@ class RunDirectory:
             ) from error
         if used and not (self.path / _CONFIG).is_file() and not self.has_checkpoint():
             raise BadInput(
-                f"{self.path} exists and is not the directory of a run: choose a new or an empty "
-                "one."
+                f"{self.path} exists and is not the directory of a run: choose an empty one."
             )
         if used and not overwrite:
             raise BadInput(
