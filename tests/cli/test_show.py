@@ -16,7 +16,7 @@ def test_a_run_as_data(capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(out)
     assert code == 0
     assert shown["credit"][1] == "loss1 T|T|.|."
-    assert shown["schedule"].startswith("0F 0L 0H 1F")
+    assert shown["schedule"].startswith("0F 0L 1F 1L 1B.0 0B 2F")
     assert max(shown["module_bytes"]) == shown["peak_bytes"]
 
 

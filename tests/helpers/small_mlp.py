@@ -23,7 +23,7 @@ def make_batch(samples: int = SAMPLES) -> tuple[Tensor, Tensor]:
 
 
 def make_mlp(rule: lp.Rule, *, recompute: bool = False, samples: int = SAMPLES) -> lp.Learner:
-    """A learner of three layers and modules, of widths 8, 6 and 3."""
+    """A learner of three layers and modules, of widths 8, 6 and 3, whose steps are not atomic."""
     torch.manual_seed(0)
     layers = [nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)]
     return lp.Learner(
@@ -33,6 +33,7 @@ def make_mlp(rule: lp.Rule, *, recompute: bool = False, samples: int = SAMPLES) 
         optimizer=sgd,
         sample=make_batch(samples),
         recompute=recompute,
+        atomic=False,
     )
 
 

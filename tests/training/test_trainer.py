@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -243,6 +244,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(
     for word in (step, "module 1", "nan", "lower lr (now 0.1; try 0.01 first)", "warm"):
         assert word in message
     assert "precision" not in message
+
+
+@pytest.mark.parametrize("bad", [{2}, {1, 2, 3, 4}])
+def test_batches_without_finite_numbers_are_skipped_and_counted(bad: set[int]) -> None:
+    config = replace(SMALL, epochs=1, lr_schedule="constant", batch_size=50, on_nonfinite="skip")
+    dataset, learner = prepare(config)
+    step, calls = learner.step, itertools.count(1)
+
+    def step_on(batch: tuple[Tensor, Tensor]) -> object:
+        images, labels = batch
+        return step((images * math.nan if next(calls) in bad else images, labels))
+
+    learner.step = step_on  # type: ignore[method-assign, assignment]
+    if len(bad) == 4:
+        with pytest.raises(RunFailed, match="epoch 1, step 4, no batch has finite numbers"):
+            train(learner, dataset, config)
+        return
+    (report,) = train(learner, dataset, config)
+    assert (report.skipped, learner.skipped, learner.steps) == (1, 1, 3)
+    assert all(map(math.isfinite, report.losses))
 
 
 def test_a_network_whose_loss_is_not_finite_has_failed() -> None:
