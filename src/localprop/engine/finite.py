@@ -63,10 +63,10 @@ class FiniteCheck:
         found_at = [*(action for _, action in losses), *makers.values()]
         finding = "; ".join(_describe(step, losses, names, self._wiring, makers))
         changed = f"Segments {step.updated} had been stepped. " if step.updated else ""
+        skip = '"skip" leaves such batches out, and ' if self._wiring.atomic else ""
         raise NotFinite(
             f"Step {step.number} was not taken: {finding}. {changed}Look at the batch, lower the "
-            'learning rate or warm up longer; on_nonfinite="skip" leaves such batches out, and '
-            '"ignore" trains on.',
+            f'learning rate or warm up longer; on_nonfinite={skip}"ignore" trains on.',
             found_at[0] if found_at else None,
             finding,
             Losses.of(step.losses, self._places),
