@@ -29,6 +29,7 @@ from localprop.experiments import (
     predsim,
     sgr,
     solo,
+    stages,
     trgl,
     windows,
 )
@@ -54,6 +55,7 @@ FAMILIES = (
     windows,
     solo,
     lopt,
+    stages,
 )
 
 
