@@ -98,6 +98,7 @@ def make_learner(make: Callable[[], lp.Rule]) -> lp.Learner:
         optimizer=make_sgd,
         sample=batch,
         normalization=lp.Normalization(),
+        atomic=False,  # as the plain loop
     )
 
 

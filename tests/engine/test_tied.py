@@ -351,9 +351,10 @@ def test_a_segment_whose_parameters_are_all_stepped_elsewhere() -> None:
     model = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last).double()
     batch = NETWORKS["chain"].batches()[0]
     plain = copy.deepcopy(model)
-    learner = lp.Learner(model, lp.greedy(), modules=3, optimizer=sgd, sample=batch)
+    own: dict[str, Any] = {"modules": 3, "optimizer": sgd, "sample": batch, "atomic": False}
+    learner = lp.Learner(model, lp.greedy(), **own)
     assert str(learner.schedule) == "0F 0L 0H 0B 1F 1L 1H 1B 1S 2F 2L 2B 2S"
     learner.step(batch)
-    learner = lp.Learner(plain, lp.end_to_end(), modules=3, optimizer=sgd, sample=batch)
+    learner = lp.Learner(plain, lp.end_to_end(), **own)
     assert str(learner.schedule) == "0F 1F 2F 2L 2B 2S 1B 0B 0S"
     learner.step(batch)
