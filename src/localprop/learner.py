@@ -184,6 +184,7 @@ class Learner(Trained):
         self.network = add_contexts(model, self.encoders, self.partition, self.wiring.sources)
         self.engine, self.pipeline = make_own_engine(
             model,
+            rule,
             self.wiring,
             own,
             optimizer,
@@ -248,8 +249,8 @@ class Learner(Trained):
             StepFailed: an action failed; what had been stepped before stays stepped.
         """
         checks.check_grad_mode()
-        checked = self._check_batch(batch)  # outside: all ranks see what is wrong with a batch
         with self.report_failures():
+            checked = self._check_batch(batch)
             losses = self.engine.step(checked, number=self.steps, observe=observe)
         if self._shared is not None:
             self._shared.step()
@@ -339,7 +340,7 @@ class Learner(Trained):
 
     def report_failures(self) -> AbstractContextManager[None]:
         """Report a failure inside to all ranks, and raise the first one of all as a StepFailed."""
-        return self.pipeline.reporting_failures() if self.pipeline else nullcontext()
+        return self.pipeline.reports.reporting() if self.pipeline else nullcontext()
 
     def state_dict(self) -> dict[str, Any] | None:
         """Copy to the CPU all that the next step depends on, for `torch.save`.
