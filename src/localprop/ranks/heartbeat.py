@@ -170,9 +170,10 @@ class Heartbeat:
             received = self._connections[rank].recv(1 << 16)
         except BlockingIOError:
             return True
+        except ConnectionResetError:  # it has ended without reading all
+            received, reason = b"", f"rank {rank} has ended"
         except OSError as error:
-            received = b""
-            reason = f"the connection to rank {rank} is lost: {error.strerror}"
+            received, reason = b"", f"the connection to rank {rank} is lost: {error.strerror}"
         else:
             reason = f"rank {rank} has ended"
         if not received:
