@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -28,7 +29,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -373,65 +373,101 @@ def names(trial: Trial, text: str) -> bool:
 # --- the command ----------------------------------------------------------------------------------
 
 
+@dataclass
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        number: of the trial.
+        trial: the trial.
+        endings: how each rank ended.
+        wrong: what is wrong with that.
+    """
+
+    number: int
+    trial: Trial
+    endings: list[Ending]
+    wrong: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """From the fault to the end of the last of the others."""
+        others = [each for rank, each in enumerate(self.endings) if rank != self.trial.rank]
+        return max(each.seconds for each in others)
+
+
+def run_trial(given: tuple[int, Trial, float]) -> Outcome:
+    """Try one out."""
+    number, trial, timeout_s = given
+    endings, left = try_out(trial, timeout_s)
+    return Outcome(number, trial, endings, judge(trial, endings, left, timeout_s))
+
+
+def summarise(outcomes: list[Outcome], args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """The figures, and all of what went wrong."""
+    rows = []
+    for fault in FAULTS:
+        own = [each for each in outcomes if each.trial.fault == fault]
+        took = sorted(each.seconds for each in own) or [0.0]
+        wrong = sum(bool(each.wrong) for each in own)
+        median, longest = round(took[len(took) // 2], 2), round(took[-1], 2)
+        row = {"fault": fault, "trials": len(own), "failures": wrong}
+        rows.append({**row, "median_s": median, "longest_s": longest})
+    return {
+        "environment": describe_environment(),
+        "trials": len(outcomes),
+        "seed": args.seed,
+        "timeout_s": args.timeout_s,
+        "jobs": args.jobs,
+        "load": os.getloadavg(),
+        "seconds": round(seconds, 1),
+        "rows": rows,
+        "failures": [
+            {
+                "number": each.number,
+                **asdict(each.trial),
+                "wrong": each.wrong,
+                "texts": [ending.text[-3000:] for ending in each.endings],
+            }
+            for each in outcomes
+            if each.wrong
+        ],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout-s", type=float, default=5.0)
+    parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
     parser.add_argument("--only", type=int, help="run this trial alone, and print what ranks say")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     draws = random.Random(args.seed)
-    trials = [draw(draws, number) for number in range(args.count)]
-    failures: list[dict[str, Any]] = []
-    seconds: dict[str, list[float]] = defaultdict(list)
-    wrongs: dict[str, int] = defaultdict(int)
+    trials = [(number, draw(draws, number), args.timeout_s) for number in range(args.count)]
+    if args.only is not None:
+        trials = [trials[args.only]]
+    outcomes: list[Outcome] = []
     start = time.perf_counter()
-    for number, trial in enumerate(trials):
-        if args.only not in (None, number):
-            continue
-        endings, left = try_out(trial, args.timeout_s)
-        wrong = judge(trial, endings, left, args.timeout_s)
-        others = [each for rank, each in enumerate(endings) if rank != trial.rank]
-        seconds[trial.fault].append(max(each.seconds for each in others))
-        wrongs[trial.fault] += bool(wrong)
-        said = "; ".join(wrong) or "as it must"
-        print(f"{number}: {trial.fault} {trial.moment}, rank {trial.rank} of {trial.ranks}: {said}")
-        if wrong:
-            texts = [each.text[-3000:] for each in endings]
-            failures.append({"number": number, **asdict(trial), "wrong": wrong, "texts": texts})
-        if args.only is not None:
-            for rank, each in enumerate(endings):
-                print(f"--- rank {rank}: {each.code} after {each.seconds:.1f} s\n{each.text}")
-        sys.stdout.flush()
-    rows = [
-        {
-            "fault": fault,
-            "trials": len(each),
-            "failures": wrongs[fault],
-            "median_s": round(sorted(each)[len(each) // 2], 2),
-            "longest_s": round(max(each), 2),
-        }
-        for fault, each in seconds.items()
-    ]
-    print(format_rows(rows, args.timeout_s))
-    if args.out:
-        result = {
-            "environment": describe_environment(),
-            "count": args.count,
-            "seed": args.seed,
-            "timeout_s": args.timeout_s,
-            "load": os.getloadavg(),
-            "seconds": time.perf_counter() - start,
-            "rows": rows,
-            "failures": failures,
-        }
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if failures else 0
+    with multiprocessing.get_context("fork").Pool(args.jobs) as workers:
+        for outcome in workers.imap(run_trial, trials):
+            outcomes.append(outcome)
+            trial, said = outcome.trial, "; ".join(outcome.wrong) or "as it must"
+            where = f"{trial.fault} {trial.moment}, rank {trial.rank} of {trial.ranks}"
+            print(f"{outcome.number}: {where}: {said}", flush=True)
+            if args.only is not None:
+                for rank, each in enumerate(outcome.endings):
+                    print(f"--- rank {rank}: {each.code} after {each.seconds:.1f} s\n{each.text}")
+            result = summarise(outcomes, args, time.perf_counter() - start)
+            if args.out:  # each time, so that a run may be ended early
+                args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(format_rows(result["rows"], args.timeout_s))
+    return 1 if result["failures"] else 0
 
 
 def format_rows(rows: list[dict[str, Any]], timeout_s: float) -> str:
-    """The table, with the seconds from the fault to the end of the last of the others."""
+    """The table."""
     lines = [
         f"time-out {timeout_s:g} s",
         "| one rank is | trials | failures | median s | longest s |",

@@ -142,6 +142,7 @@ def list_facts_of_plan(
         microbatches: of each replica.
         trained_modules: "model", "heads" and "encoders".
     """
+    yield Fact("the task", _drop_addresses(repr(wiring.task)))
     yield Fact(
         "the plan (model, method, modules, micro-batches, weight_gradients)",
         "\n".join(
