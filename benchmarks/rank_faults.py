@@ -30,6 +30,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,6 +54,7 @@ RULES: dict[str, Callable[[], lp.Rule]] = {
     "contsup": lp.contsup,
     "end_to_end": lp.end_to_end,
 }
+ROOT = f"{Path(__file__).parent.parent}/"
 SPARE_S = 5.0  # beyond the time-out
 STEPS = 8
 
@@ -245,9 +247,14 @@ def be_rank(
 
 
 def find_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A free port, below those that the system hands out to others meanwhile."""
+    while True:
+        with (
+            suppress(OSError),
+            socket.create_server(("", random.randrange(15000, 32000))) as server,
+        ):
+            port: int = server.getsockname()[1]
+            return port
 
 
 def try_out(trial: Trial, timeout_s: float) -> tuple[list[Ending], list[str]]:
@@ -427,7 +434,7 @@ def summarise(outcomes: list[Outcome], args: argparse.Namespace, seconds: float)
                 "number": each.number,
                 **asdict(each.trial),
                 "wrong": each.wrong,
-                "texts": [ending.text[-3000:] for ending in each.endings],
+                "texts": [ending.text[-3000:].replace(ROOT, "") for ending in each.endings],
             }
             for each in outcomes
             if each.wrong
