@@ -193,6 +193,7 @@ class Learner(Trained, Predicted):
         self.network = add_contexts(model, self.encoders, self.partition, self.wiring.sources)
         self.engine, self.pipeline = make_own_engine(
             model,
+            rule,
             self.wiring,
             own,
             optimizer,
@@ -260,11 +261,10 @@ class Learner(Trained, Predicted):
             NotFinite: a loss or a gradient is NaN or infinite; likewise.
         """
         checks.check_grad_mode()
-        checked = self._check_batch(batch)  # outside: all ranks see what is wrong with a batch
-        number = self.steps
+        number, undo = self.steps, self.engine.undo
         try:
-            undo = self.engine.undo
             with self.report_failures(), nullcontext() if undo is None else undo.on_failure():
+                checked = self._check_batch(batch)
                 losses = self.engine.step(checked, number=number, observe=observe)
                 if self._shared is not None:
                     if undo is not None:
@@ -364,7 +364,7 @@ class Learner(Trained, Predicted):
 
     def report_failures(self) -> AbstractContextManager[None]:
         """Report a failure inside to all ranks, and raise the first one of all as a StepFailed."""
-        return self.pipeline.reporting_failures() if self.pipeline else nullcontext()
+        return self.pipeline.reports.reporting() if self.pipeline else nullcontext()
 
     def state_dict(self) -> dict[str, Any] | None:
         """Copy to the CPU all that the next step depends on, for `torch.save`.

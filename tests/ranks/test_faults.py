@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import localprop as lp
-from localprop.schedule.schedule import Op
+from localprop.schedule.schedule import Action, Op
 from tests.helpers.processes import (
     TIMEOUT_S,
     Ending,
@@ -66,6 +72,31 @@ def test_a_rank_hangs(rule: lp.Rule) -> None:
     for ending in endings[:2]:
         assert ending.seconds < TIMEOUT_S + 7
         assert record_of(ending)["rank"] == 2
+
+
+def train_until_asleep(mark_fault: MarkFault) -> str:
+    """Train until rank 2 sleeps in an action, which its heartbeat does not."""
+    torch.manual_seed(0)
+    batches, ranks = noise((12,) * 6), lp.Ranks(timeout_s=TIMEOUT_S)
+    learner = lp.Learner(
+        Blocks(), lp.end_to_end(), modules=4, optimizer=sgd, sample=batches[0], ranks=ranks
+    )
+
+    def observe(action: Action) -> None:
+        if (dist.get_rank(), learner.steps, action.op) == (2, 2, Op.L):
+            mark_fault()
+            time.sleep(60)
+
+    for batch in batches:
+        learner.step(batch, observe=observe)
+    return "no failure"
+
+
+def test_a_rank_sleeps_and_no_rank_that_waits_for_it_is_blamed() -> None:
+    """Rank 0 waits for rank 1, which waits for rank 2."""
+    first, second, _ = run_scenario(3, train_until_asleep, limit_s=TIMEOUT_S + 8, stopped=2)
+    assert record_of(first) == record_of(second)
+    assert record_of(first)["rank"] == 2
 
 
 class BreakingBlocks(Blocks):
@@ -121,3 +152,19 @@ def test_a_layer_fails_on_one_rank(
         assert record["layer"] == "blocks.1 .. blocks.2"
         assert record["error"].startswith(error)
         assert f"Rank 1 failed (at action {action}, on " in str(ending.answer)
+
+
+# --- whole programs ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_ranks_end_together_and_say_why(tmp_path: Path) -> None:
+    """One is killed, stopped, delayed, or gets other data; benchmarks/ has more of them."""
+    out = tmp_path / "result.json"
+    words = ["benchmarks/rank_faults.py", "--count", "6", "--timeout-s", "2", "--out", str(out)]
+    root = Path(__file__).parent.parent.parent
+    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *words], cwd=root, env=environment, check=False)
+    result = json.loads(out.read_text())
+    assert result["failures"] == []
+    assert len(result["rows"]) == 6

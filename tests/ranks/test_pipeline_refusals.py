@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import localprop as lp
 from tests.helpers.processes import TIMEOUT_S
@@ -25,14 +27,18 @@ class Plan:
         options: of the Learner.
         weights: the seed of the initial weights.
         noise: added to the images of step 1.
+        labels: added to the labels of step 1.
         sizes: of the batches.
+        sample: added to the images of the sample.
     """
 
     rule: lp.Rule = field(default_factory=lp.end_to_end)
     options: dict[str, Any] = field(default_factory=dict)
     weights: int = 0
     noise: int = 0
+    labels: int = 0
     sizes: tuple[int, ...] = (12, 12, 7)
+    sample: int = 0
 
 
 def carry_out(*plans: Plan) -> str:
@@ -46,11 +52,17 @@ def carry_out(*plans: Plan) -> str:
         "ranks": lp.Ranks(timeout_s=TIMEOUT_S),
         **plan.options,
     }
-    learner = lp.Learner(Blocks(), plan.rule, sample=batches[0], **options)
+    sample = batches[0][0] + plan.sample, batches[0][1]
+    learner = lp.Learner(Blocks(), plan.rule, sample=sample, **options)
     for step, (images, labels) in enumerate(batches):
-        learner.step((images + plan.noise if step == 1 else images, labels))
+        changed = step == 1
+        learner.step((images + plan.noise * changed, labels + plan.labels * changed))
     learner.predict(batches[0][0])
     return "nothing was refused"
+
+
+def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.1)
 
 
 # --- plans and loaders that differ ---------------------------------------------------------------
@@ -67,6 +79,24 @@ DIFFERENCES = {
         Plan(options={"seed": 7}),
         "Rank(s) 1 differ from rank 0 in the seed (7 against 0)",
     ),
+    "kind of optimizer": (
+        Plan(options={"optimizer": adam}),
+        "Rank(s) 1 differ from rank 0 in the optimizer (Adam for segment 0 against SGD for segment "
+        "0)",
+    ),
+    "hyperparameter": (
+        Plan(options={"optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9)}),
+        "in the optimizer (SGD(lr=0.01) for segment 0 against SGD(lr=0.1) for segment 0)",
+    ),
+    "a setting of the method": (
+        Plan(lp.end_to_end(), {"task": lp.Classification(label_smoothing=0.1)}),
+        "Rank(s) 1 differ from rank 0 in the task (Classification(label_smoothing=0.1",
+    ),
+    "precision": (
+        Plan(options={"precision": "bf16"}),
+        "Rank(s) 1 differ from rank 0 in the precision (torch.bfloat16 against fp32)",
+    ),
+    "sample": (Plan(sample=1), "Rank(s) 1 differ from rank 0 in the sample ("),
 }
 
 
@@ -116,6 +146,47 @@ def test_loaders_that_differ_are_refused(
     assert isinstance(first, lp.StepFailed), first
     assert first.record is not None
     assert first.record["rank"] == 1
+
+
+def return_nothing(parameters: list[nn.Parameter]) -> None:
+    """A factory that makes no optimizer."""
+
+
+def test_an_optimizer_that_one_rank_cannot_make_is_told_by_all(pool: RankPool) -> None:
+    wrong = Plan(options={"optimizer": return_nothing})
+    for answer in pool.run(2, carry_out, Plan(), wrong):
+        assert isinstance(answer, lp.BadInput), answer
+        assert "The optimizer factory returned a NoneType" in str(answer)
+
+
+def test_labels_that_are_bad_on_one_rank_are_told_by_all(pool: RankPool) -> None:
+    first, second = pool.run(2, carry_out, Plan(), Plan(labels=100))
+    assert isinstance(second, lp.BadInput), second
+    (problem,) = second.problems
+    assert "must lie in 0..9" in problem
+    assert isinstance(first, lp.StepFailed), first
+    assert str(first) == f"Rank 1 failed (between two steps): BadInput: {problem}"
+    assert second.record == first.record
+
+
+def skip_bad_batches() -> tuple[Any, list[str]]:
+    """Train on batches of which one has bad labels on all ranks, and go on without it."""
+    torch.manual_seed(0)
+    learner = lp.Learner(Blocks(), lp.end_to_end(), modules=4, optimizer=sgd, sample=noise()[0])
+    refused = []
+    for step, (images, labels) in enumerate(noise()):
+        try:
+            learner.step((images, labels + 100 * (step == 1)))
+        except lp.BadInput as error:
+            refused.append(str(error))
+    learner.gather()
+    return learner.steps, refused
+
+
+def test_a_batch_that_all_ranks_refuse_can_be_skipped(pool: RankPool) -> None:
+    for steps, refused in pool.run(2, skip_bad_batches):
+        assert steps == len(noise()) - 1
+        assert len(refused) == 1
 
 
 # --- stages and options that do not fit ----------------------------------------------------------

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from localprop.errors import BadInput
+from localprop.errors import BadInput, RunFailed
 from localprop.ranks import launch
+
+SHORTEST_MEETING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,42 @@ def join_process_group(timeout_s: float) -> None:
     """Initialise torch's default process group, unless it exists.
 
     Args:
-        timeout_s: how long to wait for the other processes.
+        timeout_s: how long to wait for a message. The ranks wait for each other's start at least
+            `SHORTEST_MEETING_S`.
+
+    Raises:
+        RunFailed: some have not come.
     """
     if dist.is_initialized():
         return
     from torch._C._distributed_c10d import PrefixStore  # some builds of torch lack it
     from torch.distributed.rendezvous import rendezvous
 
-    timeout = timedelta(seconds=timeout_s)
-    store, rank, world = next(rendezvous("env://", timeout=timeout))
-    # After a restart by torchrun the store still holds the addresses of dead processes. A prefix
-    # for each attempt keeps them apart.
-    store = PrefixStore(f"localprop attempt {launch.get_attempt()}", store)
+    patience = timedelta(seconds=max(timeout_s, SHORTEST_MEETING_S))
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=patience))
+        # After a restart by torchrun the store still holds the addresses of dead processes. A
+        # prefix for each attempt keeps them apart.
+        store = PrefixStore(f"localprop attempt {launch.get_attempt()}", store)
+        _meet(store, rank, world, patience)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RunFailed(f"The ranks do not meet: {reason}") from None
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+
+
+def _meet(store: Any, rank: int, world: int, patience: timedelta) -> None:
+    """Wait until all ranks have come: they import and build networks for different times."""
+    keys = {other: f"rank {other} is here" for other in range(world)}
+    store.set(keys[rank], "")
+    try:
+        store.wait([*keys.values()], patience)
+    except RuntimeError:
+        missing = [str(other) for other, key in keys.items() if not store.check([key])]
+        message = f"rank(s) {', '.join(missing)} have not come in {patience.total_seconds():g} s"
+        raise RuntimeError(message) from None
 
 
 def make_mesh(replicas: int, device: torch.device) -> Mesh:

@@ -16,10 +16,14 @@ from localprop.engine.user_optimizers import (
     find_owned_parameters,
     make_optimizers,
 )
+from localprop.errors import check, collect_problems
 from localprop.network.recomputed import RecomputeChoice, choose_recomputed
+from localprop.ranks.agreement import list_facts_of_training
+from localprop.ranks.ending import finish_when_dropped
 from localprop.ranks.pipeline import Pipeline, Ranks
 from localprop.ranks.stages import join_pipeline
-from localprop.schedule.schedule import Schedule
+from localprop.rule.rule import Rule
+from localprop.schedule.schedule import Action, Schedule
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch
 
@@ -38,6 +42,7 @@ class OwnEngine(NamedTuple):
 
 def make_own_engine(
     model: nn.Module,
+    rule: Rule,
     wiring: Wiring,
     sample: Batch,
     optimizer: OptimizerFactory | Optimizer,
@@ -54,6 +59,7 @@ def make_own_engine(
 
     Args:
         model: the network.
+        rule: the training rule.
         wiring: of the whole network.
         sample: a batch like the others.
         optimizer: a factory, or an optimizer that its owner steps.
@@ -70,18 +76,26 @@ def make_own_engine(
             optimizers are none of these parameters.
     """
     pipeline, stage = None, None
+    problems: list[str] = []
+    optimizers: dict[Action, Optimizer] = {}
+    with collect_problems(problems):  # on several ranks, all of them must hear of it
+        optimizers = make_optimizers(optimizer, find_owned_parameters(model, wiring))
     if ranks.is_used():
-        pipeline = join_pipeline(ranks, wiring, microbatches, model, sample, seed)
+        # Those of other ranks are compared, and then dropped.
+        facts = list_facts_of_training(model, rule, sample, optimizers, autocast, seed)
+        pipeline = join_pipeline(ranks, wiring, microbatches, model, sample, facts, problems)
         schedule, stage = pipeline.schedule, pipeline.stage
+        own = find_owned_parameters(model, wiring, stage.segments)
+        optimizers = {step: optimizers[step] for step in own}
     else:  # one process runs the replicas' shares as micro-batches
+        check(problems)
         schedule = Schedule.compile(wiring, microbatches * ranks.replicas)
     device = next(model.parameters()).device
-    owned = find_owned_parameters(model, wiring, stage.segments if stage else None)
     engine = Engine(
         model,
         wiring,
         schedule,
-        Optimizers(make_optimizers(optimizer, owned)),
+        Optimizers(optimizers),
         device=device,
         autocast=autocast,
         seed=seed,
@@ -92,4 +106,6 @@ def make_own_engine(
         checks_numbers=checks_numbers,
     )
     engine.initialise_copies()
+    if pipeline:
+        finish_when_dropped(pipeline, engine)
     return OwnEngine(engine, pipeline)

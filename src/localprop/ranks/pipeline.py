@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,11 +12,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from localprop.errors import BadInput, StepFailed, check
-from localprop.ranks.faults import format_record, make_record, publish_record
-from localprop.ranks.layout import HEADER_SIZE, Layout, view_bytes
+from localprop.errors import BadInput, check
+from localprop.ranks.agreement import (
+    Fact,
+    find_disagreements,
+    gather_from_all,
+    list_facts_of_plan,
+)
+from localprop.ranks.connections import connect_ranks
+from localprop.ranks.faults import FailureReports
+from localprop.ranks.heartbeat import Heartbeat, find_timeout_problems
+from localprop.ranks.layout import HEADER_SIZE, Layout
 from localprop.ranks.mesh import count_processes, join_process_group, make_mesh
-from localprop.ranks.transport import Transport, raising_peer_lost
+from localprop.ranks.transport import Transport, waiting_for
 from localprop.schedule.lowering import ORDERS, find_max_in_flight, lower
 from localprop.schedule.placement import Placement, estimate_module_costs, find_placement_problems
 from localprop.schedule.schedule import Op, Schedule
@@ -43,7 +50,8 @@ class Ranks:
         seconds: the measured cost of each module. By default all layers and all heads cost the
             same.
         order: "1f1b" (backwards as early as possible) or "gpipe" (all forwards first).
-        timeout_s: seconds to wait for a message, after which the other rank counts as lost.
+        timeout_s: seconds to wait for a message, or for a sign of life, after which the other rank
+            counts as lost; from 1 to 1e8.
         alone: use this process only, even if others were launched with it.
 
     Raises:
@@ -69,8 +77,7 @@ class Ranks:
             yield f"replicas={self.replicas} must be 1 or more."
         if self.order not in ORDERS:
             yield f"order={self.order!r} is unknown: choose {' or '.join(ORDERS)}."
-        if not self.timeout_s > 0:
-            yield f"timeout_s={self.timeout_s} must be positive."
+        yield from find_timeout_problems(self.timeout_s)
         if self.cuts is not None and self.seconds is not None:
             yield (
                 "Give either cuts or seconds: cuts= fixes where stages begin, seconds= balances "
@@ -82,11 +89,6 @@ class Ranks:
         return not self.alone and count_processes() > 1
 
 
-# Numbers the pipelines of this process. All ranks make theirs in one order, so that a number names
-# the same pipeline on all of them.
-_pipeline_numbers = itertools.count()
-
-
 class Pipeline:
     """The pipeline of a learner, as this rank sees it. All ranks must create theirs together.
 
@@ -96,17 +98,21 @@ class Pipeline:
         microbatches: micro-batches of each replica.
         device: the device of this rank.
         trained_modules: "model", "heads" and "encoders", with the same weights on all ranks.
-        seed: the same on all ranks.
+        facts: what else must be equal on all ranks.
+        problems: what this rank has found wrong before; all ranks refuse it.
 
     Attributes:
         mesh: the position of this process among the ranks.
         placement: the segments of each stage.
         rank_schedules: the actions of each stage.
         transport: sends tensors between the ranks.
+        heartbeat: watches the other ranks.
+        reports: reports failures to them.
 
     Raises:
         BadInput: the ranks do not divide into replicas, there are more stages than modules, or the
-            plans, initial weights or seeds of the ranks differ.
+            plans, initial weights or other facts of the ranks differ.
+        StepFailed: another rank is lost.
     """
 
     def __init__(
@@ -117,31 +123,41 @@ class Pipeline:
         device: torch.device,
         *,
         trained_modules: Mapping[str, nn.Module],
-        seed: int,
+        facts: Iterable[Fact],
+        problems: Iterable[str],
     ) -> None:
         join_process_group(ranks.timeout_s)
-        self._key = f"localprop failure {next(_pipeline_numbers)}"
         self.wiring = wiring
         self.device = device
-        self.mesh = make_mesh(ranks.replicas, device)
-        self.placement = self._place(ranks)
-        self.rank_schedules = lower(
-            wiring,
-            self.placement,
-            microbatches,
-            replicas=ranks.replicas,
-            order=ranks.order,
-        )
-        # This comes before any channel is made: other plans have other channels, and a rank that
-        # asks for a channel alone waits for ever.
-        self._check_agreement(trained_modules, seed, microbatches)
-        self.transport = Transport(
-            self.mesh,
-            self.rank_schedules,
-            max_in_flight=find_max_in_flight(self.rank_schedules),
-            device=device,
-            timeout_s=ranks.timeout_s,
-        )
+        rank = dist.get_rank()
+        # As early as possible: with a stopped rank, what follows would wait for ever.
+        self.heartbeat = Heartbeat(connect_ranks(rank, gather_from_all), ranks.timeout_s)
+        weakref.finalize(self, self.heartbeat.close).atexit = False
+        self.reports = FailureReports(rank, wiring, self.heartbeat)
+        with self.reports.reporting():
+            self.check_on_all(problems)
+            self.mesh = make_mesh(ranks.replicas, device)
+            self.placement = self._place(ranks)
+            self.rank_schedules = lower(
+                wiring,
+                self.placement,
+                microbatches,
+                replicas=ranks.replicas,
+                order=ranks.order,
+            )
+            # This comes before any channel is made: other plans have other channels, and a rank
+            # that asks for a channel alone waits for ever.
+            plan = wiring, self.rank_schedules, microbatches, trained_modules
+            own_facts = [*list_facts_of_plan(*plan), *facts]
+            check(find_disagreements(gather_from_all(own_facts, self.heartbeat)))
+            self.transport = Transport(
+                self.mesh,
+                self.rank_schedules,
+                max_in_flight=find_max_in_flight(self.rank_schedules),
+                device=device,
+                timeout_s=ranks.timeout_s,
+                heartbeat=self.heartbeat,
+            )
 
     def _place(self, ranks: Ranks) -> Placement:
         """Place the modules on the stages."""
@@ -222,32 +238,12 @@ class Pipeline:
             if self.owner(key, name) == self.mesh.stage
         }
 
-    # --- agreement -------------------------------------------------------------------------------
-
-    def _check_agreement(
-        self, trained_modules: Mapping[str, nn.Module], seed: int, microbatches: int
-    ) -> None:
-        """Check that all ranks are about to train the same network in the same way."""
-        wiring = self.wiring
-        how = sorted(wiring.weights_once), microbatches
-        plan = repr((wiring.segments, wiring.flows, wiring.objectives, wiring.layers.shapes, how))
-        facts = {
-            "the plan (model, method, modules, micro-batches, weight_gradients)": _hash_bytes(
-                plan.encode()
-            ),
-            "Ranks(...): cuts, seconds or order": _hash_bytes(repr(self.rank_schedules).encode()),
-            "the initial weights": _hash_bytes(*map(_hash_state, trained_modules.values())),
-            "the seed": str(seed),
-            "the version of PyTorch": torch.__version__,
-        }
-        check(_find_disagreements(_gather_from_all(facts)))
-
     def check_on_all(self, problems: Iterable[str]) -> None:
         """Raise `BadInput` on all ranks if any of them has found a problem.
 
         A rank that refused alone would leave the others waiting for its messages.
         """
-        check(dict.fromkeys(itertools.chain(*_gather_from_all([*problems]))))
+        check(dict.fromkeys(itertools.chain(*gather_from_all([*problems], self.heartbeat))))
 
     # --- exchange --------------------------------------------------------------------------------
 
@@ -255,7 +251,7 @@ class Pipeline:
         """Merge the dictionaries of all stages of replica 0 on rank 0; None on other ranks."""
         on_rank_0 = dist.get_rank() == 0
         gathered: list[Any] | None = [None] * dist.get_world_size() if on_rank_0 else None
-        with raising_peer_lost(None):
+        with waiting_for(None, self.heartbeat):
             dist.gather_object(dict(entries) if self.mesh.replica == 0 else {}, gathered)
         if gathered is None:
             return None
@@ -263,7 +259,7 @@ class Pipeline:
 
     def total(self, sums: Mapping[int, float]) -> dict[int, float]:
         """Sum the values of each module over all ranks that have one."""
-        gathered = _gather_from_all(dict(sums))
+        gathered = gather_from_all(dict(sums), self.heartbeat)
         modules = sorted({module for each in gathered for module in each})
         return {
             module: sum(each[module] for each in gathered if module in each) for module in modules
@@ -282,12 +278,12 @@ class Pipeline:
             output = output.contiguous()
             # No size equals -1, so the header holds them all, that of the batch included.
             header = Layout.of(output, samples=-1).encode()
-        with raising_peer_lost(source):
+        with waiting_for(source, self.heartbeat):
             dist.broadcast(header, source)
         if dist.get_rank() != source:
             output = Layout.decode(header).allocate(-1, self.device)
         assert output is not None
-        with raising_peer_lost(source):
+        with waiting_for(source, self.heartbeat):
             dist.broadcast(output, source)
         return output
 
@@ -308,32 +304,6 @@ class Pipeline:
             }
         )
 
-    # --- failures --------------------------------------------------------------------------------
-
-    @contextmanager
-    def reporting_failures(self) -> Iterator[None]:
-        """Report a failure inside to all ranks, and raise the first one of all as a StepFailed."""
-        try:
-            yield
-        except BadInput as error:
-            error.record = self.record_failure(error)
-            raise
-        except RuntimeError as error:
-            raise self.make_failure(error) from error
-
-    def make_failure(self, error: Exception) -> StepFailed:
-        """Build the exception to raise on this rank: it reports the first failure of all ranks."""
-        first = self.record_failure(error)
-        message = format_record(first)
-        if first["seen_by"] == dist.get_rank():
-            message = f"{message}\n{error}"
-        return StepFailed(message, record=first)
-
-    def record_failure(self, error: Exception) -> dict[str, Any]:
-        """Record a failure for all ranks, and return the record of the first failure of all."""
-        record = make_record(error, dist.get_rank(), self.wiring, self._key)
-        return publish_record(record, self._key)
-
 
 def load_tensors(
     modules: Mapping[str, nn.Module], tensors: Mapping[EntryKey, Tensor], device: torch.device
@@ -351,39 +321,3 @@ def load_tensors(
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if (key, name) in tensors:
                 tensor.data = tensors[key, name].to(device)
-
-
-def _gather_from_all(value: _V) -> list[_V]:
-    """What each rank gives, by rank."""
-    gathered: list[Any] = [None] * dist.get_world_size()
-    with raising_peer_lost(None):
-        dist.all_gather_object(gathered, value)
-    return gathered
-
-
-def _hash_bytes(*values: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for value in values:
-        digest.update(value)
-    return digest.hexdigest()
-
-
-def _hash_state(module: nn.Module) -> bytes:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(tensor, Tensor):
-            digest.update(view_bytes(tensor.cpu()))
-    return digest.digest()
-
-
-def _find_disagreements(facts_of_ranks: list[dict[str, str]]) -> Iterator[str]:
-    for what, first in facts_of_ranks[0].items():
-        odd = [rank for rank, facts in enumerate(facts_of_ranks) if facts[what] != first]
-        if odd:
-            yield (
-                f"Rank(s) {', '.join(map(str, odd))} differ from rank 0 in {what} "
-                f"({facts_of_ranks[odd[0]][what]} against {first}): run the same program on all "
-                "ranks; call torch.manual_seed with the same seed before the model is made; "
-                "measure seconds on one rank and send them to all."
-            )

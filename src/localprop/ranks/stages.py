@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from localprop.network.contextual import add_contexts
 from localprop.network.find_layers import look_again
 from localprop.network.partial_forward import find_isolation_problems
 from localprop.network.partition import Partition
+from localprop.ranks.agreement import Fact
 from localprop.ranks.pipeline import Pipeline, Ranks, load_tensors
 from localprop.schedule.stage import release_parameters
 from localprop.schedule.wiring import Wiring
@@ -27,7 +29,8 @@ def join_pipeline(
     microbatches: int,
     model: nn.Module,
     sample: Batch,
-    seed: int,
+    facts: Iterable[Fact],
+    problems: Iterable[str],
 ) -> Pipeline:
     """Make this process's stage; it keeps only its own parameters.
 
@@ -37,15 +40,24 @@ def join_pipeline(
         microbatches: of each replica.
         model: the network.
         sample: a batch like the others.
-        seed: of the run.
+        facts: what must be equal on all ranks.
+        problems: what this rank has found wrong before.
 
     Raises:
-        BadInput: the ranks do not fit the method or the network.
+        BadInput: the ranks do not fit the method or the network, or each other.
     """
     modules = {"model": model, "heads": wiring.heads, "encoders": wiring.encoders}
     device = next(model.parameters()).device
-    pipeline = Pipeline(ranks, wiring, microbatches, device, trained_modules=modules, seed=seed)
-    with pipeline.reporting_failures():
+    pipeline = Pipeline(
+        ranks,
+        wiring,
+        microbatches,
+        device,
+        trained_modules=modules,
+        facts=facts,
+        problems=problems,
+    )
+    with pipeline.reports.reporting():
         own = wiring.layers_in(pipeline.stage.segments)
         pipeline.check_on_all(
             find_isolation_problems(model, wiring.layers, own, wiring.task.forward, sample)

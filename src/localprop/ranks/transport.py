@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from localprop.ranks.heartbeat import ANY_RANK, Heartbeat
 from localprop.ranks.layout import (
     HEADER_SIZE,
     Layout,
@@ -70,17 +71,11 @@ class PeerLost(RuntimeError):
 
     Attributes:
         peer: the rank that does not answer; None if it is unknown.
-        hangs: whether the wait timed out; otherwise the connection was lost.
     """
 
-    def __init__(self, peer: int | None, error: Exception) -> None:
-        # gloo's messages begin with a position in its source code, and end with advice.
-        message = re.sub(r"^\[[^]]*\] ", "", str(error).strip() or repr(error))
-        reason = message.splitlines()[0].split(". ")[0]
-        who = "some rank" if peer is None else f"rank {peer}"
-        super().__init__(f"{who} does not answer: {reason}")
+    def __init__(self, peer: int | None, message: str) -> None:
+        super().__init__(message)
         self.peer = peer
-        self.hangs = "timed out" in reason.lower()
 
 
 class PendingReceive(NamedTuple):
@@ -113,6 +108,7 @@ class Transport:
         max_in_flight: messages of one channel that may be sent but not yet delivered.
         device: of the tensors.
         timeout_s: how long to wait for a message, after which the other rank counts as lost.
+        heartbeat: is told which message this rank has begun, and for whom it waits.
     """
 
     def __init__(
@@ -123,8 +119,10 @@ class Transport:
         max_in_flight: int,
         device: torch.device,
         timeout_s: float,
+        heartbeat: Heartbeat,
     ) -> None:
         self.mesh = mesh
+        self.heartbeat = heartbeat
         self.device = device
         self.max_in_flight = max_in_flight
         self._timeout = timedelta(seconds=timeout_s)
@@ -189,6 +187,7 @@ class Transport:
             BadInput: two ranks are at different steps, or their loaders give different batches.
             PeerLost: the rank before does not answer.
         """
+        self.heartbeat.action = next(a for a in rank_schedule if not a.deferred)
         self._exchange_handshakes(make_handshake(number, batch, training=training))
         self._training = training
         # Deferred actions run during the next batch, so their messages come last in a channel.
@@ -227,6 +226,7 @@ class Transport:
             PeerLost: the peer does not answer.
             RuntimeError: the layout of a tensor differs from that in the first message of its kind.
         """
+        self.heartbeat.action = action
         channel, kind = _channel_of(self.mesh.stage, action), self._kind_of(action, batch)
         target, group = self.mesh.rank(channel.target), self._groups[channel]
         layouts = [each if each is None else Layout.of(each, batch.samples) for each in tensors]
@@ -249,6 +249,7 @@ class Transport:
         Raises:
             PeerLost: the peer does not answer.
         """
+        self.heartbeat.action = action
         channel = _channel_of(self.mesh.stage, action)
         if not self._posted[channel]:  # the first message of its kind
             self._read_headers(channel, count)
@@ -304,6 +305,7 @@ class Transport:
         started = self._sums.pop((action.op, action.segment, action.flow), None)
         if started is None:
             return
+        self.heartbeat.action = action
         work, flat, gradients = started
         others = [r for r in range(self.mesh.replicas) if r != self.mesh.replica]
         # Of several replicas nobody knows which one is missing.
@@ -350,9 +352,8 @@ class Transport:
         with raising_peer_lost(source):
             return dist.irecv(tensor, source, group=group)
 
-    @staticmethod
-    def _wait(peer: int | None, works: list[Any], *timeout: timedelta) -> None:
-        with raising_peer_lost(peer):
+    def _wait(self, peer: int | None, works: list[Any], *timeout: timedelta) -> None:
+        with waiting_for(peer, self.heartbeat):
             for work in works:
                 work.wait(*timeout)
 
@@ -363,7 +364,23 @@ def raising_peer_lost(peer: int | None) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(peer, error) from error
+        # gloo's messages begin with a position in its source code, and end with advice, or with
+        # the frames of its stack, which must not come before what we have to say.
+        message = re.sub(r"^\[[^]]*\] ", "", str(error).strip() or repr(error))
+        reason = message.splitlines()[0].split(". ")[0]
+        who = "some rank" if peer is None else f"rank {peer}"
+        raise PeerLost(peer, f"{who} does not answer: {reason}") from None
+
+
+@contextmanager
+def waiting_for(peer: int | None, heartbeat: Heartbeat | None) -> Iterator[None]:
+    """`raising_peer_lost`, while the heartbeat tells the others for whom this rank waits."""
+    if heartbeat is not None:
+        heartbeat.awaited = ANY_RANK if peer is None else peer
+    with raising_peer_lost(peer):
+        yield
+    if heartbeat is not None:
+        heartbeat.awaited = None
 
 
 def _channel_of(stage: int, action: Action) -> Channel:

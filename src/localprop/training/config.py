@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from localprop.errors import collect_problems
+from localprop.ranks.heartbeat import find_timeout_problems
 from localprop.training.device import find_device
 from localprop.training.field_types import describe_mistyped, has_type, list_alternatives
 from localprop.training.phases import find_cycle_problems, parse_phases
@@ -306,8 +307,7 @@ def find_value_problems(config: Config) -> Iterator[str]:
         yield f"label_smoothing={config.label_smoothing} must lie in [0, 1): try 0.1."
     if not 0 <= config.seed < 2**63:
         yield f"seed={config.seed} must lie in 0..2**63-1: choose another."
-    if not 0 < config.timeout_s < math.inf:
-        yield f"timeout_s={config.timeout_s} must be positive and finite: try 300."
+    yield from find_timeout_problems(config.timeout_s)
     if config.microbatches > config.batch_size >= 1:
         yield (
             f"microbatches={config.microbatches}, but batch_size={config.batch_size}: "
