@@ -22,7 +22,7 @@ from localprop.rule.losses import BuiltTask
 from localprop.rule.positions import list_layers_for_heads
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
-from localprop.schedule.check_wiring import FACTORY
+from localprop.schedule.check_wiring import FACTORY, find_wiring_problems
 from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch, find_shapes, unwrap, use_plain_dicts
@@ -30,7 +30,11 @@ from localprop.tasks.custom import task as make_task_of
 from localprop.tasks.find import find_task
 from localprop.tasks.task import Task, describe
 
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "fp32": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def find_argument_problems(
@@ -53,6 +57,7 @@ def find_argument_problems(
         yield "The model has no parameters: there is nothing to train."
     else:
         yield from find_parallel_problems(model)
+        yield from _find_half_problems(model, precision)
     if not isinstance(rule, Rule):
         yield (
             f"The rule is a {_name(rule)}, but must be a localprop.Rule: call a method, as in "
@@ -95,14 +100,50 @@ def find_argument_problems(
         )
 
 
-def find_rank_problems(optimizer: object) -> Iterator[str]:
+def _find_half_problems(model: nn.Module, precision: str) -> Iterator[str]:
+    half = [name for name, p in model.named_parameters() if p.dtype is torch.float16]
+    if precision == "fp16" and half:
+        yield (
+            f'precision="fp16" keeps parameters in float32 and casts them in the forward, but '
+            f"{half[0]!r} is float16: leave out model.half()."
+        )
+
+
+def find_rank_problems(optimizer: object, precision: str) -> Iterator[str]:
     """What cannot be trained on several ranks."""
+    if precision == "fp16":
+        yield (
+            'precision="fp16" trains in one process, since all ranks would have to agree on the '
+            'scale of losses after each step: use precision="bf16".'
+        )
     if isinstance(optimizer, Optimizer):
         yield (
             f"On several ranks each segment is stepped on its own: give a factory, {FACTORY}, "
             "instead of an optimizer of all parameters; or use each process for itself with "
             "ranks=Ranks(alone=True)."
         )
+
+
+def find_backward_problems(wiring: Wiring, *, on_ranks: bool, unscaled: bool) -> Iterator[str]:
+    """Why `learner.backward` cannot leave the gradients of a step to others.
+
+    Args:
+        wiring: of the learner.
+        on_ranks: whether it trains on several ranks.
+        unscaled: whether losses should be scaled, and are not.
+    """
+    if on_ranks:
+        yield (
+            "learner.backward runs in one process: on several ranks call learner.step, or use "
+            "each process for itself with ranks=Ranks(alone=True)."
+        )
+    if unscaled:
+        yield (
+            'With precision="fp16" learner.backward needs losses that are scaled: give '
+            "backward=lambda loss: learner.scaler.scale(loss).backward(), and step by "
+            "learner.scaler.step(optimizer) and learner.scaler.update()."
+        )
+    yield from find_wiring_problems(wiring, recompute=False, one_optimizer=True)
 
 
 # By name, since importing them takes long.

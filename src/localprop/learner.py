@@ -76,7 +76,8 @@ class Learner(Trained):
         weight_gradients: where several flows of gradients train layers, "once" makes the gradients
             of the weights of their sum, which is faster; "each" makes them for each flow, and needs
             less memory. Both are equal but for rounding.
-        precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        precision: "fp32" (the model's own dtype), "bf16" (autocast), or "fp16" (autocast, and
+            losses scaled by `learner.scaler`, a GradScaler: a step that overflows is left out).
         fast: take what gains on the model's device, which changes rounding alone: channels last,
             for good, and bf16; `explain()` says what was taken and why.
         seed: of heads, encoders and every random draw of a step.
@@ -123,7 +124,7 @@ class Learner(Trained):
     ) -> None:
         passed = model, rule, modules, partition, precision, optimizer, microbatches, task, budget
         check(checks.find_argument_problems(*passed, offload, weight_gradients))
-        check(checks.find_rank_problems(optimizer) if ranks.is_used() else ())
+        check(checks.find_rank_problems(optimizer, precision) if ranks.is_used() else ())
         given = modules, partition, recompute, offload, microbatches, optimizer, ranks
         check(find_budget_problems(*given) if budget is not None else ())
         self.fast = choose_fast_steps(model, precision, fast=fast)
@@ -249,11 +250,10 @@ class Learner(Trained):
         """
         checks.check_grad_mode()
         checked = self._check_batch(batch)  # outside: all ranks see what is wrong with a batch
+        engine, scaled = self.engine, self.engine.optimizers.scaler.backward
         with self.report_failures():
-            losses = self.engine.step(checked, number=self.steps, observe=observe)
-        if self._shared is not None:
-            self._shared.step()
-            self._shared.zero_grad(set_to_none=True)
+            losses = engine.step(checked, number=self.steps, backward=scaled, observe=observe)
+        engine.optimizers.end_step(self._shared)
         self.steps += 1
         return losses
 
@@ -270,15 +270,13 @@ class Learner(Trained):
 
         Raises:
             BadInput: on several ranks, where a segment's step may come during the next batch; or a
-                rule that copies parameters right after their step.
+                rule that copies parameters right after their step; or losses that nobody scales,
+                with precision="fp16".
         """
-        if self.pipeline:
-            raise BadInput(
-                "learner.backward runs in one process: on several ranks call learner.step, or use "
-                "each process for itself with ranks=Ranks(alone=True)."
-            )
+        scaled = self.scaler.is_enabled() and backward is Tensor.backward
+        on_ranks = self.pipeline is not None
+        check(checks.find_backward_problems(self.wiring, on_ranks=on_ranks, unscaled=scaled))
         checks.check_grad_mode()
-        check(find_wiring_problems(self.wiring, recompute=False, one_optimizer=True))
         checked = self._check_batch(batch)
         losses = self.engine.step(checked, number=self.steps, stepping=False, backward=backward)
         self.steps += 1
@@ -346,7 +344,8 @@ class Learner(Trained):
 
         Returns:
             The state dicts of "model", "heads" and "encoders"; "optimizer", by names of parameters;
-            "steps". On several ranks all must call this; rank 0 gets the state and others None.
+            "steps"; "scaler" of fp16. On several ranks all must call this; rank 0 gets the state
+            and others None.
         """
         return state_of(self)
 

@@ -239,6 +239,7 @@ class Engine:
         for parameter in (*self.model.parameters(), *heads, *encoders):
             parameter.grad = None
         step.store.clear()
+        self.optimizers.scaler.update()
         self._pending = None
 
     # --- the network's forward ------------------------------------------------------------------

@@ -8,6 +8,18 @@ import torch
 from torch import nn
 
 _AS_IT_IS = torch.preserve_format
+_EXPLAINED = {
+    "bf16": (
+        "bf16: convolutions and matrix products compute with 8 significant bits (autocast); "
+        "their outputs take half the bytes, and parameters and optimizers stay in float32.",
+    ),
+    "fp16": (
+        "fp16: convolutions and matrix products compute with 11 significant bits, up to 65504 "
+        "(autocast); their outputs take half the bytes, and parameters and optimizers stay in "
+        "float32. One GradScaler scales all losses; a segment or head whose gradients overflow "
+        "leaves its step out, and the next scale is smaller.",
+    ),
+}
 
 
 class FastSteps(NamedTuple):
@@ -40,7 +52,7 @@ def choose_fast_steps(model: nn.Module, precision: str, *, fast: bool = True) ->
         'fp32'
     """
     if not fast:
-        return FastSteps(precision, False, ())
+        return FastSteps(precision, False, _EXPLAINED.get(precision, ()))
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
     reasons = []
@@ -52,17 +64,14 @@ def choose_fast_steps(model: nn.Module, precision: str, *, fast: bool = True) ->
         )
     else:
         reasons.append("channels last is left out: the model has no nn.Conv2d.")
-    if precision != "fp32" or dtype is not torch.float32:
-        reasons.append(f"bf16 is left out: parameters are {dtype}, with precision={precision!r}.")
-    elif not computes_in_bf16(device):
-        reasons.append(f"bf16 is left out: this {device.type} has no instructions for it.")
-    else:
-        precision = "bf16"
-        reasons.append(
-            "bf16: convolutions and matrix products compute with 8 significant bits (autocast); "
-            "their outputs take half the bytes, and parameters and optimizers stay in float32."
-        )
-    return FastSteps(precision, channels_last, tuple(reasons))
+    if precision == "fp32":
+        if dtype is not torch.float32:
+            reasons.append(f"bf16 is left out: parameters are {dtype}.")
+        elif not computes_in_bf16(device):
+            reasons.append(f"bf16 is left out: this {device.type} has no instructions for it.")
+        else:
+            precision = "bf16"
+    return FastSteps(precision, channels_last, (*reasons, *_EXPLAINED.get(precision, ())))
 
 
 def computes_in_bf16(device: torch.device) -> bool:

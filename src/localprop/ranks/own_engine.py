@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from localprop.engine.engine import Engine
@@ -75,11 +76,12 @@ def make_own_engine(
         schedule = Schedule.compile(wiring, microbatches * ranks.replicas)
     device = next(model.parameters()).device
     owned = find_owned_parameters(model, wiring, stage.segments if stage else None)
+    scaler = GradScaler(device.type, enabled=autocast is torch.float16)
     engine = Engine(
         model,
         wiring,
         schedule,
-        Optimizers(make_optimizers(optimizer, owned)),
+        Optimizers(make_optimizers(optimizer, owned), scaler),
         device=device,
         autocast=autocast,
         seed=seed,

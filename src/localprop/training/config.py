@@ -26,7 +26,7 @@ COSINES = ("cosine", "cosine_above_zero", "cosine_after_warmup")
 CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
     "lr_schedule": (*COSINES, "multistep", "constant"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "bf16", "fp16"),
     "weight_gradients": ("once", "each"),
 }
 
@@ -87,7 +87,7 @@ class Config:
         lr_factor: the factor of multistep, and where cosine_after_warmup ends.
         seed: seed of initial weights, data order, augmentation and every random draw of a step.
         device: auto (the accelerator if there is one), cpu, or one of torch's names such as cuda:1.
-        precision: fp32, or bf16 (autocast).
+        precision: fp32, bf16 (autocast), or fp16 (autocast with a GradScaler; in one process).
         channels_last: keep the channels of a pixel side by side, for faster convolutions.
         fast: take what gains on the device and changes rounding alone: channels_last and bf16.
         recompute: compute activations again in the backward instead of keeping them: of all layers,
