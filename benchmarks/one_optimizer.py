@@ -1,4 +1,6 @@
-r"""Greedy steps with one optimizer for all segments and heads, for `localprop bench speed`.
+r"""Greedy steps with one optimizer for all segments and heads, and with fused ones.
+
+For `localprop bench speed`; a row that says neither has an optimizer for each segment and head.
 
     OMP_NUM_THREADS=1 localprop bench speed --batch-size 1 --rounds 35 \
         --methods 'greedy(aux=Head(convs=0, linears=1))' --against benchmarks/one_optimizer.py
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 import localprop as lp
 
@@ -23,9 +25,13 @@ def make_steps(
 ) -> dict[str, Callable[[], object]]:
     """Steps by name, as `--against` takes them."""
 
-    def make_learner(*, fused: bool) -> lp.Learner:
-        model = make_network()
-        optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
+    def make_learner(kind: type[Optimizer] = SGD, *, one: bool = True, fused: bool) -> lp.Learner:
+        model, options = make_network(), {"momentum": 0.9} if kind is SGD else {}
+
+        def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+            return kind(parameters, lr=0.01, fused=fused, **options)  # type: ignore[call-arg]
+
+        optimizer = make_optimizer(list(model.parameters())) if one else make_optimizer
         rule = lp.greedy(aux=lp.Head(convs=0, linears=1))
         return lp.Learner(model, rule, modules=16, optimizer=optimizer, sample=batch)
 
@@ -40,5 +46,8 @@ def make_steps(
     return {
         "greedy, one optimizer": partial(make_learner(fused=False).step, batch),
         "greedy, one fused optimizer": partial(make_learner(fused=True).step, batch),
+        "greedy, fused SGD": partial(make_learner(one=False, fused=True).step, batch),
+        "greedy, AdamW": partial(make_learner(AdamW, one=False, fused=False).step, batch),
+        "greedy, fused AdamW": partial(make_learner(AdamW, one=False, fused=True).step, batch),
         "plain loop, fused optimizer": step_plain,
     }

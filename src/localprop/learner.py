@@ -379,7 +379,7 @@ class Learner(Trained):
         """
         reading = self.values()
         lines = [explain(self.engine, reading.memory), explain_values(reading, every=values)]
-        return "\n".join([*lines, *self.fast.reasons])
+        return "\n".join([*lines, *self.fast.explain(self.optimizers)])
 
     def summary(self) -> str:
         """One sentence: the predicted peak; with a budget also what end-to-end training takes."""

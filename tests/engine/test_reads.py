@@ -81,7 +81,7 @@ def test_no_value_is_read(rule: lp.Rule, precision: str) -> None:
     """The batch is looked at before, on the CPU: labels out of range are the user's problem."""
     learner, batch = learn(rule, precision=precision), make_batch(3, 16, 16)
     for number in range(2):  # the first makes the state of the optimizers
-        with RefuseReads():
+        with RefuseReads():  # type: ignore[no-untyped-call]
             learner.engine.step(batch, number=number)
 
 
@@ -89,7 +89,8 @@ def test_a_read_is_seen() -> None:
     learner = learn(lp.greedy())
     head = learner.heads["0"].get_submodule("aux")
     head.register_forward_hook(lambda module, args, output: output * float(output.sum() > 0))
-    with RefuseReads(), pytest.raises(StepFailed, match=r"_local_scalar_dense.* reads values"):
+    refuse = RefuseReads()  # type: ignore[no-untyped-call]
+    with refuse, pytest.raises(StepFailed, match=r"_local_scalar_dense.* reads values"):
         learner.engine.step(make_batch(3, 16, 16))
 
 
