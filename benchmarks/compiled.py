@@ -27,8 +27,8 @@ def make_steps(
     """Steps by name, as `--against` takes them."""
 
     def make_compiled() -> nn.Module:
-        model: Any = make_network()
-        for block in model.blocks:
+        model = make_network()
+        for block in model.get_submodule("blocks").children():
             block.compile()
         return model
 

@@ -8,7 +8,7 @@ For `localprop bench speed`; a row that says neither has an optimizer for each s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -25,15 +25,18 @@ def make_steps(
 ) -> dict[str, Callable[[], object]]:
     """Steps by name, as `--against` takes them."""
 
-    def make_learner(kind: type[Optimizer] = SGD, *, one: bool = True, fused: bool) -> lp.Learner:
-        model, options = make_network(), {"momentum": 0.9} if kind is SGD else {}
+    def make_sgd(parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:
+        return SGD(parameters, lr=0.01, momentum=0.9, fused=fused)
 
-        def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-            return kind(parameters, lr=0.01, fused=fused, **options)  # type: ignore[call-arg]
+    def make_adamw(parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:
+        return AdamW(parameters, lr=0.01, fused=fused)
 
-        optimizer = make_optimizer(list(model.parameters())) if one else make_optimizer
+    def make_step(optimize: Callable[..., Optimizer], *, one: bool = False) -> Callable[[], object]:
+        model = make_network()
+        optimizer = optimize(model.parameters()) if one else optimize
         rule = lp.greedy(aux=lp.Head(convs=0, linears=1))
-        return lp.Learner(model, rule, modules=16, optimizer=optimizer, sample=batch)
+        learner = lp.Learner(model, rule, modules=16, optimizer=optimizer, sample=batch)
+        return partial(learner.step, batch)
 
     plain, (images, labels) = make_network(), batch
     optimizer = SGD(plain.parameters(), lr=0.01, momentum=0.9, fused=True)
@@ -44,10 +47,10 @@ def make_steps(
         optimizer.step()
 
     return {
-        "greedy, one optimizer": partial(make_learner(fused=False).step, batch),
-        "greedy, one fused optimizer": partial(make_learner(fused=True).step, batch),
-        "greedy, fused SGD": partial(make_learner(one=False, fused=True).step, batch),
-        "greedy, AdamW": partial(make_learner(AdamW, one=False, fused=False).step, batch),
-        "greedy, fused AdamW": partial(make_learner(AdamW, one=False, fused=True).step, batch),
+        "greedy, one optimizer": make_step(partial(make_sgd, fused=False), one=True),
+        "greedy, one fused optimizer": make_step(partial(make_sgd, fused=True), one=True),
+        "greedy, fused SGD": make_step(partial(make_sgd, fused=True)),
+        "greedy, AdamW": make_step(partial(make_adamw, fused=False)),
+        "greedy, fused AdamW": make_step(partial(make_adamw, fused=True)),
         "plain loop, fused optimizer": step_plain,
     }
