@@ -250,10 +250,10 @@ class Learner(Trained):
         """
         checks.check_grad_mode()
         checked = self._check_batch(batch)  # outside: all ranks see what is wrong with a batch
-        engine, scaled = self.engine, self.engine.optimizers.scaler.backward
         with self.report_failures():
-            losses = engine.step(checked, number=self.steps, backward=scaled, observe=observe)
-        engine.optimizers.end_step(self._shared)
+            losses = self.engine.step(checked, number=self.steps, observe=observe)
+        if self._shared is not None:
+            self.engine.optimizers.step_shared(self._shared)
         self.steps += 1
         return losses
 
@@ -273,9 +273,9 @@ class Learner(Trained):
                 rule that copies parameters right after their step; or losses that nobody scales,
                 with precision="fp16".
         """
-        scaled = self.scaler.is_enabled() and backward is Tensor.backward
         on_ranks = self.pipeline is not None
-        check(checks.find_backward_problems(self.wiring, on_ranks=on_ranks, unscaled=scaled))
+        unscaled = self.scaler.is_enabled() and backward is Tensor.backward
+        check(checks.find_backward_problems(self.wiring, on_ranks=on_ranks, unscaled=unscaled))
         checks.check_grad_mode()
         checked = self._check_batch(batch)
         losses = self.engine.step(checked, number=self.steps, stepping=False, backward=backward)

@@ -15,7 +15,9 @@ from torch.optim import SGD, Optimizer
 import localprop as lp
 from localprop.engine.loss_scaler import LossScaler
 from localprop.errors import BadInput, StepFailed
+from localprop.tasks.batch import Batch
 from localprop.training.state_file import StateFile
+from tests.helpers import predictions
 from tests.helpers.cli import run_command
 from tests.helpers.reference import sgd
 
@@ -244,6 +246,27 @@ def test_a_failed_step_leaves_the_scaler_in_order() -> None:
     before = copy_weights(learner.model)
     learner.step(make_batch())
     assert not are_equal(before, copy_weights(learner.model))
+
+
+def test_an_engine_runs_alone() -> None:
+    """As simulations time it."""
+    learner = learn(LINEAR)
+    for number in range(2):
+        learner.engine.step(Batch.of(make_batch()), number=number)
+    assert learner.scaler.state_dict()["_growth_tracker"] == 2
+
+
+def test_memory_is_predicted() -> None:
+    batch = predictions.make_batch(3, 16, 16)
+    learner = lp.Learner(
+        lp.models.create_model("resnet8", 3, (3, 16, 16)),
+        lp.contsup(),
+        modules=3,
+        optimizer=predictions.sgd,
+        sample=batch.data,
+        precision="fp16",
+    )
+    predictions.compare_learner(learner, batch)
 
 
 def test_parameters_in_float16_are_refused() -> None:

@@ -22,7 +22,7 @@ class LossScaler:
         scaler: of the device; a disabled one changes nothing.
 
     Attributes:
-        scaler: the same.
+        scaler: the GradScaler.
 
     Example:
         >>> import torch

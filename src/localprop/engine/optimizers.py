@@ -72,12 +72,11 @@ class Optimizers:
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def end_step(self, shared: Optimizer | None) -> None:
-        """After the last action: step an optimizer of all parameters, and update the scale."""
+    def step_shared(self, optimizer: Optimizer) -> None:
+        """After the last action: step an optimizer of all parameters, and drop the gradients."""
         try:
-            if shared is not None:
-                self.scaler.step(shared)
-                shared.zero_grad(set_to_none=True)
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
         finally:
             self.scaler.update()
 

@@ -244,7 +244,7 @@ def measure_speed(
     progress("counting operations and bytes")
     plain_flops = plain.flops()
     # The allocator of a GPU counts what all of them hold; `bench memory` has one at a time.
-    is_counted = batch.inputs.device.type == "cpu"
+    is_counted = batch.inputs.device.type != "cuda"
     rows = [
         SpeedRow(
             CHECKPOINTED,
