@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+import torch._dynamo
 from torch import nn
 from torch.optim import SGD
 
@@ -25,6 +27,8 @@ def make_steps(
     make_network: Callable[[], nn.Module], batch: Any
 ) -> dict[str, Callable[[], object]]:
     """Steps by name, as `--against` takes them."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = 64  # the blocks of all networks here share the code of one forward
 
     def make_compiled() -> nn.Module:
         model = make_network()
