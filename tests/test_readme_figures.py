@@ -186,3 +186,25 @@ def test_accuracies_with_fast() -> None:
     for name in ("digits-fast.json", "cifar10-subset-fast.json"):
         for method, cells in compare_accuracies(name).items():
             assert f"| `{method}` | {' | '.join(cells)} |" in page
+
+
+def read_ratios(name: str) -> dict[str, float]:
+    rows = read_result(name)["rows"]
+    return {row["method"]: row["timing"]["ratio"] for row in rows}
+
+
+def test_the_times_of_fast_parts() -> None:
+    page = (ROOT / "docs" / "fast.md").read_text()
+    fused = read_ratios("fused-optimizers.json")
+    share = fused["greedy, fused AdamW"] / fused["greedy, AdamW"]
+    assert f"Fused AdamW takes {share:.2f} of AdamW's time" in page
+    compiled = read_ratios("compiled.json")
+    eager = {
+        "plain loop": 1.0,
+        "greedy": compiled["greedy(aux=Head(convs=0, linears=1))"],
+        "backlink": compiled["backlink()"],
+    }
+    for name, ratio in eager.items():
+        other = compiled[f"{name}, compiled blocks"]
+        assert f"| {name} | {ratio:.2f} | {other:.2f} | {other / ratio:.2f} |" in page
+        assert other > ratio  # "slower"
