@@ -4,6 +4,7 @@
 # make test-oldest   the tests with the oldest torch that pyproject.toml allows
 # make coverage      the tests, and which lines they reach; slow before Python 3.12
 # make bench         times of every method and how they grow, into benchmarks/results/speed.jsonl
+# make bench-gpu     speed and memory of every method on a GPU, into benchmarks/results/gpu.jsonl
 # make recipes       two steps of every published experiment; takes long
 # make stubs         the public names of the package, for type checkers, from the modules' __all__
 PYTHON ?= python3
@@ -14,7 +15,7 @@ OLDEST := 'torch==2.11.*' 'torchvision==0.26.*'
 OLDEST_VENV := .venv-oldest
 OLDEST_BIN := $(OLDEST_VENV)/bin
 
-.PHONY: demo test lint test-oldest coverage bench recipes stubs
+.PHONY: demo test lint test-oldest coverage bench bench-gpu recipes stubs
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/core.stamp
@@ -32,6 +33,9 @@ coverage: $(VENV)/dev.stamp
 
 bench: $(VENV)/core.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py benchmarks/results/speed.jsonl
+
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/gpu.py benchmarks/results/gpu.jsonl
 
 recipes: $(VENV)/dev.stamp
 	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/experiments/test_steps.py

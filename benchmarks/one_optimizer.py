@@ -1,4 +1,6 @@
-r"""Greedy steps with one optimizer for all segments and heads, for `localprop bench speed`.
+r"""Greedy steps with one optimizer for all segments and heads, and with fused ones.
+
+For `localprop bench speed`; a row that says neither has an optimizer for each segment and head.
 
     OMP_NUM_THREADS=1 localprop bench speed --batch-size 1 --rounds 35 \
         --methods 'greedy(aux=Head(convs=0, linears=1))' --against benchmarks/one_optimizer.py
@@ -6,14 +8,14 @@ r"""Greedy steps with one optimizer for all segments and heads, for `localprop b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 import localprop as lp
 
@@ -23,12 +25,19 @@ def make_steps(
 ) -> dict[str, Callable[[], object]]:
     """Steps by name, as `--against` takes them."""
 
-    def make_learner(*, fused: bool) -> lp.Learner:
+    def make_sgd(parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:
+        return SGD(parameters, lr=0.01, momentum=0.9, fused=fused)
+
+    def make_adamw(parameters: Iterable[nn.Parameter], *, fused: bool) -> Optimizer:
+        return AdamW(parameters, lr=0.01, fused=fused)
+
+    def make_step(optimize: Callable[..., Optimizer], *, one: bool = False) -> Callable[[], object]:
         model = make_network()
-        optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
+        optimizer = optimize(model.parameters()) if one else optimize
         rule = lp.greedy(aux=lp.Head(convs=0, linears=1))
         own = {"modules": 16, "optimizer": optimizer, "sample": batch}
-        return lp.Learner(model, rule, atomic=False, on_nonfinite="ignore", **own)
+        learner = lp.Learner(model, rule, atomic=False, on_nonfinite="ignore", **own)
+        return partial(learner.step, batch)
 
     plain, (images, labels) = make_network(), batch
     optimizer = SGD(plain.parameters(), lr=0.01, momentum=0.9, fused=True)
@@ -39,7 +48,10 @@ def make_steps(
         optimizer.step()
 
     return {
-        "greedy, one optimizer": partial(make_learner(fused=False).step, batch),
-        "greedy, one fused optimizer": partial(make_learner(fused=True).step, batch),
+        "greedy, one optimizer": make_step(partial(make_sgd, fused=False), one=True),
+        "greedy, one fused optimizer": make_step(partial(make_sgd, fused=True), one=True),
+        "greedy, fused SGD": make_step(partial(make_sgd, fused=True)),
+        "greedy, AdamW": make_step(partial(make_adamw, fused=False)),
+        "greedy, fused AdamW": make_step(partial(make_adamw, fused=True)),
         "plain loop, fused optimizer": step_plain,
     }

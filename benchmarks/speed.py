@@ -59,8 +59,12 @@ def list_settings() -> Iterator[tuple[str, BenchSetting, tuple[str, ...]]]:
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
     """The comparisons that a file has, by their settings."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {make_key(figures["setting"]): figures for figures in map(json.loads, lines)}
+    return {make_key(figures["setting"]): figures for figures in read_lines(path)}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What a file of results holds; nothing if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def make_key(setting: dict[str, Any]) -> str:

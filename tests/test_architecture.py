@@ -22,8 +22,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 # import from itself and from those before it. `__init__` stands for the public names.
 ORDER = [
     "errors", "user_code", "writing", "tasks", "models", "data", "network", "rule", "methods",
-    "schedule", "engine", "cost", "ranks", "checks", "planning", "state_problems", "state",
-    "learner", "model_check", "hosts", "__init__", "training", "experiments",
+    "schedule", "engine", "cost", "ranks", "argument_checks", "checks", "planning",
+    "state_problems", "state", "learner", "model_check", "hosts", "__init__", "training",
+    "experiments",
     "report", "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.
@@ -38,6 +39,7 @@ NAME_NO_METHOD = {
     "engine",
     "cost",
     "ranks",
+    "argument_checks",
     "checks",
     "learner",
     "model_check",

@@ -35,10 +35,9 @@ def learn(rule: lp.Rule, model: nn.Module | None = None, **options: Any) -> lp.L
     return lp.Learner(
         model or lp.models.create_model("resnet8", 3, (3, 16, 16)),
         rule,
-        optimizer=sgd,
         sample=make_batch(3, 16, 16).data,
         normalization=lp.Normalization(),
-        **{"modules": 3, **options},
+        **{"modules": 3, "optimizer": sgd, **options},
     )
 
 
@@ -80,6 +79,29 @@ def test_what_does_not_gain_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None
     double = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3)).double()
     learner = lp.Learner(double, lp.greedy(), sample=(sample[0].double(), sample[1]), **options)
     assert "parameters are torch.float64" in learner.explain()
+
+
+def test_a_users_optimizer_is_told_of_fused_kernels() -> None:
+    assert (
+        "fused SGD is left out: the optimizer is yours" in learn(lp.greedy(), fast=True).explain()
+    )
+    make = {
+        "SGD": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, fused=True),
+        "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.1),
+    }
+    learner = learn(lp.greedy(), fast=True, optimizer=make["SGD"])
+    assert "fused SGD: a step is one kernel" in learner.explain()
+    compare_learner(learner, make_batch(3, 16, 16))
+    learner = learn(lp.greedy(), fast=True, optimizer=make["RMSprop"])
+    assert "RMSprop has none" in learner.explain()
+    assert "fused" not in learn(lp.greedy(), optimizer=make["SGD"]).explain()
+
+
+def test_a_given_precision_is_kept() -> None:
+    learner = learn(lp.greedy(), fast=True, precision="fp16")
+    assert learner.fast.precision == "fp16"
+    assert "bf16" not in learner.explain()
+    assert "One GradScaler" in learner.explain()
 
 
 def test_a_saved_state_goes_on_with_the_same_bits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,74 @@ def test_the_step_times_of_greedy_training() -> None:
     assert f"takes {less[0]:.0f}-{less[-1]:.0f} % less time than the plain loop" in TEXT
 
 
-def test_fast_takes_about_half_the_time() -> None:
-    """As README says of every method; each share is that of the same rounds."""
+def read_shares_of_time() -> dict[str, float]:
+    """The time of each method with `fast`, of its own without, in the same rounds."""
     first = (RESULTS / "speed.jsonl").read_text().splitlines()[0]
     ratios = {row["method"]: row["timing"]["ratio"] for row in json.loads(first)["rows"]}
-    fast = {name: ratio for name, ratio in ratios.items() if name.endswith(" with fast")}
-    shares = [ratio / ratios[name.removesuffix(" with fast")] for name, ratio in fast.items()]
+    fast = (name.removesuffix(" with fast") for name in ratios if name.endswith(" with fast"))
+    return {name: ratios[f"{name} with fast"] / ratios[name] for name in fast}
+
+
+def test_fast_takes_about_half_the_time() -> None:
+    """As README says of every method."""
+    shares = read_shares_of_time()
     assert "every method then takes about half its time on a CPU with bf16" in TEXT
     assert len(shares) == 9
-    assert all(0.4 < share < 0.6 for share in shares)
+    assert all(0.4 < share < 0.6 for share in shares.values())
+
+
+def compare_accuracies(name: str) -> dict[str, tuple[str, str, str]]:
+    """Of each method its accuracies, those with what `fast` takes, and their differences by seed.
+
+    The machine has no instructions for bf16, so that the rows name it.
+    """
+    comparison = read_comparison(name)
+    rows = {row.method: row for row in comparison.rows}
+    assert len(comparison.seeds) == 5
+    found = {}
+    for method, row in rows.items():
+        fast = rows.get(f"{method} with bf16 with fast")
+        if fast is None:
+            continue
+        pairs = list(zip(fast.accuracies, row.accuracies, strict=True))
+        changes = [new - old for new, old in pairs if new is not None and old is not None]
+        mean, spread = round(statistics.mean(changes), 2) + 0.0, statistics.stdev(changes)
+        # Within the noise of the seeds.
+        assert abs(mean) < max(row.accuracy_std or 0, fast.accuracy_std or 0)
+        cells = [f"{each.accuracy_mean:.2f} +- {each.accuracy_std:.2f}" for each in (row, fast)]
+        found[method] = (cells[0], cells[1], f"{mean:+.2f} +- {spread:.2f}")
+    return found
+
+
+def test_accuracies_with_fast() -> None:
+    shares, digits = read_shares_of_time(), compare_accuracies("digits-fast.json")
+    assert list(digits) == ["end_to_end()", "greedy()", "backlink()"]
+    for method, cells in digits.items():
+        assert f"| `{method}` | {' | '.join(cells)} | {shares[method]:.2f} |" in README
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    cifar = compare_accuracies("cifar10-subset-fast.json")
+    assert list(cifar) == ["end_to_end()", "greedy()"]
+    for method, cells in (*digits.items(), *cifar.items()):
+        assert f"| `{method}` | {' | '.join(cells)} |" in page
+
+
+def read_ratios(name: str) -> dict[str, float]:
+    rows = read_result(name)["rows"]
+    return {row["method"]: row["timing"]["ratio"] for row in rows}
+
+
+def test_the_times_of_fast_parts() -> None:
+    page = (ROOT / "docs" / "fast.md").read_text()
+    fused = read_ratios("fused-optimizers.json")
+    share = fused["greedy, fused AdamW"] / fused["greedy, AdamW"]
+    assert f"Fused AdamW takes {share:.2f} of AdamW's time" in page
+    compiled = read_ratios("compiled.json")
+    eager = {
+        "plain loop": 1.0,
+        "greedy": compiled["greedy(aux=Head(convs=0, linears=1))"],
+        "backlink": compiled["backlink()"],
+    }
+    for name, ratio in eager.items():
+        other = compiled[f"{name}, compiled blocks"]
+        assert f"| {name} | {ratio:.2f} | {other:.2f} | {other / ratio:.2f} |" in page
+        assert other > ratio  # "slower"

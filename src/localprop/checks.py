@@ -8,152 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from localprop.engine.isolation import find_leaks
-from localprop.engine.user_optimizers import find_closure_problems
 from localprop.errors import BadInput, check
 from localprop.network.find_layers import layers_of, look_again
 from localprop.network.layers import Layers
 from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
-from localprop.ranks.pipeline import Ranks
 from localprop.rule.local_loss import LossInputs
 from localprop.rule.losses import BuiltTask
 from localprop.rule.positions import list_layers_for_heads
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
-from localprop.schedule.check_wiring import FACTORY
-from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch, find_shapes, unwrap, use_plain_dicts
 from localprop.tasks.custom import task as make_task_of
 from localprop.tasks.find import find_task
 from localprop.tasks.task import Task, describe
-
-ON_NONFINITE = ("raise", "skip", "ignore")
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
-
-
-def find_argument_problems(
-    model: object,
-    rule: object,
-    modules: object,
-    partition: object,
-    precision: str,
-    optimizer: object,
-    microbatches: object,
-    task: object,
-    budget: object,
-    offload: object,
-    weight_gradients: object,
-    on_nonfinite: object,
-    atomic: object,
-    ranks: Ranks,
-) -> Iterator[str]:
-    """What is wrong with a learner's arguments by their types alone."""
-    if not isinstance(model, nn.Module):
-        yield f"The model is a {_name(model)}, but must be a torch.nn.Module."
-    elif not list(model.parameters()):
-        yield "The model has no parameters: there is nothing to train."
-    else:
-        yield from find_parallel_problems(model)
-    if not isinstance(rule, Rule):
-        yield (
-            f"The rule is a {_name(rule)}, but must be a localprop.Rule: call a method, as in "
-            "localprop.greedy()."
-        )
-    if budget is None and (modules is None) == (partition is None):
-        yield (
-            "Give either modules=K (cut uniformly) or partition=Partition.at(...); or "
-            "budget='8GB', which chooses."
-        )
-    if partition is not None and not isinstance(partition, Partition):
-        yield (
-            f"partition is a {_name(partition)}, but must be a localprop.Partition: make one with "
-            "Partition.at(...)."
-        )
-    counts = {"modules": 1 if modules is None else modules, "microbatches": microbatches}
-    for name, count in counts.items():
-        if type(count) is not int:
-            yield f"{name}={count!r} must be a whole number."
-    if precision not in PRECISIONS:
-        yield f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
-    if not isinstance(offload, bool):
-        yield f"offload={offload!r} must be True or False."
-    if weight_gradients not in WEIGHT_GRADIENTS:
-        yield (
-            f"weight_gradients={weight_gradients!r} must be 'once' (of the sum of all flows) or "
-            "'each' (by each flow)."
-        )
-    yield from _find_failure_problems(on_nonfinite, atomic)
-    if ranks.is_used():
-        yield from _find_rank_problems(optimizer, on_nonfinite, atomic)
-    if isinstance(optimizer, Optimizer):
-        yield from find_closure_problems(optimizer)
-    elif not callable(optimizer):
-        yield (
-            f"optimizer is a {_name(optimizer)}, but must be a function of parameters, or a torch "
-            "optimizer."
-        )
-    if task is not None and not isinstance(task, Task) and not callable(task):
-        yield (
-            f"task is a {_name(task)}, but must be a task such as localprop.Classification(), or a "
-            "loss such as nn.MSELoss()."
-        )
-
-
-def _find_failure_problems(on_nonfinite: object, atomic: object) -> Iterator[str]:
-    """What is wrong with what a learner does about steps that fail."""
-    if on_nonfinite not in ON_NONFINITE:
-        yield f"on_nonfinite={on_nonfinite!r} must be one of {', '.join(ON_NONFINITE)}."
-    if atomic not in (None, True, False):
-        yield f"atomic={atomic!r} must be True or False, or None."
-    if on_nonfinite == "skip" and atomic is False:
-        yield "on_nonfinite='skip' takes a step back, for which it must be atomic: atomic=True."
-
-
-def _find_rank_problems(optimizer: object, on_nonfinite: object, atomic: object) -> Iterator[str]:
-    """What cannot be trained on several ranks."""
-    if isinstance(optimizer, Optimizer):
-        yield (
-            f"On several ranks each segment is stepped on its own: give a factory, {FACTORY}, "
-            "instead of an optimizer of all parameters; or use each process for itself with "
-            "ranks=Ranks(alone=True)."
-        )
-    if atomic or on_nonfinite == "skip":
-        what = "atomic=True" if atomic else "on_nonfinite='skip'"
-        yield (
-            f"{what} takes a step back, but on several ranks others have stepped by then: leave it "
-            "out."
-        )
-
-
-# By name, since importing them takes long.
-_WRAPPERS = {
-    "DistributedDataParallel": "sums a gradient once per step, when the whole backward has run: "
-    "modules would be stepped before",
-    "FullyShardedDataParallel": "joins and shards parameters: a segment has none of its own",
-    "DeepSpeedEngine": "steps all parameters at once: a segment has no step of its own",
-}
-
-
-def find_parallel_problems(model: nn.Module) -> Iterator[str]:
-    """What somebody else has made parallel already."""
-    advice = "Use the model as it was and ranks=lp.Ranks(replicas=...) for data parallelism."
-    for name, module in model.named_modules():
-        for kind in (each.__name__ for each in type(module).__mro__):
-            if kind in _WRAPPERS:
-                where = "The model" if not name else f"The module {name!r}"
-                yield f"{where} is in {kind}, which {_WRAPPERS[kind]}. {advice}"
-    sharded = [
-        name for name, parameter in model.named_parameters() if hasattr(parameter, "placements")
-    ]
-    if sharded:
-        yield (
-            f"Parameter {sharded[0]!r} is sharded (a DTensor, as fully_shard makes it), but a "
-            f"segment is stepped with whole parameters. {advice}"
-        )
 
 
 def make_partition(
@@ -364,7 +235,3 @@ def is_builder(task: Any) -> bool:
     except ValueError:  # a function of C++
         return False
     return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters) == 1
-
-
-def _name(value: object) -> str:
-    return type(value).__name__

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from localprop import checks
+from localprop import argument_checks, checks
 from localprop.cost.predicted import Predicted
 from localprop.data.dataset import Normalization
 from localprop.engine.early_exit import predict_at
 from localprop.engine.loss import Losses
 from localprop.engine.shared_optimizer import exchange_parameters, extend_optimizer
 from localprop.engine.store import Backward, Observer
-from localprop.engine.trained import Trained
 from localprop.engine.user_optimizers import OptimizerFactory
 from localprop.errors import BadInput, NotFinite, check
 from localprop.network.contextual import add_contexts
@@ -42,8 +41,11 @@ from localprop.tasks.task import Task
 
 __all__ = ["Learner"]
 
+# Arguments that a learner which looks at its model again is given anew.
+_NOT_KEPT = ("self", "model", "rule", "sample", "modules", "partition", "budget")
 
-class Learner(Trained, Predicted):
+
+class Learner(Predicted):
     """Trains a model by a rule.
 
     Args:
@@ -73,7 +75,8 @@ class Learner(Trained, Predicted):
         weight_gradients: where several flows of gradients train layers, "once" makes the gradients
             of the weights of their sum, which is faster; "each" makes them for each flow, and needs
             less memory. Both are equal but for rounding.
-        precision: "fp32" (the model's own dtype) or "bf16" (autocast).
+        precision: "fp32" (the model's own dtype), "bf16" (autocast), or "fp16" (autocast, and
+            losses scaled by `learner.scaler`, a GradScaler: a step that overflows is left out).
         fast: take what gains on the model's device, which changes rounding alone: channels last,
             for good, and bf16; `explain()` says what was taken and why.
         on_nonfinite: what a loss or gradient of NaN or infinity does: "raise" `NotFinite` before a
@@ -126,11 +129,10 @@ class Learner(Trained, Predicted):
         normalization: Normalization | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
-        passed = model, rule, modules, partition, precision, optimizer, microbatches, task, budget
-        more = offload, weight_gradients, on_nonfinite, atomic, ranks
-        check(checks.find_argument_problems(*passed, *more))
-        given = modules, partition, recompute, offload, microbatches, optimizer, ranks
-        check(find_budget_problems(*given) if budget is not None else ())
+        given = dict(locals())
+        check(argument_checks.find_argument_problems(given))
+        chosen = modules, partition, recompute, offload, microbatches, optimizer, ranks
+        check(find_budget_problems(*chosen) if budget is not None else ())
         self.fast = choose_fast_steps(model, precision, fast=fast)
         if self.fast.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -147,22 +149,9 @@ class Learner(Trained, Predicted):
         atomic = not ranks.is_used() if atomic is None else atomic
         cuts = modules if partition is None else partition
         self.partition = checks.make_partition(model, rule, sample, task, batch_dims, cuts)
-        self._arguments: dict[str, Any] = {
-            "optimizer": optimizer,
-            "task": task,
-            "batch_dims": batch_dims,
-            "recompute": recompute,
-            "offload": offload,
-            "microbatches": microbatches,
-            "weight_gradients": weight_gradients,
-            "precision": precision,
-            "fast": fast,
-            "on_nonfinite": on_nonfinite,
-            "atomic": atomic,
-            "seed": seed,
-            "normalization": normalization,
-            "ranks": ranks,
-        }
+        saving = {"recompute": recompute, "microbatches": microbatches, "atomic": atomic}
+        kept = {name: value for name, value in given.items() if name not in _NOT_KEPT}
+        self._arguments: dict[str, Any] = kept | saving | {"task": task}
         own = Batch.of(sample, task.targets(sample), batch_dims).clone().to(torch.device("cpu"))
         self._sample = own.forget_classes().data
         self.wiring = wire(
@@ -200,10 +189,10 @@ class Learner(Trained, Predicted):
             recompute=recompute,
             offload=offload,
             microbatches=microbatches,
-            autocast=checks.PRECISIONS[self.fast.precision],
+            autocast=argument_checks.PRECISIONS[self.fast.precision],
             seed=seed,
             ranks=ranks,
-            checks_numbers=on_nonfinite != "ignore",
+            checks_numbers=on_nonfinite != "ignore" and self.fast.precision != "fp16",
         )
         self.schedule = self.engine.schedule
         if self._shared is not None:  # last, so that a refusal leaves the optimizer as it was
@@ -269,8 +258,7 @@ class Learner(Trained, Predicted):
                 if self._shared is not None:
                     if undo is not None:
                         undo.keep_optimizer(self._shared)
-                    self._shared.step()
-                    self._shared.zero_grad(set_to_none=True)
+                    self.engine.optimizers.step_shared(self._shared)
                 self.steps = number + 1
         except NotFinite as error:
             if self._arguments["on_nonfinite"] != "skip":
@@ -295,15 +283,17 @@ class Learner(Trained, Predicted):
 
         Raises:
             BadInput: on several ranks, where a segment's step may come during the next batch; or a
-                rule that copies parameters right after their step.
+                rule that copies parameters right after their step; or losses that nobody scales,
+                with precision="fp16".
         """
-        if self.pipeline:
-            raise BadInput(
-                "learner.backward runs in one process: on several ranks call learner.step, or use "
-                "each process for itself with ranks=Ranks(alone=True)."
+        on_ranks = self.pipeline is not None
+        unscaled = self.scaler.is_enabled() and backward is Tensor.backward
+        check(
+            argument_checks.find_backward_problems(
+                self.wiring, on_ranks=on_ranks, unscaled=unscaled
             )
+        )
         checks.check_grad_mode()
-        check(find_wiring_problems(self.wiring, recompute=False, one_optimizer=True))
         checked = self._check_batch(batch)
         losses = self.engine.step(checked, number=self.steps, stepping=False, backward=backward)
         self.steps += 1
@@ -371,7 +361,8 @@ class Learner(Trained, Predicted):
 
         Returns:
             The state dicts of "model", "heads" and "encoders"; "optimizer", by names of parameters;
-            "steps". On several ranks all must call this; rank 0 gets the state and others None.
+            "steps"; "scaler" of fp16. On several ranks all must call this; rank 0 gets the state
+            and others None.
         """
         return state_of(self)
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from localprop.engine.optimizer_groups import PARAMETER_LISTS
@@ -24,6 +25,7 @@ from localprop.state_problems import (
     find_form_problems,
     find_kind_problems,
     find_optimizer_problems,
+    find_scaler_problems,
     find_tensor_problems,
 )
 
@@ -35,6 +37,10 @@ class Trained(Protocol):
 
     pipeline: Pipeline | None
     steps: int
+
+    @property
+    def scaler(self) -> GradScaler:
+        """Scales the losses of precision="fp16"."""
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -58,8 +64,9 @@ def state_of(learner: Trained) -> StateDict | None:
 
     Returns:
         "model", "heads" and "encoders", the state dicts of the three; "optimizer", by the names of
-        parameters; "steps", the number of steps done, which random draws depend on. On several
-        ranks all must call this; rank 0 gets the whole state and the others None.
+        parameters; "steps", the number of steps done, which random draws depend on; with
+        precision="fp16" also "scaler", the scale of losses. On several ranks all must call this;
+        rank 0 gets the whole state and the others None.
 
     Raises:
         BadInput: an optimizer owns parameters that are not the learner's.
@@ -84,7 +91,8 @@ def state_of(learner: Trained) -> StateDict | None:
     state: StateDict = {component: {} for component in local}
     for (component, name), value in entries.items():
         state[component][name] = value
-    return state | {"steps": learner.steps}
+    scaler = {"scaler": learner.scaler.state_dict()} if learner.scaler.is_enabled() else {}
+    return state | {"steps": learner.steps} | scaler
 
 
 def find_state_problems(learner: Trained, state: Mapping[str, Any]) -> list[str]:
@@ -102,6 +110,7 @@ def find_state_problems(learner: Trained, state: Mapping[str, Any]) -> list[str]
     for component in COMPONENTS:
         module = _module_of(learner, component)
         problems += find_tensor_problems(component, module, state[component])
+    problems += find_scaler_problems(learner.scaler, state.get("scaler"))
     problems += find_kind_problems("optimizer", state["optimizer"])
     with collect_problems(problems):
         names, saved = _name_parameters(learner), _group_by_parameter(state["optimizer"])
@@ -137,6 +146,8 @@ def restore(learner: Trained, state: Mapping[str, Any]) -> None:
         module.load_state_dict(entries, strict=False)
     for optimizer in learner.optimizers:
         optimizer.load_state_dict(_build_optimizer_state(optimizer, names, saved))
+    if learner.scaler.is_enabled():
+        learner.scaler.load_state_dict(state["scaler"])
     learner.steps = state["steps"]
 
 
@@ -154,6 +165,7 @@ def collect_by_name(learner: Trained, named: Iterable[tuple[str, nn.Parameter]])
         "optimizer": dict(_list_optimizer_entries(learner.optimizers, names)),
         "shapes": {name: parameter.shape for name, parameter in named},
         "steps": learner.steps,
+        "scaler": learner.scaler.state_dict(),
     }
 
 
@@ -174,7 +186,7 @@ def carry_over(before: Mapping[str, Any], learner: Trained) -> None:
             if name in own and own[name].shape == value.shape
         }
     state["optimizer"] = dict(_list_entries_to_keep(before, learner))
-    restore(learner, state | {"steps": before["steps"]})
+    restore(learner, state | {"steps": before["steps"], "scaler": before["scaler"]})
 
 
 def _list_entries_to_keep(before: Mapping[str, Any], learner: Trained) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from localprop.engine.optimizers import values_equal
@@ -30,6 +31,18 @@ def find_form_problems(state: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"The number of steps is missing from the state (steps={steps!r}): pass one of "
             "state_of(learner)."
+        )
+
+
+def find_scaler_problems(scaler: GradScaler, saved: Any) -> Iterator[str]:
+    """Find whether a state lacks the scale of losses that a learner goes on with."""
+    # A disabled scaler has no values.
+    wanted = {key: type(value) for key, value in scaler.state_dict().items()}
+    found = saved if isinstance(saved, Mapping) else {}
+    if any(type(found.get(key)) is not kind for key, kind in wanted.items()):
+        yield (
+            "scaler: the state has no scale of losses, so it is not of precision='fp16': build the "
+            "learner with the precision of the state."
         )
 
 

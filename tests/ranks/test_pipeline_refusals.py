@@ -232,10 +232,12 @@ def test_parameters_that_two_ranks_train_are_refused(pool: RankPool) -> None:
 def use_in_one_process(what: str) -> str:
     """Do something that ranks cannot do."""
     model, batch = Blocks(), noise()[0]
-    optimizer: Any = sgd
+    options: dict[str, Any] = {"optimizer": sgd}
     if what == "optimizer":
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    learner = lp.Learner(model, lp.greedy(), modules=4, optimizer=optimizer, sample=batch)
+        options = {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    if what == "fp16":
+        options = {"optimizer": sgd, "precision": "fp16"}
+    learner = lp.Learner(model, lp.greedy(), modules=4, sample=batch, **options)
     learner.backward(batch)
     return "nothing was refused"
 
@@ -245,6 +247,7 @@ def use_in_one_process(what: str) -> str:
     [
         ("optimizer", "On several ranks each segment is stepped on its own: give a factory"),
         ("backward", "learner.backward runs in one process: on several ranks call learner.step"),
+        ("fp16", 'precision="fp16" trains in one process'),
     ],
 )
 def test_what_works_in_one_process_only(pool: RankPool, what: str, message: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,3 +129,31 @@ def test_memory_is_not_compared_with_a_file(capsys: pytest.CaptureFixture[str]) 
     code, _, err = run_command(capsys, "bench", "memory", "--against", "theirs.py")
     assert code == 2
     assert "bench speed" in err
+
+
+def test_the_tables_of_a_gpu(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make bench-gpu`, here on a CPU and small networks. A run that was stopped goes on."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    gpu: Any = importlib.import_module("gpu")
+    file = tmp_path / "gpu.jsonl"
+    words = [str(file), "--tiny", "--rounds", "2", "--device"]
+    assert gpu.main([*words, "cpu", "--minutes", "0"]) == 1  # the first part may always begin
+    first = file.read_text()
+    assert first.count("\n") == 1
+    assert capsys.readouterr().err.count("no time is left") == 9
+    assert gpu.main([*words, "cpu"]) == 0
+    text = file.read_text()
+    assert text.startswith(first)
+    parts = {line["part"]: line for line in map(json.loads, text.splitlines())}
+    assert len(parts) == 10
+    assert parts["ResNet-8, memory, bf16"]["rows"][1]["method"].endswith(" with bf16")
+    for name, part in parts.items():
+        if "memory" in name:
+            assert all(abs(row["error"]) < 0.01 for row in part["rows"])
+    capsys.readouterr()
+    assert gpu.main([*words, "cpu", "--table"]) == 0
+    assert capsys.readouterr().out.count("plain PyTorch loop") >= 10
+    assert gpu.main([str(tmp_path / "none"), "--tiny", "--device", "cuda:77"]) == 1
+    assert "is not available" in capsys.readouterr().err

@@ -27,3 +27,13 @@ def test_options_stand_behind_the_expression() -> None:
     assert spec.options == {"recompute": 2, "offload": False, "fast": True}
     assert (spec.label, spec.method) == ("fast one", "greedy()")
     assert MethodSpec.parse("greedy() with offload").offload
+
+
+def test_a_method_may_have_a_precision_of_its_own() -> None:
+    spec = MethodSpec.parse("greedy() with bf16 with fast")
+    assert (spec.method, spec.options["precision"], spec.options["fast"]) == (
+        "greedy()",
+        "bf16",
+        True,
+    )
+    assert "precision" not in MethodSpec.parse("greedy() with fast").options

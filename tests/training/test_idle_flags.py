@@ -36,6 +36,8 @@ from tests.helpers.cli import QUICK, run_train
         (["--root", "."], "--root has no effect on digits"),
         (["--lr-factor", "0.5"], "--lr-factor has no effect with --lr-schedule cosine"),
         (["--warmup-from", "0"], "--warmup-from has no effect without a warm-up"),
+        (["--fast", "--fused"], "--fused has no effect with --fast"),
+        (["--tf32", "--device", "cpu"], "--tf32 has no effect on cpu, which has no TF32"),
     ],
 )
 def test_flags_without_effect_are_refused(

@@ -10,20 +10,18 @@ from localprop.cost.alive import ValueReading, read_values
 from localprop.cost.explain import explain, explain_values
 from localprop.cost.flops import count_flops
 from localprop.cost.memory import MemoryReading, predict_memory
-from localprop.engine.engine import Engine
+from localprop.engine.trained import Trained
 from localprop.network.fast import FastSteps
 from localprop.tasks.batch import Batch
 
 
-class Predicted:
-    """Predictions of a step.
+class Predicted(Trained):
+    """What is trained, with predictions of a step.
 
     Attributes:
-        engine: runs the steps.
         fast: what makes them faster on this device.
     """
 
-    engine: Engine
     fast: FastSteps
     _outside: list[Optimizer]  # those that step after the engine
 
@@ -47,7 +45,7 @@ class Predicted:
         """
         reading = self.values()
         lines = [explain(self.engine, reading.memory), explain_values(reading, every=values)]
-        return "\n".join([*lines, *self.fast.reasons])
+        return "\n".join([*lines, *self.fast.explain(self.optimizers)])
 
     def _like(self, batch: Any | None) -> Batch:
         """A batch of which the shapes count, by default the sample."""

@@ -127,7 +127,7 @@ class Engine:
         *,
         number: int = 0,
         stepping: bool = True,
-        backward: Backward = Tensor.backward,
+        backward: Backward | None = None,
         observe: Observer | None = None,
     ) -> Losses:
         """Run the schedule once.
@@ -136,7 +136,7 @@ class Engine:
             batch: inputs (N, ...) and targets on the model's device.
             number: the number of the step, which random draws depend on.
             stepping: whether to run H and S; without them gradients are left in `.grad`.
-            backward: called on each local loss.
+            backward: called on each local loss; by default scaled as the optimizers expect it.
             observe: called with every action before it runs.
 
         Returns:
@@ -160,8 +160,9 @@ class Engine:
         ]
         autocast = self.autocast is not None or torch.is_autocast_enabled(self.device.type)
         seeds = derive_seeds(self.seed, number, self._draws)
+        run = backward or self.optimizers.scaler.backward
         step = StepContext(
-            number, seeds, parts[here], weights[here], inputs, backward, stepping, autocast
+            number, seeds, parts[here], weights[here], inputs, run, stepping, autocast
         )
         with nullcontext() if self.undo is None else self.undo.on_failure():
             self._run_step(step, batch, observe, training=True)
@@ -216,8 +217,7 @@ class Engine:
             self._run(step, self._program.before)
             for microbatch in range(len(step.batches)):
                 output = self._run_microbatch(step, microbatch, training=training)
-        ends_here = self.stage.segments[-1] == len(self.wiring.segments) - 1
-        return output if ends_here else None
+        return output if self.stage.segments[-1] == len(self.wiring.segments) - 1 else None
 
     @contextmanager
     def _running(self, step: StepContext, observe: Observer | None) -> Iterator[None]:
@@ -237,6 +237,7 @@ class Engine:
                 text = describe_failure(step, self._cursor, self.wiring, self.schedule, error)
                 raise StepFailed(text, self._cursor.action) from error
             finally:
+                self.optimizers.scaler.update()
                 self._running_step = None
                 if ranges is not None:
                     ranges.close()

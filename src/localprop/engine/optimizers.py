@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from localprop.engine.loss_scaler import LossScaler
 from localprop.engine.plan import StepPlan
 from localprop.engine.store import StepContext
 from localprop.engine.undo import Undo
@@ -26,10 +28,14 @@ class Optimizers:
 
     Args:
         by_action: for each action S or H its optimizer.
+        scaler: scales losses up and gradients down; by default one that does neither.
     """
 
-    def __init__(self, by_action: Mapping[Action, Optimizer]) -> None:
+    def __init__(
+        self, by_action: Mapping[Action, Optimizer], scaler: GradScaler | None = None
+    ) -> None:
         self.by_action = by_action
+        self.scaler = LossScaler(scaler or GradScaler("cpu", enabled=False))
         self._kept: dict[Optimizer, list[dict[str, Any]]] = {}
 
     def all(self) -> list[Optimizer]:
@@ -60,12 +66,20 @@ class Optimizers:
             return
         if deferred:
             with self._restored(optimizer):
-                optimizer.step()
+                self.scaler.step(optimizer)
         else:
-            optimizer.step()
+            self.scaler.step(optimizer)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def step_shared(self, optimizer: Optimizer) -> None:
+        """After the last action: step an optimizer of all parameters, and drop the gradients."""
+        try:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        finally:
+            self.scaler.update()
 
     def keep_hyperparameters(self, deferred: Iterable[Action]) -> None:
         """Keep today's hyperparameters for deferred steps."""

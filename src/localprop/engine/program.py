@@ -127,7 +127,7 @@ class Program:
         self._check = FiniteCheck(model, wiring, schedule, plan.stage) if checks_numbers else None
         self._first_step = next((action for action in schedule if action.op in STEPS), None)
         trained = model, wiring.heads, wiring.encoders
-        self.undo = Undo(trained) if wiring.atomic else None
+        self.undo = Undo(trained, optimizers.scaler) if wiring.atomic else None
         self.enter: dict[Position, EnterSegment] = {}
         self.leave: dict[Position, LeaveSegment] = {}
         self.before: Instructions = []

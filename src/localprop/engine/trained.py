@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from localprop.engine.engine import Engine
@@ -37,6 +38,11 @@ class Trained:
     def optimizers(self) -> list[Optimizer]:
         """All optimizers, in the order of the forward; for schedulers and inspection."""
         return self.engine.optimizers.all() if self._shared is None else [self._shared]
+
+    @property
+    def scaler(self) -> GradScaler:
+        """Scales the losses of precision="fp16"; disabled with others."""
+        return self.engine.optimizers.scaler.scaler
 
     def optimizer_groups(self) -> list[OptimizerGroup]:
         """Which parameter sits in which group of which optimizer, with which options."""

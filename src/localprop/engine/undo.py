@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from localprop.engine.loss_scaler import LossScaler
 from localprop.network.copied_values import copy_value, is_writable
 from localprop.network.module_state import ModuleState
 
@@ -38,10 +39,11 @@ class Undo:
 
     Args:
         modules: those that the step trains.
+        scaler: of their losses.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._modules = ModuleState(modules)
+    def __init__(self, modules: Iterable[nn.Module], scaler: LossScaler) -> None:
+        self._modules = ModuleState(modules, (scaler, scaler.scaler))
         self._tensors: list[tuple[Tensor, Tensor]] = []
         self._optimizers: list[_KeptOptimizer] = []
         self._is_active = False

@@ -158,7 +158,7 @@ class _GroupCrossEntropyLoss(LocalLoss):
         groups, count, classes = logits.shape
         if groups == 1:
             return logits.new_zeros(())
-        true = functional.one_hot(targets, classes).bool()
+        true = targets[:, None] == torch.arange(classes, device=targets.device)
         # A softmax over the other classes only: it removes the true class and renormalises.
         predictions = (logits / self.temperature).masked_fill(true, -torch.inf).softmax(-1)
         predictions = functional.normalize(predictions, dim=-1)

@@ -53,6 +53,7 @@ class ModuleState:
 
     Args:
         roots: modules.
+        others: objects whose attributes change, too.
 
     Example:
         >>> norm = nn.BatchNorm1d(3)
@@ -65,9 +66,10 @@ class ModuleState:
         0
     """
 
-    def __init__(self, roots: Iterable[nn.Module]) -> None:
+    def __init__(self, roots: Iterable[nn.Module], others: Iterable[object] = ()) -> None:
         modules = dict.fromkeys(module for root in roots for module in root.modules())
-        self._own = [each for each in modules if not type(each).__module__.startswith("torch.")]
+        own = [each for each in modules if not type(each).__module__.startswith("torch.")]
+        self._own: list[object] = [*own, *others]
         self._modules = [*modules]
         self._values: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._written: list[_Written] = []

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
-from localprop.checks import PRECISIONS, choose_partition
+from localprop.argument_checks import PRECISIONS
+from localprop.checks import choose_partition
 from localprop.cost.layer_costs import Network
 from localprop.cost.memory import MemoryReading
 from localprop.engine.user_optimizers import OptimizerFactory

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from localprop import checks
+from localprop.argument_checks import PRECISIONS
 from localprop.cost.cuda_margin import CudaMargin, find_margin, round_to_blocks
 from localprop.cost.layer_costs import Network
 from localprop.engine.user_optimizers import OptimizerFactory
@@ -98,7 +99,7 @@ def plan(
     task = checks.resolve_task(task, model, sample, batch_dims)
     layers = layers_of(model, sample, task=task, batch_dims=batch_dims)
     own = Batch.of(sample, task.targets(sample), batch_dims)
-    autocast = checks.PRECISIONS[precision]
+    autocast = PRECISIONS[precision]
     network = Network(model, layers, task, own, optimizer, autocast, on_host=target.type == "cpu")
     counts, splits = list_microbatches(network, microbatches, split_batch_norm=split_batch_norm)
     named = {each if isinstance(each, str) else repr(each): parse_rule(each) for each in methods}
@@ -237,8 +238,8 @@ def _count_output_bytes(network: Network) -> int:
 
 
 def _find_problems(precision: str, ranks: object, *, measure: bool) -> Iterator[str]:
-    if precision not in checks.PRECISIONS:
-        yield f"precision={precision!r}: choose one of {', '.join(checks.PRECISIONS)}."
+    if precision not in PRECISIONS:
+        yield f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}."
     if type(ranks) is not int or ranks < 1:
         yield f"ranks={ranks!r} must be a whole number, 1 or more."
     elif ranks > 1 and measure:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from localprop.engine.engine import Engine
@@ -91,11 +92,12 @@ def make_own_engine(
         check(problems)
         schedule = Schedule.compile(wiring, microbatches * ranks.replicas)
     device = next(model.parameters()).device
+    scaler = GradScaler(device.type, enabled=autocast is torch.float16)
     engine = Engine(
         model,
         wiring,
         schedule,
-        Optimizers(optimizers),
+        Optimizers(optimizers, scaler),
         device=device,
         autocast=autocast,
         seed=seed,

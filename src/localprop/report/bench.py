@@ -195,7 +195,7 @@ class SpeedRow:
         operations: those of a step, of the plain loop's: a floor of the ratio, with the kernels of
             the plain loop. None where the step is somebody else's.
         actions: the number of actions in its schedule.
-        peak_bytes: measured.
+        peak_bytes: measured; None on a GPU, whose allocator counts what all steps hold.
         predicted_bytes: by the engine on fake tensors.
     """
 
@@ -245,12 +245,14 @@ def measure_speed(
     plain_seconds, timings = time_steps(plain, learners, batch, rounds, others)
     progress("counting operations and bytes")
     plain_flops = plain.flops()
+    # The allocator of a GPU counts what all of them hold; `bench memory` has one at a time.
+    is_counted = batch.inputs.device.type != "cuda"
     rows = [
         SpeedRow(
             CHECKPOINTED,
             timings[CHECKPOINTED],
             operations=checkpointed.flops() / plain_flops,
-            peak_bytes=checkpointed.peak_bytes(),
+            peak_bytes=checkpointed.peak_bytes() if is_counted else None,
         )
     ]
     rows += [SpeedRow(label, timings[label]) for label in theirs]
@@ -260,7 +262,7 @@ def measure_speed(
             timings[label],
             learner.flops(batch.data) / plain_flops,
             len(learner.schedule),
-            measure_peak_bytes(learner, batch),
+            measure_peak_bytes(learner, batch) if is_counted else None,
             learner.memory(batch.data).peak_bytes,
         )
         for label, learner in learners.items()

@@ -39,6 +39,7 @@ from localprop.training.config import Config
 from localprop.training.directory_lock import DirectoryLock
 from localprop.training.environment import describe_environment
 from localprop.training.optimizers import make_optimizer_factory
+from localprop.training.tf32 import TF32_NOTE, use_tf32
 from localprop.training.trainer import Score, score_test_split, train
 from localprop.writing.files import clear_leftovers, to_json, write_text
 
@@ -90,7 +91,7 @@ def compare(
     """
     configs = {spec.label: _make_method_config(config, spec) for spec in specs}
     progress("measuring memory and time per step", 0)
-    with as_run_failure():
+    with as_run_failure(), use_tf32(config.tf32):
         baseline, costs = _measure_costs(config, configs, dataset, rounds)
     all_seeds = tuple(range(config.seed, config.seed + seeds))
     comparison = Comparison(baseline, (), config, all_seeds, runs_left=len(configs) * seeds)
@@ -226,7 +227,7 @@ def run_compare(
     check(left_out if strict else [])
     if file:
         _make_folder(file.parent)
-    notes += [*dataset.notes, *find_method_notes(built)]
+    notes += [*dataset.notes, *[TF32_NOTE] * config.tf32, *find_method_notes(built)]
     specs = [spec for spec, _ in built]
     del built  # the learners would count as memory of what is measured later
     for note in notes:

@@ -14,8 +14,10 @@ from localprop.rule.rule import Rule
 
 Methods: TypeAlias = "Sequence[str | Rule] | Mapping[str, str | Rule] | str | Rule"
 
-# "greedy() with recompute", "end_to_end() with recompute=modules", "greedy() with fast"
-_OPTION = re.compile(r" with (?:recompute(?:=(?P<layers>\S+))?|(?P<switch>offload|fast))$")
+# "greedy() with recompute", "end_to_end() with recompute=modules", "greedy() with bf16 with fast"
+_OPTION = re.compile(
+    r" with (?:recompute(?:=(?P<layers>\S+))?|(?P<switch>offload|fast)|(?P<precision>bf16|fp16))$"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class MethodSpec:
         recompute: which layers run again in the backward, to save memory.
         offload: whether the host keeps activations.
         fast: whether it takes what gains on the device.
+        precision: its own, if not that of all methods.
     """
 
     label: str
@@ -35,16 +38,18 @@ class MethodSpec:
     recompute: bool | int | str = False
     offload: bool = False
     fast: bool = False
+    precision: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """Its arguments of a learner, and fields of a config."""
-        return {"recompute": self.recompute, "offload": self.offload, "fast": self.fast}
+        switches = {"recompute": self.recompute, "offload": self.offload, "fast": self.fast}
+        return switches if self.precision is None else {**switches, "precision": self.precision}
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
-        """Parse `[LABEL: ]EXPRESSION`, with recompute, recompute=LAYERS, offload or fast behind it,
-        or several of them.
+        """Parse `[LABEL: ]EXPRESSION`, with recompute, recompute=LAYERS, offload, fast, bf16 or
+        fp16 behind it, or several of them.
 
         Example:
             >>> spec = MethodSpec.parse("mine: greedy() with recompute with fast")
@@ -57,6 +62,8 @@ class MethodSpec:
             method, layers = method[: found.start()], found["layers"]
             if found["switch"]:
                 options[found["switch"]] = True
+            elif found["precision"]:
+                options["precision"] = found["precision"]
             else:
                 options["recompute"] = (
                     int(layers) if layers and layers.isdigit() else layers or True

@@ -191,7 +191,8 @@ class Classification(Task):
     def _make_class_weights(self, like: Tensor) -> Tensor | None:
         if self.class_weights is None:
             return None
-        return torch.as_tensor(self.class_weights, dtype=like.dtype, device=like.device)
+        weights = torch.as_tensor(self.class_weights, dtype=like.dtype)
+        return weights.to(like.device, non_blocking=True)
 
 
 def _fits(outputs: torch.Size, dim: int, targets: Tensor) -> bool:

@@ -107,7 +107,8 @@ class MultiLabel(Elementwise):
     def compare(self, output: Tensor, targets: Tensor) -> Tensor:
         weight = self.pos_weight
         if weight is not None:
-            weight = torch.as_tensor(weight, dtype=output.dtype, device=output.device)
+            numbers = torch.as_tensor(weight, dtype=output.dtype)
+            weight = numbers.to(output.device, non_blocking=True)
         return functional.binary_cross_entropy_with_logits(output, targets, pos_weight=weight)
 
     def find_value_problems(self, targets: Tensor) -> Iterator[str]:

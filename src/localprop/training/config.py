@@ -27,7 +27,7 @@ COSINES = ("cosine", "cosine_above_zero", "cosine_after_warmup")
 CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
     "lr_schedule": (*COSINES, "multistep", "constant"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", "bf16", "fp16"),
     "weight_gradients": ("once", "each"),
     "on_nonfinite": ("raise", "skip", "ignore"),
 }
@@ -89,9 +89,12 @@ class Config:
         lr_factor: the factor of multistep, and where cosine_after_warmup ends.
         seed: seed of initial weights, data order, augmentation and every random draw of a step.
         device: auto (the accelerator if there is one), cpu, or one of torch's names such as cuda:1.
-        precision: fp32, or bf16 (autocast).
+        precision: fp32, bf16 (autocast), or fp16 (autocast with a GradScaler; in one process).
         channels_last: keep the channels of a pixel side by side, for faster convolutions.
-        fast: take what gains on the device and changes rounding alone: channels_last and bf16.
+        fused: let an optimizer take its whole step in one kernel, on a CPU or CUDA device.
+        tf32: multiply matrices of float32 with 11 significant bits (TF32) on CUDA devices.
+        fast: take what gains on the device and changes rounding alone: channels_last, bf16 and
+            fused.
         recompute: compute activations again in the backward instead of keeping them: of all layers,
             of every n-th (2), of some ("blocks.1,blocks.2", "blocks.*"), of stretches together
             ("a..f(a..c),h"; those in brackets run once more), or of the layers of each module
@@ -161,6 +164,8 @@ class Config:
     device: str = "auto"
     precision: str = "fp32"
     channels_last: bool = False
+    fused: bool = False
+    tf32: bool = False
     fast: bool = False
     recompute: bool | int | str = False
     offload: bool = False

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from localprop.data.loading import is_folder, is_npz, is_text
 from localprop.data.sources import augment_of, find_name_problems
-from localprop.errors import check
+from localprop.errors import BadInput, check
 from localprop.training.build import options_of
 from localprop.training.config import Config
+from localprop.training.device import find_device
 from localprop.training.field_types import format_flag
+from localprop.training.optimizers import FUSED_ON
 
 
 def check_flags(given: Mapping[str, Any], config: Config) -> None:
@@ -49,8 +52,7 @@ def find_idle_flags(given: Iterable[str], config: Config) -> Iterator[str]:
 def _find_idle_fields(given: set[str], config: Config) -> Iterator[tuple[str, str]]:
     """Find fields that change nothing, each with the reason and the fix."""
     yield from _find_idle_optimizer_fields(config)
-    if config.fast:
-        yield "channels_last", "with --fast, which decides that: leave it out"
+    yield from _find_idle_speeds(config)
     if config.init is None:
         yield "init_order", "without --init: leave it out, or add --init FILE"
     if list(find_name_problems(config.data, options_of(config))):
@@ -68,6 +70,21 @@ def _find_idle_optimizer_fields(config: Config) -> Iterator[tuple[str, str]]:
     if config.momentum == Config.momentum:  # the config itself refuses other values
         yield "momentum", reason
     yield "nesterov", reason
+
+
+def _find_idle_speeds(config: Config) -> Iterator[tuple[str, str]]:
+    if config.fast:
+        for field in ("channels_last", "fused", "tf32"):
+            yield field, "with --fast, which decides that: leave it out"
+        return
+    if config.precision in ("bf16", "fp16"):
+        yield "tf32", f"with --precision {config.precision}: leave one of them out"
+    with suppress(BadInput):  # of an unknown device, which the config reports
+        kind = find_device(config.device).type
+        if kind != "cuda":
+            yield "tf32", f"on {kind}, which has no TF32: leave it out"
+        if kind not in FUSED_ON:
+            yield "fused", f"on {kind}, for which torch has no such kernels: leave it out"
 
 
 def _find_idle_schedule_fields(config: Config) -> Iterator[tuple[str, str]]:

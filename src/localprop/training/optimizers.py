@@ -10,11 +10,15 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from localprop.training.config import Config
 
+# Where torch has kernels that take a whole step.
+FUSED_ON = ("cpu", "cuda")
+
 
 def make_optimizer_factory(config: Config) -> Callable[[list[nn.Parameter]], Optimizer]:
     """Return a function that makes a config's optimizer for a list of parameters.
 
-    With `clip_norm`, each optimizer clips the gradient of its own parameters before it steps.
+    With `clip_norm`, each optimizer clips the gradient of its own parameters before it steps. With
+    `fused` or `fast` a step is one kernel, where torch has such kernels.
     """
 
     def make_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
@@ -27,6 +31,9 @@ def make_optimizer_factory(config: Config) -> Callable[[list[nn.Parameter]], Opt
 
 
 def _make_unclipped(config: Config, parameters: list[nn.Parameter]) -> Optimizer:
+    is_known = all(parameter.device.type in FUSED_ON for parameter in parameters)
+    # None lets torch choose, which never chooses fused kernels.
+    fused = True if (config.fused or config.fast) and is_known else None
     if config.optimizer == "sgd":
         return SGD(
             parameters,
@@ -34,9 +41,10 @@ def _make_unclipped(config: Config, parameters: list[nn.Parameter]) -> Optimizer
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
+            fused=fused,
         )
     optimizer_class = Adam if config.optimizer == "adam" else AdamW
-    return optimizer_class(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return optimizer_class(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
 
 
 def _clip_before_step(optimizer: Optimizer, norm: float) -> None:

@@ -20,6 +20,7 @@ from localprop.training.config import MAY_DIFFER, Config
 from localprop.training.exits import list_figures, score_exits
 from localprop.training.phase_schedule import PhaseSchedule
 from localprop.training.run_directory import RunDirectory
+from localprop.training.tf32 import TF32_NOTE
 from localprop.training.trainer import (
     EpochReport,
     OnEpoch,
@@ -139,7 +140,7 @@ def _run(
     )
     config = _resolve_defaults(config, learner)
     learners = (learner, *phase_schedule.others.values())
-    notes += dataset.notes
+    notes += [*dataset.notes, *[TF32_NOTE] * config.tf32]
     notes += dict.fromkeys(note for each in learners for note in each.notes)
     done = 0
     if directory and resume:

@@ -20,6 +20,7 @@ from localprop.training.config import Config
 from localprop.training.learning_rates import lr_at
 from localprop.training.loss_meter import LossMeter, PartialEpoch
 from localprop.training.phase_schedule import PhaseSchedule
+from localprop.training.tf32 import use_tf32
 
 __all__ = ["EpochReport"]
 
@@ -152,7 +153,8 @@ def train(
         validation = Batches(dataset, "validation", config.batch_size, device=learner.device)
     reports = []
     for epoch in range(start_epoch + 1, config.epochs + 1):
-        with phase_schedule.activate_phase(epoch, begun=partial is not None) as active:
+        phase = phase_schedule.activate_phase(epoch, begun=partial is not None)
+        with phase as active, use_tf32(config.tf32):
             done = partial or PartialEpoch()
             report = _train_epoch(active, batches, config, epoch, on_step, done, should_stop)
             partial = None
