@@ -117,7 +117,11 @@ def list_facts_of_training(
     yield Fact("the method", _drop_addresses(repr(rule)))
     yield Fact("the optimizer", "\n".join(_describe_optimizers(optimizers)))
     yield Fact("the precision", f"{autocast or 'fp32'}")
-    yield Fact("the memory format of the model", str(find_memory_format(model)), "fast=")
+    yield Fact(
+        "the memory format of the model",
+        str(find_memory_format(model)),
+        "give fast= to all or to none",
+    )
     yield Fact("the seed", str(seed))
     checksum = make_handshake(0, sample, training=True).tolist()[-1]
     yield Fact(
