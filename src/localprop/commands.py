@@ -132,8 +132,9 @@ def compare(
         task: "images" or "lm", whose values hold for fields that are not given.
         seeds: runs of each method.
         rounds: interleaved rounds of the timing.
-        out: the directory for compare.json, or None.
-        overwrite: replace the result in `out`.
+        out: the directory for compare.json and the runs, or None. A comparison that was stopped
+            goes on there.
+        overwrite: replace the comparison in `out`.
         show_progress: takes the number of epochs of all runs; a context manager whose value is
             called with what is running, and with the number of epochs finished since the last call.
         on_note: called before the first run with each argument of a method that has no effect on
@@ -147,6 +148,7 @@ def compare(
     Raises:
         BadInput: all problems with values, data, methods and directory.
         RunFailed: a run failed, after all others have finished; or a file cannot be written.
+        RunStopped: the process got SIGTERM or SIGHUP; the run in progress is saved in `out`.
 
     Example:
         >>> import localprop as lp

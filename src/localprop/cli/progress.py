@@ -15,7 +15,8 @@ from localprop.data import is_text
 from localprop.ranks.launch import get_rank
 from localprop.report.compare import Progress
 from localprop.training.config import Config
-from localprop.training.trainer import EpochReport, OnEpoch, OnStep, Score
+from localprop.training.scores import Score
+from localprop.training.trainer import EpochReport, OnEpoch, OnStep
 
 
 def print_line(line: str) -> None:
