@@ -6,7 +6,7 @@ The flags of a command are the arguments here, and its flags for fields of `Conf
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,7 +31,7 @@ from localprop.training.run import ShowProgress, hide_progress
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
 from localprop.writing.charts import check_path
 
-__all__ = ["compare", "evaluate", "export", "recipes", "train"]
+__all__ = ["compare", "evaluate", "export", "recipes", "train", "write_report"]
 
 
 def train(
@@ -241,6 +241,43 @@ def evaluate(run: str | Path, **fields: Any) -> dict[str, Any]:
     others = [f.name for f in dataclasses.fields(Config) if f.name not in OF_EVALUATION]
     _check_fields(fields, without=others)
     return deploy.score_run(run, fields)
+
+
+def write_report(
+    results: str | Path | Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    on_progress: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Write a page of results, as `localprop report` does.
+
+    The page is one HTML file that needs no network: the front of accuracy, bytes and time, curves
+    of each module, and of each method its credit table, what is alive in a step, and a pipeline.
+    CSV, Markdown, LaTeX and PNG lie beside it.
+
+    Args:
+        results: directories of `compare` and `train`, or files of `localprop compare --json`.
+        out: the page, which ends in .html.
+        on_progress: called with what is being done.
+
+    Returns:
+        The files, and "table", these in words.
+
+    Raises:
+        BadInput: there is no result, a file is damaged, or a package is not installed.
+        RunFailed: a file cannot be written.
+
+    Example:
+        >>> import localprop as lp
+        >>> _ = lp.train(model="mlp", epochs=2, limit=200, out="runs/d")
+        >>> lp.write_report("runs/d", "page.html")["files"][:2]
+        ['page.html', 'page.csv']
+    """
+    from localprop.report.page.write import write_page
+
+    files = write_page([results] if isinstance(results, str | Path) else results, out, on_progress)
+    lines = [f"Written: {file}" for file in files]
+    return {"files": [str(file) for file in files], "table": "\n".join(lines)}
 
 
 def recipes(word: str = "") -> list[Recipe]:

@@ -29,12 +29,12 @@ COMMAND = ["compare", *FLAGS.split()]
 METHODS = ["--methods", "end_to_end()", "greedy()"]
 SHORT = [*COMMAND, "--epochs", "2", *METHODS]
 TIMES = ("seconds", "step_seconds", "timing", "step_ratio", "step_ratio_low", "step_ratio_high")
-# What was typed differs too: a test has another command line than the process that it kills.
-IGNORED = (*TIMES, "command")
+# A test has another command line and parent than the process that it kills.
+IGNORED = (*TIMES, "command", "launch")
 
 
 def without_times(value: Any) -> Any:
-    """Plain values without what a clock has measured, and what was typed."""
+    """Plain values without what a clock has measured, and who has started the process."""
     if isinstance(value, dict):
         return {key: without_times(each) for key, each in value.items() if key not in IGNORED}
     return [without_times(each) for each in value] if isinstance(value, list) else value

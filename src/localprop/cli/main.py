@@ -18,6 +18,7 @@ from localprop.cli import (
     export,
     plan,
     recipes,
+    report,
     show,
     simulate,
     train,
@@ -27,7 +28,9 @@ from localprop.ranks.launch import get_rank, get_world_size
 
 # In the order of the help. Each has `add_parser`, which declares its flags, and `run`, which runs
 # it and returns the exit code.
-_COMMANDS = (compare, train, evaluate, export, show, check, plan, recipes, simulate, bench)
+_COMMANDS = (
+    compare, report, train, evaluate, export, show, check, plan, recipes, simulate, bench,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -268,7 +268,7 @@ def format_gap(gap: Difference | None, *, digits: int) -> str:
     if gap is None:
         return "-"
     mean = f"{gap.mean:+.{digits}f}"
-    if gap.low is None or gap.high is None:
+    if gap.low is None or gap.high is None or gap.low == gap.high == 0:
         return mean
     return f"{mean} ({gap.low:+.{digits}f}..{gap.high:+.{digits}f}) {gap.verdict}".rstrip()
 
