@@ -25,11 +25,15 @@ from localprop.report.tasks import find_task
 from localprop.training import deploy, run
 from localprop.training.build import load_data
 from localprop.training.config import OF_EVALUATION, Config
+from localprop.training.config_file import read_config_file
 from localprop.training.idle_flags import check_flags
 from localprop.training.plan_file import read_plan
 from localprop.training.run import ShowProgress, hide_progress
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
 from localprop.writing.charts import check_path
+
+# Fields that each method of a comparison has of its own.
+OF_METHODS = ("method", "recompute", "offload", "phases")
 
 __all__ = ["compare", "evaluate", "export", "recipes", "train", "write_report"]
 
@@ -38,6 +42,7 @@ def train(
     recipe: str | Recipe | None = None,
     *,
     plan: str | Path | None = None,
+    config: str | Path | None = None,
     out: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -55,6 +60,7 @@ def train(
         plan: a file of `Plan.save`, whose best way is taken: method, modules, recompute and
             micro-batches, and the model, batch size, optimizer and precision that it was made for.
             Fields that contradict it are refused.
+        config: a file of fields, .toml or the config.json of a run; `fields` override its values.
         out: the directory for config, metrics, checkpoint and summary, or None.
         resume: continue the run in `out`, with its config.
         overwrite: replace the run in `out`.
@@ -87,7 +93,11 @@ def train(
     name = recipe.name if isinstance(recipe, Recipe) else recipe
     info = experiments.recipe_info(name, fields)
     chosen, load_dataset = fields, load_data
-    if plan is not None:
+    if config is not None:
+        check(_find_config_problems(config, name, plan, resume=resume))
+        chosen = experiments.override(read_config_file(config), fields)
+        check_flags(fields, Config(**chosen))
+    elif plan is not None:
         check(_find_plan_problems(plan, name, resume=resume))
         saved = read_plan(plan)
         chosen = saved.merge(fields)
@@ -114,6 +124,7 @@ def compare(
     methods: Methods | None = None,
     *,
     task: str = "images",
+    config: str | Path | None = None,
     seeds: int = 3,
     rounds: int = 15,
     out: str | None = None,
@@ -130,6 +141,9 @@ def compare(
             "LABEL: Rule(...)"; or a mapping from labels to such. By default every method of the
             task that can train the network.
         task: "images" or "lm", whose values hold for fields that are not given.
+        config: a file of fields, .toml or the config.json of a run, whose values hold instead of
+            those of the task. Its method does not count. Where it holds out no data for validation,
+            as most recipes do, a tenth is held out here, so that there are curves.
         seeds: runs of each method.
         rounds: interleaved rounds of the timing.
         out: the directory for compare.json and the runs, or None. A comparison that was stopped
@@ -157,12 +171,20 @@ def compare(
         >>> [row["method"] for row in result["rows"]]
         ['global', 'mine']
     """
-    _check_fields(fields, without=("method", "recompute", "offload", "phases"))
+    _check_fields(fields, without=OF_METHODS)
     chosen = find_task(task)
-    config = Config(**{**chosen.fields, **fields})
-    check_flags(fields, config)
+    shared = {**chosen.fields, **fields}
+    if config is not None:
+        values = read_config_file(config)
+        if values.get("validation") == 0:
+            on_note(f"{config} has validation=0: {Config.validation} of the images is held out.")
+            del values["validation"]
+        values = {name: value for name, value in values.items() if name not in OF_METHODS}
+        shared = experiments.override(values, fields)
+    of_all = Config(**shared)
+    check_flags(fields, of_all)
     return run_compare(
-        config,
+        of_all,
         chosen.methods if methods is None else methods,
         seeds=seeds,
         rounds=rounds,
@@ -299,6 +321,19 @@ def _find_plan_problems(plan: str | Path, recipe: str | None, *, resume: bool) -
         yield f"plan={str(plan)!r}, but a resumed run goes on as it began: leave the plan out."
     if get_world_size() > 1:
         yield f"plan={str(plan)!r} is for one process: start without torchrun."
+
+
+def _find_config_problems(
+    config: str | Path, recipe: str | None, plan: str | Path | None, *, resume: bool
+) -> Iterator[str]:
+    """What cannot be trained by the config of a file."""
+    given = f"config={str(config)!r}"
+    if recipe is not None:
+        yield f"The recipe {recipe} and {given} both name a run: leave one out."
+    if plan is not None:
+        yield f"plan={str(plan)!r} and {given} both name a run: leave one out."
+    if resume:
+        yield f"{given}, but a resumed run goes on as it began: leave the file out."
 
 
 def _check_fields(names: Iterable[str], without: Iterable[str] = ()) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from localprop import checks
 from localprop.cost.alive import ValueReading, read_values
-from localprop.cost.explain import explain, explain_values
+from localprop.cost.explain import describe_briefly, explain, explain_values
 from localprop.cost.flops import count_flops
 from localprop.cost.memory import MemoryReading, predict_memory
 from localprop.data.dataset import Normalization
@@ -70,8 +70,7 @@ class Learner(Trained):
         recompute: run layers again in their backward instead of keeping what they have computed:
             True for all, n for every n-th, names ("blocks.*"), stretches "first..last", which keep
             only their input, with inner ones "first..last(a..b,c)", or "modules", one for each.
-        offload: keep what forwards save in the host's memory, and not on the device: as
-            `torch.autograd.graph.save_on_cpu`; on CUDA pinned, and copied beside the kernels.
+        offload: keep what forwards save in the host's memory; on CUDA pinned, beside the kernels.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
         weight_gradients: where several flows of gradients train layers, "once" makes the gradients
             of the weights of their sum, which is faster; "each" makes them for each flow, and needs
@@ -129,8 +128,7 @@ class Learner(Trained):
         self.fast = choose_fast_steps(model, precision, fast=fast)
         if self.fast.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.model, self.rule = model, rule
-        self.seed, self.steps = seed, 0
+        self.model, self.rule, self.seed, self.steps = model, rule, seed, 0
         sample = checks.add_targets(unwrap(sample))
         task = checks.resolve_task(task, model, sample, batch_dims)
         self.plan: Plan | None = None
@@ -387,6 +385,9 @@ class Learner(Trained):
         modules = len(self.partition.modules)
         arguments = {**self._arguments, "precision": self.fast.precision}
         return summarise(self.memory(), self._like(None), self.plan, modules, arguments)
+
+    def __repr__(self) -> str:
+        return describe_briefly(self.engine, self.model, self.rule)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

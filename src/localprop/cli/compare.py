@@ -10,6 +10,7 @@ from localprop.cli.flags import (
     Subparsers,
     add_command,
     add_config,
+    add_config_file,
     add_flag,
     add_rounds,
     collect_fields,
@@ -49,6 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "the same command goes on with a comparison that was stopped",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the comparison in --out")
+    add_config_file(parser)
     add_config(parser, skip=("method", "recompute", "offload", "phases"))
     parser.set_defaults(run=run)
 
@@ -74,6 +76,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     return commands.compare(
         args.methods,
         task=args.task,
+        config=args.config,
         seeds=args.seeds,
         rounds=args.rounds,
         out=args.out,

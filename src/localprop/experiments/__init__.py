@@ -33,6 +33,7 @@ from localprop.experiments import (
     windows,
 )
 from localprop.experiments.recipe import Recipe
+from localprop.training.config import Config
 
 __all__ = ["Recipe", "fields_of", "find", "names", "recipe_info"]
 
@@ -117,6 +118,23 @@ def fields_of(
             f"{field}={before!r} does not fit epochs={given['epochs']}: {field}={value!r} instead."
         )
     return recipe.with_overrides(given)
+
+
+def override(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a run that exists, some of them replaced.
+
+    As with a recipe, a given field drops what excludes it, and a smaller number of epochs changes
+    what no longer fits.
+
+    Args:
+        values: fields of `Config`, for instance those of a config.json.
+        given: fields that replace them.
+
+    Example:
+        >>> override({"modules": 4, "lr": 0.1}, {"cuts": (1, 3)})
+        {'lr': 0.1, 'cuts': (1, 3)}
+    """
+    return Recipe("", Config(**values), "").with_overrides(given)
 
 
 def recipe_info(

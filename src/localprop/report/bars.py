@@ -31,9 +31,11 @@ def draw_bars(axes: Axes, boxes: Iterable[Box], **style: Any) -> PathPatch:
     from matplotlib.path import Path
 
     corners: list[tuple[float, float]] = []
-    codes: list[int] = []
+    codes: list[Any] = []
     for left, bottom, width, height in boxes:
         right, top = left + width, bottom + height
         corners += [(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]
         codes += [Path.MOVETO, *[Path.LINETO] * 3, Path.CLOSEPOLY]
-    return axes.add_patch(PathPatch(Path(corners, codes), **style))
+    shape = PathPatch(Path(corners, codes), **style)
+    axes.add_patch(shape)
+    return shape

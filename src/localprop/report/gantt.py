@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WEIGHT_GRADIENTS = "W gradients of weights, or a postponed half of B"
-_WAITS = "waits for the rank ... (in white)"
+_WAITS = "waits for the rank ... (its number)"
 _COLOURS = {
     "F forward": "#4c78a8",
     "L local loss": "#eeca3b",
@@ -38,7 +38,7 @@ _LEGEND_OF_OPS = {
 }
 KINDS = tuple(_COLOURS)
 # Kinds are told apart without colours, too.
-_HATCHES = {"L local loss": "..", "B backward": "//", _WEIGHT_GRADIENTS: "\\\\", _WAITS: "xx"}
+_HATCHES = {"L local loss": "||", "B backward": "//", _WEIGHT_GRADIENTS: "\\\\"}
 # Charts of more ranks have rasterised bars and no labels on waits.
 _MAX_DETAILED_RANKS = 16
 # A wait is labelled with the rank that it waits for if it fills this fraction of the chart's width.
@@ -56,7 +56,8 @@ class GanttStyle:
         width: of the chart, in inches.
         colours: by `KINDS`.
         ink: the colour of texts.
-        ground: the colour behind the bars, and of what is written on them.
+        ground: the colour behind the bars.
+        on_waits: the colour of what is written on waits.
         unit: the label of the axis of time.
         scale: units of a second.
         columns: of the legend.
@@ -66,6 +67,7 @@ class GanttStyle:
     colours: Mapping[str, str] = field(default_factory=lambda: _COLOURS)
     ink: str = "black"
     ground: str = "white"
+    on_waits: str = "white"
     unit: str = "milliseconds"
     scale: float = 1000
     columns: int = len(_COLOURS)
@@ -193,8 +195,7 @@ def _label_waits(
             centre = style.scale * ((left + right) / 2 - start)
             # A rank that waits for itself waits for the sum of gradients over replicas.
             peer = "replicas" if wait.peer == wait.rank else str(wait.peer)
-            colour, box = style.ground, {"facecolor": style.colours[_WAITS], "edgecolor": "none"}
-            axes.text(centre, wait.rank, peer, color=colour, ha="center", va="center", bbox=box)
+            axes.text(centre, wait.rank, peer, color=style.on_waits, ha="center", va="center")
 
 
 def _find_bars(timeline: Timeline, rank: int, start: float, end: float) -> dict[str, list[Bar]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,20 +63,24 @@ def count_by_kind(values: ValueReading) -> dict[str, list[float]]:
 def _draw_kinds(axes: Axes, values: ValueReading, palette: Palette) -> None:
     prepare_axes(axes, palette)
     places = np.arange(len(values.actions) + 1)
+    handles: dict[str, Any] = {}
     below = np.zeros(len(places))
     for number, (kind, sizes) in enumerate(count_by_kind(values).items()):
         top = below + np.array([*sizes, sizes[-1]])
         colour = palette.muted if number == 0 else palette.series[number - 1]
-        axes.fill_between(
-            places, below, top, step="post", facecolor=colour, alpha=0.35, edgecolor=colour,
-            linewidth=0.4, hatch=HATCHES[number], label=kind,
+        between = (places, below, top)
+        handles[kind] = (
+            axes.fill_between(*between, step="post", facecolor=colour, alpha=0.25, linewidth=0),
+            axes.fill_between(
+                *between, step="post", facecolor="none", edgecolor=colour, linewidth=0.4,
+                hatch=HATCHES[number],
+            ),
         )  # fmt: skip
         below = top
     peaks = [reading.peak_bytes / MIB for reading in values.actions]
-    axes.step(
-        places, [*peaks, peaks[-1]], where="post", color=palette.ink, linewidth=1.2,
-        label="most while an action runs",
-    )  # fmt: skip
+    (handles["most while an action runs"],) = axes.step(
+        places, [*peaks, peaks[-1]], where="post", color=palette.ink, linewidth=1.2
+    )
     highest = max(range(len(peaks)), key=peaks.__getitem__)
     axes.plot(highest + 0.5, peaks[highest], marker="v", color=palette.accent, markersize=7)
     axes.annotate(
@@ -90,11 +94,10 @@ def _draw_kinds(axes: Axes, values: ValueReading, palette: Palette) -> None:
     )
     axes.set_ylim(0, 1.22 * max(peaks))
     axes.set_ylabel("alive, MiB")
-    legend = axes.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False
-    )
-    for text in legend.get_texts():
-        text.set_color(palette.ink)
+    axes.legend(
+        handles.values(), handles.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2,
+        fontsize=8, frameon=False, labelcolor=palette.ink,
+    )  # fmt: skip
 
 
 def _draw_modules(axes: Axes, anatomy: Anatomy, palette: Palette) -> None:

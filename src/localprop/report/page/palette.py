@@ -7,7 +7,7 @@ from typing import Literal
 
 MARKERS = "osD^vP*X<>hp"
 LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
-HATCHES = ("", "//", "..", "\\\\", "xx", "--")
+HATCHES = ("", "//", "||", "\\\\", "--")  # of lines alone, which take few bytes
 
 
 @dataclass(frozen=True)

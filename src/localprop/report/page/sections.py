@@ -237,12 +237,14 @@ def _make_anatomy(name: str, anatomy: Anatomy) -> dict[str, Any]:
         "no_gantt": anatomy.no_timeline,
     }
     if anatomy.timeline is not None:
-        colours = (NAMED.series[0], NAMED.series[6], NAMED.series[2], NAMED.series[5], NAMED.muted)
+        series = NAMED.series
+        colours = (series[0], series[6], series[2], series[5], NAMED.muted, NAMED.line)
         style = GanttStyle(
             width=5.2,
-            colours=dict(zip(KINDS, (*colours, NAMED.series[4]), strict=True)),
+            colours=dict(zip(KINDS, colours, strict=True)),
             ink=NAMED.ink,
             ground=NAMED.ground,
+            on_waits=NAMED.ink,
             unit="time, in steps of one device",
             scale=1,
             columns=2,

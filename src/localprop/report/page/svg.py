@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def _shorten(attribute: re.Match[str]) -> str:
+    """Write the numbers of an attribute with two digits behind the point."""
+    return re.sub(
+        r"\d+\.\d+(e[+-]\d+)?",
+        lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."),
+        attribute[0],
+    )
+
+
 def to_svg(figure: Figure, name: str, title: str) -> Markup:
     """Turn a chart, drawn with the colours of `NAMED`, into SVG for a page.
 
@@ -37,8 +46,9 @@ def to_svg(figure: Figure, name: str, title: str) -> Markup:
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", svg)
-    svg = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.2f}".rstrip("0"), svg)
+    svg = re.sub(r'\b(?:d|x|y|width|height|transform|points)="[^"]*"', _shorten, svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
+    svg = re.sub(r"\n([MLQCz])\b ?", r"\1", svg)
     opening, _, inside = svg.partition(">")
     box = re.search(r'viewBox="[^"]*"', opening)
     assert box is not None

@@ -48,9 +48,9 @@ _COMPARED = (
     "quality",
     "gap (95 %)",
     "peak, MiB",
-    "peak, % of plain loop",
-    "step time, ratio",
-    "FLOPs, ratio",
+    "peak, %",
+    "step time",
+    "FLOPs",
     "modules",
     "heads",
     "context",
@@ -74,14 +74,14 @@ def _make_cell(name: str, method: Method, *, is_text: bool) -> Cell:
             return Cell(text, method.gap.mean) if method.gap else Cell("–")
         case "peak, MiB":
             return _number(method.peak_bytes and method.peak_bytes / MIB, ".1f")
-        case "peak, % of plain loop":
+        case "peak, %":
             return _number(method.peak_ratio and 100 * method.peak_ratio, ".0f")
-        case "step time, ratio" if row:
+        case "step time" if row:
             quartiles = f" ({row.step_ratio_low:.2f} to {row.step_ratio_high:.2f})"
             return Cell(f"{row.step_ratio:.2f}{quartiles}", row.step_ratio)
         case "seconds per epoch":
             return _number(method.time, ".1f")
-        case "FLOPs, ratio":
+        case "FLOPs":
             return _number(None if row is None else row.flops_ratio, ".2f")
         case "modules":
             return _number(None if row is None else row.modules, "d")
