@@ -25,6 +25,17 @@ SMALL = Config(model="resnet8", modules=2, epochs=4, limit=200)
 # --- learning rates ---
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "cosine_above_zero", "constant"])
+def test_a_single_epoch_trains(schedule: str) -> None:
+    config = replace(SMALL, epochs=1, lr_schedule=schedule)
+    assert lr_at(config, 1) == config.lr
+    dataset, learner = prepare(config)
+    before = [parameter.clone() for parameter in learner.model.parameters()]
+    (report,) = train(learner, dataset, config)
+    assert report.lr == 0.1
+    assert not any(map(torch.equal, before, learner.model.parameters()))
+
+
 LEARNING_RATES = {
     1: 0.01,
     2: 0.08897,

@@ -46,20 +46,22 @@ def make_section(
         to_figure(figure, f"curves-{what}", caption, title)
         for what, caption, title, figure in _list_curves(group)
     ]
-    legend = [
-        {
-            "letter": method.letter,
-            "label": method.label,
-            "swatch": to_svg(draw_swatch(k, NAMED), f"{name}-swatch-{k}", ""),
-        }
-        for k, method in enumerate(group.methods)
-    ]
-    details = []
+
+    def list_entries(place: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "letter": method.letter,
+                "label": method.label,
+                "swatch": to_svg(draw_swatch(k, NAMED), f"{name}-{place}-{k}", ""),
+            }
+            for k, method in enumerate(group.methods)
+        ]
+
+    details = list_entries("method")
     for k, method in enumerate(group.methods):
-        entry: dict[str, Any] = {**legend[k], "note": notes.get(method.config, "")}
+        details[k]["note"] = notes.get(method.config, "")
         if method.config in anatomies:
-            entry |= _make_anatomy(f"{name}-m{k}", anatomies[method.config])
-        details.append(entry)
+            details[k] |= _make_anatomy(f"{name}-m{k}", anatomies[method.config])
     config = group.config
     return {
         "name": group.name,
@@ -70,7 +72,7 @@ def make_section(
         "sentences": list_main_sentences(group),
         "compared": group.comparison is not None,
         "fronts": fronts,
-        "legend": legend,
+        "legend": list_entries("legend"),
         "table": make_table(group),
         "curves": curves,
         "methods": details,
