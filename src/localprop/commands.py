@@ -93,9 +93,10 @@ def train(
     name = recipe.name if isinstance(recipe, Recipe) else recipe
     info = experiments.recipe_info(name, fields)
     chosen, load_dataset = fields, load_data
+    tell = on_note if get_rank() == 0 else lambda line: None
     if config is not None:
         check(_find_config_problems(config, name, plan, resume=resume))
-        chosen = experiments.override(read_config_file(config), fields)
+        chosen = experiments.override(read_config_file(config), fields, tell)
         check_flags(fields, Config(**chosen))
     elif plan is not None:
         check(_find_plan_problems(plan, name, resume=resume))
@@ -104,7 +105,6 @@ def train(
         load_dataset = lambda config: saved.check_data(load_data(config))  # noqa: E731
         check_flags(fields, Config(**chosen))
     elif not resume:  # a resumed run has its own values for the other fields
-        tell = on_note if get_rank() == 0 else lambda line: None
         chosen = experiments.fields_of(name, fields, tell)
         check_flags(fields, Config(**chosen))
     return run.run(
@@ -180,7 +180,7 @@ def compare(
             on_note(f"{config} has validation=0: {Config.validation} of the images is held out.")
             del values["validation"]
         values = {name: value for name, value in values.items() if name not in OF_METHODS}
-        shared = experiments.override(values, fields)
+        shared = experiments.override(values, fields, on_note)
     of_all = Config(**shared)
     check_flags(fields, of_all)
     return run_compare(

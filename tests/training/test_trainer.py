@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from localprop.data import Dataset, Images
+from localprop.data import Batches, Dataset, Images
 from localprop.engine.loss import Losses
 from localprop.errors import RunFailed
 from localprop.learner import Learner
@@ -20,6 +20,24 @@ from localprop.training.learning_rates import lr_at
 from localprop.training.trainer import EpochReport, train
 
 SMALL = Config(model="resnet8", modules=2, epochs=4, limit=200)
+
+
+def test_each_epoch_scores_all_exits_on_validation_data() -> None:
+    config = replace(SMALL, epochs=1)
+    dataset, learner = prepare(config)
+    (report,) = train(learner, dataset, config)
+    assert isinstance(dataset, Images)
+    labels = dataset.validation.labels
+    batches = list(Batches(dataset, "validation", len(labels)).epoch(0))
+    ((images, _),) = batches
+    for module, accuracy, loss in zip(
+        report.exits, report.exit_accuracies, report.exit_losses, strict=True
+    ):
+        logits = learner.predict(images, module=module)
+        assert accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+        assert loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert report.exits == (0, 1)
+    assert report.validation_accuracy == report.exit_accuracies[-1]
 
 
 # --- learning rates ---

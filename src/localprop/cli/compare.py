@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     try:
         figures = _compare(args)
-    except (KeyboardInterrupt, RunStopped):
+    except (KeyboardInterrupt, RunStopped) as error:
+        if isinstance(error, RunStopped):
+            print(error, file=sys.stderr)
         if args.out:
             without = ", without --overwrite," if args.overwrite else ""
             line = f"The runs so far are in {args.out}: the same command{without} goes on."

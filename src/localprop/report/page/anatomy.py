@@ -20,7 +20,7 @@ from localprop.training.build import prepare
 from localprop.training.config import Config
 
 _MAX_RANKS = 4
-_MICROBATCHES = 4
+MICROBATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _simulate(learner: Learner, batch: Batch) -> Timeline:
     by_place: dict[tuple[object, ...], float] = {}
     for action, count in flops.items():
         place = _place_of(action)
-        by_place[place] = by_place.get(place, 0.0) + count / whole / _MICROBATCHES
+        by_place[place] = by_place.get(place, 0.0) + count / whole / MICROBATCHES
 
     def cost(action: Action) -> float:
         return by_place.get(_place_of(action), 0.0)
@@ -106,7 +106,7 @@ def _simulate(learner: Learner, batch: Batch) -> Timeline:
     problems = list(find_placement_problems(wiring, placement))
     if problems:
         raise BadInput(problems)
-    schedules = lower(wiring, placement, _MICROBATCHES, cost=cost)
+    schedules = lower(wiring, placement, MICROBATCHES, cost=cost)
     return simulate(schedules, cost, max_in_flight=find_max_in_flight(schedules))
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +250,7 @@ def _describe(config: Config) -> str:
     """The method of a run and its options; in phases, these."""
     if config.phases:
         return config.phases
-    names = [field.name for field in fields(MethodSpec) if field.name in MethodSpec("", "").options]
-    options = {name: getattr(config, name) for name in names}
+    options = {name: getattr(config, name) for name in MethodSpec("", "").options}
     return MethodSpec("", config.method, **options).expression
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from localprop.report.gantt import KINDS, GanttStyle, draw_timelines
-from localprop.report.page.anatomy import Anatomy, list_credit_cells
+from localprop.report.page.anatomy import MICROBATCHES, Anatomy, list_credit_cells
 from localprop.report.page.draw_alive import draw_alive
 from localprop.report.page.draw_curves import Curve, average, draw_curves
 from localprop.report.page.draw_front import draw_front, draw_swatch
@@ -87,7 +87,7 @@ def list_fronts(group: Group) -> Iterator[tuple[str, str, str, Callable[..., Fig
     axes: list[tuple[str, str, Callable[[Method], float | None]]] = [
         (
             "memory",
-            "peak of a step, % of the plain loop" if compared else "predicted peak of a step, MiB",
+            "peak of a step, % of the plain loop" if compared else "peak of a step, MiB",
             lambda method: (
                 method.peak_ratio and 100 * method.peak_ratio
                 if compared
@@ -236,6 +236,7 @@ def _make_anatomy(name: str, anatomy: Anatomy) -> dict[str, Any]:
             f"is at {peak.action}.",
         ),
         "gantt": None,
+        "microbatches": MICROBATCHES,
         "no_gantt": anatomy.no_timeline,
     }
     if anatomy.timeline is not None:
@@ -267,6 +268,9 @@ def _list_provenance(group: Group) -> Iterator[tuple[str, str]]:
         changed = commit.endswith("+")
         state = "with changes that are not committed" if changed else "clean"
         yield "commit", f"{commit.rstrip('+')[:12]}, {state}"
+    commits = {run.environment.get("commit") for method in group.methods for run in method.runs}
+    if len(commits) > 1:
+        yield "commits of runs", ", ".join(sorted(str(each)[:12] for each in commits))
     for name in ("localprop", "torch", "python", "platform", "processor", "accelerator", "threads"):
         if environment.get(name) not in (None, "None"):
             yield name, str(environment[name])

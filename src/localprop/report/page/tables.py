@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from localprop.report.comparison import format_gap
@@ -112,8 +112,11 @@ def format_latex(groups: Iterable[Group]) -> str:
     return "\n".join(_format_each(groups, _format_tabular, comment="% "))
 
 
-def _format_each(groups: Iterable[Group], form: object, comment: str = "## ") -> Iterator[str]:
-    assert callable(form)
+def _format_each(
+    groups: Iterable[Group],
+    form: Callable[[Sequence[str], Sequence[Sequence[str]]], str],
+    comment: str = "## ",
+) -> Iterator[str]:
     for group in groups:
         table = make_table(group)
         cells = [[cell.text for cell in row] for row in table.rows]
