@@ -25,8 +25,8 @@ def describe_briefly(engine: Engine, model: nn.Module, rule: Rule) -> str:
     """What a learner is, in one line: its model, rule, modules and parameters.
 
     Example:
-        >>> learner
-        Learner(ResNet, Rule(), modules=4, parameters=76,794 + 144,606 of heads)
+        >>> describe_briefly(learner.engine, learner.model, learner.rule)
+        'Learner(..., Rule(), modules=..., parameters=...'
     """
     wiring = engine.wiring
     added = {"heads": wiring.heads, "contexts": wiring.encoders}

@@ -36,10 +36,8 @@ def list_main_sentences(group: Group) -> list[str]:
 def describe_method(method: Method, baseline: str, *, is_text: bool) -> str:
     """What a method costs and gains beside the plain loop and the baseline, in one sentence.
 
-    Example:
-        >>> describe_method(method, "end_to_end()", is_text=False)
-        'greedy() needs 30 % less memory than the plain PyTorch loop, takes 1.29 times as long, and
-        scores 3.0 points less than end_to_end() (95 % interval −4.6 to −1.4).'
+    As in "greedy() needs 30 % less memory than the plain PyTorch loop, takes 1.29 times as long,
+    and scores 3.0 points less than end_to_end() (95 % interval −4.6 to −1.4)."
     """
     parts = [
         f"needs {_describe_memory(method.peak_ratio or 1)} than the plain PyTorch loop",
@@ -52,12 +50,7 @@ def describe_method(method: Method, baseline: str, *, is_text: bool) -> str:
 
 
 def describe_run(method: Method, *, is_text: bool) -> str:
-    """What a single method has reached.
-
-    Example:
-        >>> describe_run(method, is_text=False)
-        'greedy() reaches 36.9 % test accuracy after 5 epochs.'
-    """
+    """What a single method has reached, in one sentence."""
     epochs = method.config.epochs
     if method.quality is None:
         done = max((len(run.epochs) for run in method.runs), default=0)
