@@ -90,15 +90,15 @@ def compare(
         RunFailed: if the measurements before the first run fail, for example out of memory.
     """
     configs = {spec.label: _make_method_config(config, spec) for spec in specs}
-    measured = directory.read_costs(configs) if directory else None
-    if measured is None:
+    before = directory.read_costs(configs) if directory else None
+    if before is None:
         progress("measuring memory and time per step", 0)
-        with as_run_failure():
-            measured = _measure_costs(config, configs, dataset, rounds)
-    baseline, costs = measured
+    with as_run_failure():
+        baseline, costs = before or _measure_costs(config, configs, dataset, rounds)
     all_seeds = tuple(range(config.seed, config.seed + seeds))
     comparison = Comparison(baseline, (), config, all_seeds, runs_left=len(configs) * seeds)
-    keep(comparison, costs)
+    if before is None:
+        keep(comparison, costs)
     for label, method_config in configs.items():
         finished_rows, outcomes = comparison.rows, list[Outcome]()
         for number, seed in enumerate(all_seeds, start=1):
