@@ -54,7 +54,7 @@ def test_unknown_flags_are_suggested(
 def test_nonsense_is_not_suggested_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--xyzzy", "1"]) == 2
     err = capsys.readouterr().err
-    assert "unrecognized arguments: --xyzzy 1" in err
+    assert "unrecognized arguments: --xyzzy" in err
     assert "did you mean" not in err
 
 
