@@ -36,7 +36,7 @@ def test_toml(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('model = "mlp:8"\nepochs = 2\nlimit = 60\nmean = [0.5]\nstd = [0.5]\n')
     assert lp.train(config=file)["config"]["mean"] == (0.5,)
-    file.write_text('epoch = 2\nnonsense = 1\n')
+    file.write_text("epoch = 2\nnonsense = 1\n")
     with pytest.raises(BadInput) as caught:
         read_config_file(file)
     assert "did you mean epochs?" in str(caught.value)
