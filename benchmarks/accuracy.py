@@ -30,7 +30,8 @@ from localprop.methods.names import find_methods
 from localprop.methods.parse import parse_rule
 from localprop.training.build import prepare
 from localprop.training.config import Config
-from localprop.training.trainer import score_test_split, train
+from localprop.training.scores import score_test_split
+from localprop.training.trainer import train
 
 HERE = Path(__file__).parent
 SETTINGS = {

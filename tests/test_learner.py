@@ -331,3 +331,16 @@ def test_a_model_that_is_parallel_already_is_refused(tmp_path: Path) -> None:
     first.weight = ShardedParameter(first.weight.detach())
     with pytest.raises(lp.BadInput, match=r"'0.weight' is sharded .*Ranks\(replicas"):
         make(model=model, sample=batch)
+
+
+def test_repr_says_what_it_is() -> None:
+    """The layers have 64 * 8 + 8 and 8 * 10 + 10 parameters, and the head 8 * 10 + 10."""
+    sample = (torch.zeros(2, 64), torch.zeros(2, dtype=torch.int64))
+    model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 10))
+    head = lp.Head(convs=0, linears=1)
+    sgd = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    learner = lp.Learner(model, lp.greedy(aux=head), modules=2, optimizer=sgd, sample=sample)
+    assert repr(learner) == (
+        "Learner(Sequential, Rule(aux=Head(convs=0, linears=1)), modules=2, "
+        "parameters=610 + 90 of heads)"
+    )

@@ -8,6 +8,7 @@ from .commands import evaluate as evaluate
 from .commands import export as export
 from .commands import recipes as recipes
 from .commands import train as train
+from .commands import write_report as write_report
 from .data.dataset import Normalization as Normalization
 from .errors import BadInput as BadInput
 from .errors import NotFinite as NotFinite

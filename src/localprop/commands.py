@@ -6,7 +6,7 @@ The flags of a command are the arguments here, and its flags for fields of `Conf
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,19 +25,24 @@ from localprop.report.tasks import find_task
 from localprop.training import deploy, run
 from localprop.training.build import load_data
 from localprop.training.config import OF_EVALUATION, Config
+from localprop.training.config_file import read_config_file
 from localprop.training.idle_flags import check_flags
 from localprop.training.plan_file import read_plan
 from localprop.training.run import ShowProgress, hide_progress
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
 from localprop.writing.charts import check_path
 
-__all__ = ["compare", "evaluate", "export", "recipes", "train"]
+# Fields that each method of a comparison has of its own.
+OF_METHODS = ("method", "recompute", "offload", "phases")
+
+__all__ = ["compare", "evaluate", "export", "recipes", "train", "write_report"]
 
 
 def train(
     recipe: str | Recipe | None = None,
     *,
     plan: str | Path | None = None,
+    config: str | Path | None = None,
     out: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -55,6 +60,7 @@ def train(
         plan: a file of `Plan.save`, whose best way is taken: method, modules, recompute and
             micro-batches, and the model, batch size, optimizer and precision that it was made for.
             Fields that contradict it are refused.
+        config: a file of fields, .toml or the config.json of a run; `fields` override its values.
         out: the directory for config, metrics, checkpoint and summary, or None.
         resume: continue the run in `out`, with its config.
         overwrite: replace the run in `out`.
@@ -87,14 +93,18 @@ def train(
     name = recipe.name if isinstance(recipe, Recipe) else recipe
     info = experiments.recipe_info(name, fields)
     chosen, load_dataset = fields, load_data
-    if plan is not None:
+    tell = on_note if get_rank() == 0 else lambda line: None
+    if config is not None:
+        check(_find_config_problems(config, name, plan, resume=resume))
+        chosen = experiments.override(read_config_file(config), fields, tell)
+        check_flags(fields, Config(**chosen))
+    elif plan is not None:
         check(_find_plan_problems(plan, name, resume=resume))
         saved = read_plan(plan)
         chosen = saved.merge(fields)
         load_dataset = lambda config: saved.check_data(load_data(config))  # noqa: E731
         check_flags(fields, Config(**chosen))
     elif not resume:  # a resumed run has its own values for the other fields
-        tell = on_note if get_rank() == 0 else lambda line: None
         chosen = experiments.fields_of(name, fields, tell)
         check_flags(fields, Config(**chosen))
     return run.run(
@@ -114,6 +124,7 @@ def compare(
     methods: Methods | None = None,
     *,
     task: str = "images",
+    config: str | Path | None = None,
     seeds: int = 3,
     rounds: int = 15,
     out: str | None = None,
@@ -130,10 +141,14 @@ def compare(
             "LABEL: Rule(...)"; or a mapping from labels to such. By default every method of the
             task that can train the network.
         task: "images" or "lm", whose values hold for fields that are not given.
+        config: a file of fields, .toml or the config.json of a run, whose values hold instead of
+            those of the task. Its method does not count. Where it holds out no data for validation,
+            as most recipes do, a tenth is held out here, so that there are curves.
         seeds: runs of each method.
         rounds: interleaved rounds of the timing.
-        out: the directory for compare.json, or None.
-        overwrite: replace the result in `out`.
+        out: the directory for compare.json and the runs, or None. A comparison that was stopped
+            goes on there.
+        overwrite: replace the comparison in `out`.
         show_progress: takes the number of epochs of all runs; a context manager whose value is
             called with what is running, and with the number of epochs finished since the last call.
         on_note: called before the first run with each argument of a method that has no effect on
@@ -147,6 +162,7 @@ def compare(
     Raises:
         BadInput: all problems with values, data, methods and directory.
         RunFailed: a run failed, after all others have finished; or a file cannot be written.
+        RunStopped: the process got SIGTERM or SIGHUP; the run in progress is saved in `out`.
 
     Example:
         >>> import localprop as lp
@@ -155,12 +171,20 @@ def compare(
         >>> [row["method"] for row in result["rows"]]
         ['global', 'mine']
     """
-    _check_fields(fields, without=("method", "recompute", "offload", "phases"))
+    _check_fields(fields, without=OF_METHODS)
     chosen = find_task(task)
-    config = Config(**{**chosen.fields, **fields})
-    check_flags(fields, config)
+    shared = {**chosen.fields, **fields}
+    if config is not None:
+        values = read_config_file(config)
+        if values.get("validation") == 0:
+            on_note(f"{config} has validation=0: {Config.validation} of the images is held out.")
+            del values["validation"]
+        values = {name: value for name, value in values.items() if name not in OF_METHODS}
+        shared = experiments.override(values, fields, on_note)
+    of_all = Config(**shared)
+    check_flags(fields, of_all)
     return run_compare(
-        config,
+        of_all,
         chosen.methods if methods is None else methods,
         seeds=seeds,
         rounds=rounds,
@@ -241,6 +265,43 @@ def evaluate(run: str | Path, **fields: Any) -> dict[str, Any]:
     return deploy.score_run(run, fields)
 
 
+def write_report(
+    results: str | Path | Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    on_progress: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Write a page of results, as `localprop report` does.
+
+    The page is one HTML file that needs no network: the front of accuracy, bytes and time, curves
+    of each module, and of each method its credit table, what is alive in a step, and a pipeline.
+    CSV, Markdown, LaTeX and PNG lie beside it.
+
+    Args:
+        results: directories of `compare` and `train`, or files of `localprop compare --json`.
+        out: the page, which ends in .html.
+        on_progress: called with what is being done.
+
+    Returns:
+        The files, and "table", these in words.
+
+    Raises:
+        BadInput: there is no result, a file is damaged, or a package is not installed.
+        RunFailed: a file cannot be written.
+
+    Example:
+        >>> import localprop as lp
+        >>> _ = lp.train(model="mlp", epochs=2, limit=200, out="runs/d")
+        >>> lp.write_report("runs/d", "page.html")["files"][:2]
+        ['page.html', 'page.csv']
+    """
+    from localprop.report.page.write import write_page
+
+    files = write_page([results] if isinstance(results, str | Path) else results, out, on_progress)
+    lines = [f"Written: {file}" for file in files]
+    return {"files": [str(file) for file in files], "table": "\n".join(lines)}
+
+
 def recipes(word: str = "") -> list[Recipe]:
     """The published experiments whose names contain a word; all of them by default.
 
@@ -260,6 +321,19 @@ def _find_plan_problems(plan: str | Path, recipe: str | None, *, resume: bool) -
         yield f"plan={str(plan)!r}, but a resumed run goes on as it began: leave the plan out."
     if get_world_size() > 1:
         yield f"plan={str(plan)!r} is for one process: start without torchrun."
+
+
+def _find_config_problems(
+    config: str | Path, recipe: str | None, plan: str | Path | None, *, resume: bool
+) -> Iterator[str]:
+    """What cannot be trained by the config of a file."""
+    given = f"config={str(config)!r}"
+    if recipe is not None:
+        yield f"The recipe {recipe} and {given} both name a run: leave one out."
+    if plan is not None:
+        yield f"plan={str(plan)!r} and {given} both name a run: leave one out."
+    if resume:
+        yield f"{given}, but a resumed run goes on as it began: leave the file out."
 
 
 def _check_fields(names: Iterable[str], without: Iterable[str] = ()) -> None:

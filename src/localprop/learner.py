@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from localprop import argument_checks, checks
+from localprop.cost.explain import describe_briefly
 from localprop.cost.predicted import Predicted
 from localprop.data.dataset import Normalization
 from localprop.engine.early_exit import predict_at
@@ -69,8 +70,7 @@ class Learner(Predicted):
         recompute: run layers again in their backward instead of keeping what they have computed:
             True for all, n for every n-th, names ("blocks.*"), stretches "first..last", which keep
             only their input, with inner ones "first..last(a..b,c)", or "modules", one for each.
-        offload: keep what forwards save in the host's memory, and not on the device: as
-            `torch.autograd.graph.save_on_cpu`; on CUDA pinned, and copied beside the kernels.
+        offload: keep what forwards save in the host's memory; on CUDA pinned, beside the kernels.
         microbatches: the number of parts that a batch is run in; gradients accumulate.
         weight_gradients: where several flows of gradients train layers, "once" makes the gradients
             of the weights of their sum, which is faster; "each" makes them for each flow, and needs
@@ -379,6 +379,9 @@ class Learner(Predicted):
         modules = len(self.partition.modules)
         arguments = {**self._arguments, "precision": self.fast.precision}
         return summarise(self.memory(), self._like(None), self.plan, modules, arguments)
+
+    def __repr__(self) -> str:
+        return describe_briefly(self.engine, self.model, self.rule)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

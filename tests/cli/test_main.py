@@ -33,6 +33,31 @@ def test_unknown_words_exit_2(words: list[str], capsys: pytest.CaptureFixture[st
     assert err.startswith("usage: localprop")
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train", "--epoch", "3"], "instead of --epoch, did you mean --epochs?"),
+        (["compare", "--seed=3", "--metods", "greedy()"], "did you mean --methods?"),
+        (["plan", "--bugdet", "8GB"], "did you mean --budget?"),
+        (["report", "a", "--output", "b"], "did you mean --out?"),
+    ],
+)
+def test_unknown_flags_are_suggested(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert hint in err
+    assert err.startswith(f"usage: localprop {words[0]}")
+
+
+def test_nonsense_is_not_suggested_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--xyzzy", "1"]) == 2
+    err = capsys.readouterr().err
+    assert "unrecognized arguments: --xyzzy" in err
+    assert "did you mean" not in err
+
+
 def test_ctrl_c_exits_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

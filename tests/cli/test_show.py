@@ -73,3 +73,12 @@ def test_notes_are_in_the_text_and_in_the_data(capsys: pytest.CaptureFixture[str
     note = "InterlockingCredit(wise=9) is the same as wise=2 on this network."
     assert f"\nNote: {note}\n" in run_command(capsys, *words)[1]
     assert json.loads(run_command(capsys, *words, "--json")[1])["notes"] == [note]
+
+
+def test_a_recipe_shows_the_values_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "show resnet32_cifar10_dgl_k4 --epochs 2 --batch-size 8"
+    _, out, _ = run_command(capsys, *words.split())
+    run = next(line for line in out.splitlines() if line.startswith("run  "))
+    assert "epochs=2" in out.partition("paper")[0]
+    assert "epochs=200" not in out
+    assert "milestones=(150, 225)" not in run

@@ -10,14 +10,14 @@ import pickle
 import struct
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from localprop.data import Augment, Batches, load
+from localprop.data import Augment, Batches, Images, load
 from localprop.data.arrays import measure_normalization
 from localprop.errors import BadInput
 from tests.helpers.images import load_images
@@ -243,3 +243,17 @@ def test_a_folder_by_its_name_alone_is_explained(
     for name in ("other", ""):
         with pytest.raises(BadInput, match=f"There is no data set '{name}': choose digits"):
             load(name)
+
+
+def test_a_part_of_the_test_data() -> None:
+    """Images with equal shares of the classes, and the first windows of a text."""
+    whole, part = load("digits"), load("digits", test_limit=20)
+    assert isinstance(part, Images)
+    assert isinstance(whole, Images)
+    assert part.test.labels.bincount().tolist() == [2] * 10
+    assert torch.equal(part.train.images, whole.train.images)
+    text: Any = load("text", context=16, test_limit=5)
+    assert len(text.test) == 5
+    assert torch.equal(text.test.tokens, cast(Any, load("text", context=16)).test.tokens[:81])
+    with pytest.raises(BadInput, match="The test_limit is 0 test samples"):
+        load("digits", test_limit=0)

@@ -14,7 +14,8 @@ from localprop.data.text import Text
 from localprop.errors import BadInput
 from localprop.training.build import prepare
 from localprop.training.config import Config
-from localprop.training.trainer import Score, score_test_split, train
+from localprop.training.scores import Score, score_test_split
+from localprop.training.trainer import train
 
 COUNTING = bytes(range(100))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from localprop.errors import BadInput, RunFailed
-from localprop.training.trainer import Score
+from localprop.training.scores import Score
 from tests.helpers.cli import run_command
 
 FLAGS = "--model mlp:8 --epochs 2 --limit 40 --batch-size 8 --rounds 2 --device cpu --seeds 2"
@@ -95,10 +95,14 @@ def test_an_early_end_keeps_the_finished_runs(
 def test_a_full_disk_ends_a_comparison_with_its_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise RunFailed("The disk is full.")
+    written: list[object] = []
 
-    monkeypatch.setattr("localprop.report.compare.write_text", refuse)
+    def fill(*_: object) -> None:
+        written.append(_)
+        if len(written) > 1:  # the costs have room, the first run has not
+            raise RunFailed("The disk is full.")
+
+    monkeypatch.setattr("localprop.report.comparison_directory.write_text", fill)
     words = [*COMMAND, "--out", str(tmp_path), "--methods", "greedy()"]
     code, _, err = run_command(capsys, *words)
     assert code == 1

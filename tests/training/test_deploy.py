@@ -19,7 +19,7 @@ from localprop.errors import BadInput
 from localprop.training.build import load_data
 from localprop.training.config import Config
 from localprop.training.deploy import load_run
-from localprop.training.trainer import evaluate
+from localprop.training.scores import evaluate
 from tests.helpers.cli import read_json, run_command
 
 # One worker trains the run.

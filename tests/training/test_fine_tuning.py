@@ -16,7 +16,7 @@ from localprop.cli import main as cli
 from localprop.errors import BadInput
 from localprop.training.build import build, load_data, prepare
 from localprop.training.config import Config
-from localprop.training.trainer import score_test_split
+from localprop.training.scores import score_test_split
 from tests.helpers.cli import (
     QUICK,
     read_epochs,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from typing import Any
 
 from localprop.cli.flags import (
     Subparsers,
     add_command,
     add_config,
+    add_config_file,
     add_flag,
     add_rounds,
     collect_fields,
 )
 from localprop.cli.output import print_figures
+from localprop.errors import RunStopped
 from localprop.report.tasks import TASKS
 
 
@@ -40,21 +44,41 @@ def add_parser(subparsers: Subparsers) -> None:
     add_flag(parser, "--seeds", "runs of each method", accepts=int, default=3)
     add_rounds(parser)
     parser.add_argument(
-        "--out", metavar="DIR", help="directory for compare.json, with all figures of all runs"
+        "--out",
+        metavar="DIR",
+        help="directory for compare.json, with all figures, and for the runs, as train keeps them; "
+        "the same command goes on with a comparison that was stopped",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the result in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the comparison in --out")
+    add_config_file(parser)
     add_config(parser, skip=("method", "recompute", "offload", "phases"))
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
+    try:
+        figures = _compare(args)
+    except (KeyboardInterrupt, RunStopped) as error:
+        if isinstance(error, RunStopped):
+            print(error, file=sys.stderr)
+        if args.out:
+            without = ", without --overwrite," if args.overwrite else ""
+            line = f"The runs so far are in {args.out}: the same command{without} goes on."
+            print(line, file=sys.stderr)
+        raise
+    print_figures(args, figures)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from localprop import commands
     from localprop.cli.progress import print_line, print_note, show_runs
 
-    figures = commands.compare(
+    return commands.compare(
         args.methods,
         task=args.task,
+        config=args.config,
         seeds=args.seeds,
         rounds=args.rounds,
         out=args.out,
@@ -64,5 +88,3 @@ def run(args: argparse.Namespace) -> int:
         on_note=print_note,
         **collect_fields(args),
     )
-    print_figures(args, figures)
-    return 0

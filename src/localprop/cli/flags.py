@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from inspect import cleandoc
 from typing import Any, TypeAlias, get_args
 
@@ -23,7 +24,37 @@ def add_command(subparsers: Subparsers, name: str, purpose: str) -> argparse.Arg
     description = f"{purpose[0].upper()}{purpose[1:]}."
     parser = subparsers.add_parser(name, help=purpose, description=description, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(parser=parser)
     return parser
+
+
+def refuse_unknown(args: argparse.Namespace, words: Sequence[str]) -> None:
+    """End with the usage of the command and close flags, if there are words that it does not know.
+
+    Raises:
+        SystemExit: with 2.
+    """
+    if not words:
+        return
+    parser: argparse.ArgumentParser = args.parser
+    known = re.findall(r"--[\w-]+", parser.format_usage())
+    hints = []
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and (close := get_close_matches(flag, known, n=1)):
+            hints.append(f"instead of {flag}, did you mean {close[0]}?")
+    parser.error("; ".join([f"unrecognized arguments: {' '.join(words)}", *hints]))
+
+
+def add_config_file(parser: argparse.ArgumentParser) -> None:
+    """Declare the flag --config."""
+    add_flag(
+        parser,
+        "--config",
+        "fields of the run from a .toml file, or from the config.json of a run, which repeats it; "
+        "flags win over the file",
+        metavar="FILE",
+    )
 
 
 def add_flag(

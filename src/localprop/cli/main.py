@@ -18,16 +18,20 @@ from localprop.cli import (
     export,
     plan,
     recipes,
+    report,
     show,
     simulate,
     train,
 )
+from localprop.cli.flags import refuse_unknown
 from localprop.errors import BadInput, RunFailed, RunStopped, StepFailed
 from localprop.ranks.launch import get_rank, get_world_size
 
 # In the order of the help. Each has `add_parser`, which declares its flags, and `run`, which runs
 # it and returns the exit code.
-_COMMANDS = (compare, train, evaluate, export, show, check, plan, recipes, simulate, bench)
+_COMMANDS = (
+    compare, report, train, evaluate, export, show, check, plan, recipes, simulate, bench,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +81,8 @@ def _run_command(argv: Sequence[str] | None) -> int:
     # the end of the path, a file there cannot stand in for a module that is installed.
     if not {"", os.getcwd()} & {*sys.path}:
         sys.path.append("")
-    args = _build_parser().parse_args(argv)
+    args, unknown = _build_parser().parse_known_args(argv)
+    refuse_unknown(args, unknown)
     if get_world_size() > 1 and args.run is not train.run:
         raise BadInput(
             "Only train runs on several ranks: start the other commands without torchrun."

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable
 from typing import Any
+
+from localprop.cli.fit import fit
 
 
 def print_figures(args: argparse.Namespace, figures: dict[str, Any]) -> None:
@@ -14,7 +17,7 @@ def print_figures(args: argparse.Namespace, figures: dict[str, Any]) -> None:
     if args.json:
         print_json(figures)
     else:
-        print(table)
+        print(fit(table, sys.stdout))
 
 
 def format_notes(notes: Iterable[str]) -> str:

@@ -10,17 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from localprop.cli.fit import fit
 from localprop.cli.output import format_notes
 from localprop.data import is_text
 from localprop.ranks.launch import get_rank
 from localprop.report.compare import Progress
 from localprop.training.config import Config
-from localprop.training.trainer import EpochReport, OnEpoch, OnStep, Score
+from localprop.training.scores import Score
+from localprop.training.trainer import EpochReport, OnEpoch, OnStep
 
 
 def print_line(line: str) -> None:
-    """Print a line on stderr at once."""
-    print(line, file=sys.stderr, flush=True)
+    """Print lines on stderr at once."""
+    print(fit(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def print_note(note: str) -> None:

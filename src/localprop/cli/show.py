@@ -59,7 +59,7 @@ def describe_run(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     _, learner = prepare(config, load_dataset, on_note=notes.append)
     notes += learner.notes
     memory = learner.memory()
-    provenance = [experiments.find(name).provenance()] if name else []
+    provenance = [experiments.find(name).provenance(given)] if name else []
     texts = [*provenance, learner.explain(), format_notes(notes)]
     return {
         **experiments.recipe_info(name, given),

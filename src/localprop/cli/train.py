@@ -8,7 +8,14 @@ import sys
 from typing import Any
 
 from localprop import experiments
-from localprop.cli.flags import Subparsers, add_command, add_config, add_flag, collect_fields
+from localprop.cli.flags import (
+    Subparsers,
+    add_command,
+    add_config,
+    add_config_file,
+    add_flag,
+    collect_fields,
+)
 from localprop.cli.output import print_json
 from localprop.cli.recipe_argument import add_recipe, format_published
 from localprop.errors import RunStopped
@@ -28,6 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "a plan.json of `localprop plan --out`, whose best way is taken; flags may not contradict",
         metavar="FILE",
     )
+    add_config_file(parser)
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume", action="store_true", help="continue the run in --out, with its config"
@@ -74,6 +82,7 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     return commands.train(
         args.recipe,
         plan=args.plan,
+        config=args.config,
         out=args.out,
         resume=args.resume,
         overwrite=args.overwrite,

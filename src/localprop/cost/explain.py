@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 
 from localprop.cost.alive import ActionReading, ValueReading
 from localprop.cost.memory import MemoryReading
 from localprop.engine.engine import Engine
+from localprop.methods.names import format_method
+from localprop.rule.rule import Rule
 from localprop.schedule.schedule import Action, Op
 from localprop.schedule.wiring import Wiring
 
@@ -16,6 +19,24 @@ _MIB = 2**20
 _HEADINGS = ("module", "segments", "layers", "output", "parameters", "head", "context", "peak MiB")
 _LARGEST = 5  # values that are named
 _TEXT_COLUMNS = 4  # the first columns hold text, the others numbers
+
+
+def describe_briefly(engine: Engine, model: nn.Module, rule: Rule) -> str:
+    """What a learner is, in one line: its model, rule, modules and parameters.
+
+    Example:
+        >>> describe_briefly(learner.engine, learner.model, learner.rule)
+        'Learner(..., Rule(), modules=..., parameters=...'
+    """
+    wiring = engine.wiring
+    added = {"heads": wiring.heads, "contexts": wiring.encoders}
+    counts = {name: _count_parameters(module) for name, module in added.items()}
+    parameters = f"{_count_parameters(model):,}" + "".join(
+        f" + {count:,} of {name}" for name, count in counts.items() if count
+    )
+    method = format_method(replace(rule, reference=""))
+    modules = len(wiring.table.sizes)
+    return f"Learner({type(model).__name__}, {method}, modules={modules}, parameters={parameters})"
 
 
 def explain(engine: Engine, reading: MemoryReading) -> str:

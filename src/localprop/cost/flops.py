@@ -11,6 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from localprop.cost.fake_engine import faked
 from localprop.engine.engine import Engine
+from localprop.schedule.schedule import Action
 from localprop.tasks.batch import Batch
 
 
@@ -61,3 +62,23 @@ def count_flops(engine: Engine, optimizers: Iterable[Optimizer], batch: Batch) -
         fake.step()
     total: int = counter.total
     return total
+
+
+def count_flops_by_action(
+    engine: Engine, optimizers: Iterable[Optimizer], batch: Batch
+) -> dict[Action, int]:
+    """Count the operations of each action of a step; they add up to those of `count_flops`.
+
+    Args:
+        engine: as for `count_flops`.
+        optimizers: likewise.
+        batch: likewise.
+    """
+    found: dict[Action, int] = {}
+    starts: list[tuple[Action, int]] = []
+    with faked(engine, optimizers, batch) as fake, FlopCounter() as counter:
+        fake.step(lambda action: starts.append((action, counter.total)))
+        ends = [*(start for _, start in starts[1:]), counter.total]
+    for (action, start), end in zip(starts, ends, strict=True):
+        found[action] = end - start
+    return found

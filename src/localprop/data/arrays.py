@@ -40,6 +40,10 @@ class Split:
         """Select the samples at `indices` (M,), in their order."""
         return Split(self.images[indices], self.labels[indices])
 
+    def take(self, count: int) -> "Split":
+        """Keep at most so many samples, with equal shares of the classes."""
+        return self.select(select_per_class(self.labels, count))
+
     def to(self, device: torch.device) -> "Split":
         """Move the samples to the memory of a device."""
         return Split(self.images.to(device), self.labels.to(device))
@@ -218,7 +222,7 @@ def build_images(
     kept, held_out = hold_out(train.labels, validation)
     training = train.select(kept)
     if limit is not None:
-        training = training.select(select_per_class(training.labels, limit))
+        training = training.take(limit)
     mean, std = normalization or measure_normalization(training.images)
     return Images(name, training, train.select(held_out), test, classes, augment, mean, std)
 

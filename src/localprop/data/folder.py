@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from localprop.data.arrays import hold_out, select_per_class, to_float
+from localprop.data.arrays import hold_out, to_float
 from localprop.data.augment import Augment, cut_out, find_cutout_problems
 from localprop.data.dataset import SPLITS, Normalization, hash_all, make_generator
 from localprop.data.image_files import ImageFiles, find_image_files
@@ -314,7 +314,7 @@ def load_folder(
     kept, held_out = hold_out(train.labels, validation)
     training = train.select(kept)
     if limit is not None:
-        training = training.select(select_per_class(training.labels, limit))
+        training = training.take(limit)
     return Folder(
         name=path.name,
         train=training,

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from localprop.data.arrays import select_per_class
 from localprop.errors import check
 
 # The endings of names that torchvision's ImageFolder reads.
@@ -49,6 +50,10 @@ class ImageFiles:
     def select(self, indices: Tensor) -> ImageFiles:
         """Select the samples at `indices` (M,), in their order."""
         return ImageFiles(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
+
+    def take(self, count: int) -> ImageFiles:
+        """Keep at most so many samples, with equal shares of the classes."""
+        return self.select(select_per_class(self.labels, count))
 
 
 def find_image_files(path: Path) -> tuple[ImageFiles, ImageFiles, tuple[str, ...], tuple[str, ...]]:

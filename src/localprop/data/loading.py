@@ -25,6 +25,7 @@ class LoadingOptions:
         download: download missing files to `root`.
         limit: keep at most this many training images (or windows of text): the first images of each
             class, with equal shares.
+        test_limit: keep at most this many test images, chosen in the same way, or windows of text.
         augment: "none", or words with commas between them: "crop" (after padding), "flip",
             "cutout", "random_resized_crop" (instead of "crop", for folders of images only). None
             means the data set's usual augmentation, which is none for `.npz`.
@@ -51,6 +52,7 @@ class LoadingOptions:
     root: str | Path | None = None
     download: bool = False
     limit: int | None = None
+    test_limit: int | None = None
     augment: str | None = None
     padding: str | None = None
     crop_pad: int | None = None
@@ -70,6 +72,7 @@ class LoadingOptions:
     def find_problems(self, name: str) -> list[str]:
         """Check the options for a data set of this name. One sentence per problem."""
         problems = _find_small_values("limit", self.limit, "training samples")
+        problems += _find_small_values("test_limit", self.test_limit, "test samples")
         problems += self._find_augment_problems(name) + self._find_normalization_problems(name)
         if not 0 <= self.validation < 1:
             problems.append(

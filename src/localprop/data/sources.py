@@ -69,6 +69,14 @@ def load(name_or_path: str | Path, **options: Any) -> Dataset:
     """
     name, chosen = str(name_or_path), LoadingOptions(**options)
     check([*find_name_problems(name, chosen), *chosen.find_problems(name)])
+    dataset: Any = _load_whole(name, chosen)
+    if chosen.test_limit is not None:
+        dataset = replace(dataset, test=dataset.test.take(chosen.test_limit))
+    found: Dataset = dataset
+    return found
+
+
+def _load_whole(name: str, chosen: LoadingOptions) -> Dataset:
     if is_text(name):
         path = name if name == "text" else chosen.resolve_path(name)
         return load_text(path, context=chosen.context, limit=chosen.limit)

@@ -1,7 +1,7 @@
 """Text as bytes, cut into windows, for training language models."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +36,11 @@ class TokenWindows:
         # Shifted windows leave room for the largest offset (T - 1) and the last target.
         spare = self.context if self.shifted else 1
         return max(0, (len(self.tokens) - spare) // self.context)
+
+    def take(self, count: int) -> "TokenWindows":
+        """Keep at most so many windows, the first ones."""
+        spare = self.context if self.shifted else 1
+        return replace(self, tokens=self.tokens[: count * self.context + spare])
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,10 +177,9 @@ def _split_windows(content: bytes, context: int, limit: int | None) -> dict[str,
     if count:
         tokens = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     train, validation, test = tokens.tensor_split((count * 8 // 10, count * 9 // 10))
-    if limit is not None:
-        train = train[: (limit + 1) * context]  # One window more leaves room for the offset.
+    training = TokenWindows(train, context, shifted=True)
     return {
-        "train": TokenWindows(train, context, shifted=True),
+        "train": training if limit is None else training.take(limit),
         "validation": TokenWindows(validation, context),
         "test": TokenWindows(test, context),
     }

@@ -34,6 +34,7 @@ from localprop.experiments import (
     windows,
 )
 from localprop.experiments.recipe import Recipe
+from localprop.training.config import Config
 
 __all__ = ["Recipe", "fields_of", "find", "names", "recipe_info"]
 
@@ -110,9 +111,34 @@ def fields_of(
         >>> fields_of("transformer_text_solo_k2", {"epochs": 2})["epochs"]
         2
     """
-    if not name:
-        return dict(given)
-    recipe = find(name)
+    return _override(find(name), given, report) if name else dict(given)
+
+
+def override(
+    values: Mapping[str, Any],
+    given: Mapping[str, Any],
+    report: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Fields of a run that exists, some of them replaced.
+
+    As with a recipe, a given field drops what excludes it, and a smaller number of epochs changes
+    what no longer fits.
+
+    Args:
+        values: fields of `Config`, for instance those of a config.json.
+        given: fields that replace them.
+        report: called with a sentence for each value that changed.
+
+    Example:
+        >>> override({"modules": 4, "lr": 0.1}, {"cuts": (1, 3)})
+        {'lr': 0.1, 'cuts': (1, 3)}
+    """
+    return _override(Recipe("", Config(**values), ""), given, report)
+
+
+def _override(
+    recipe: Recipe, given: Mapping[str, Any], report: Callable[[str], object]
+) -> dict[str, Any]:
     for field, value in recipe.scaled_to_epochs(given).items():
         before = getattr(recipe.config, field)
         report(

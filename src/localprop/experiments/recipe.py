@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from textwrap import fill
+from types import MappingProxyType
 from typing import Any
 
 from localprop.training.config import MAY_DIFFER, Config
@@ -146,8 +147,11 @@ class Recipe:
         names = [field.name for field in fields(Config) if field.name not in MAY_DIFFER]
         return [name for name in names if getattr(run, name) != getattr(self.config, name)]
 
-    def provenance(self) -> str:
+    def provenance(self, overrides: Mapping[str, Any] = MappingProxyType({})) -> str:
         """The recipe as text: its run, the paper, the published figure, notes and readings.
+
+        Args:
+            overrides: fields that the run replaces.
 
         Example:
             >>> print(Recipe("wide", Config(lr=0.8), "Nobody 2020").provenance())
@@ -156,7 +160,8 @@ class Recipe:
             paper      Nobody 2020
             published  no figure to compare this run with
         """
-        run = " ".join(f"{name}={value!r}" for name, value in self.non_defaults().items())
+        values = self.with_overrides(overrides)
+        run = " ".join(f"{name}={value!r}" for name, value in values.items())
         published = self.claimed or "no figure to compare this run with"
         rows = {"recipe": self.name, "run": run, "paper": self.paper, "published": published}
         rows |= {"notes": self.notes, "readings": self.readings}
@@ -166,7 +171,7 @@ class Recipe:
 def _format_row(label: str, text: str) -> str:
     indent = " " * 11
     label = f"{label:9}  "
-    return fill(text, 120, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False)
+    return fill(text, 100, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def join_notes(*notes: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import torch
 from localprop.cost.baselines import PlainLoop
 from localprop.data import Batches, Dataset
 from localprop.errors import (
-    BadInput,
     RunFailed,
     StepFailed,
     as_run_failure,
@@ -24,6 +21,7 @@ from localprop.errors import (
 )
 from localprop.learner import Learner
 from localprop.report.comparison import Comparison, Outcome, format_comparison, make_row
+from localprop.report.comparison_directory import ComparisonDirectory
 from localprop.report.costs import BaselineCosts, MethodCosts, measure_costs
 from localprop.report.method_notes import find_method_notes
 from localprop.report.method_spec import (
@@ -36,19 +34,18 @@ from localprop.report.value_checks import find_range_problems
 from localprop.tasks.batch import Batch
 from localprop.training.build import OnNote, build, load_data
 from localprop.training.config import Config
-from localprop.training.directory_lock import DirectoryLock
 from localprop.training.environment import describe_environment
+from localprop.training.kept_run import finish_run
 from localprop.training.optimizers import make_optimizer_factory
+from localprop.training.run import ShowProgress as ShowEpochs
+from localprop.training.scores import Score
 from localprop.training.tf32 import TF32_NOTE, use_tf32
-from localprop.training.trainer import Score, score_test_split, train
-from localprop.writing.files import clear_leftovers, to_json, write_text
+from localprop.training.trainer import OnEpoch, OnStep
 
 # Called with what is running, and with the number of epochs finished since the last call.
 Progress = Callable[[str, int], object]
 # Takes the number of epochs of all runs.
 ShowProgress = Callable[[int], AbstractContextManager[Progress]]
-
-_RESULT_FILE = "compare.json"
 
 
 @contextmanager
@@ -67,12 +64,14 @@ def compare(
     *,
     seeds: int = 3,
     rounds: int = 15,
+    directory: ComparisonDirectory | None = None,
     progress: Progress = lambda what, epochs: None,
-    keep: Callable[[Comparison], object] = lambda comparison: None,
+    keep: Callable[[Comparison, Mapping[str, MethodCosts]], object] = lambda figures, costs: None,
 ) -> Comparison:
     """Measure a step of each method, and train each method with every seed.
 
-    A failed run does not stop the others.
+    Runs with one seed are pairs: their networks begin with the same weights, and see the same
+    batches. A failed run does not stop the others.
 
     Args:
         config: what all runs share. Each method replaces its `method` and the options
@@ -82,29 +81,36 @@ def compare(
         specs: the methods; see `filter_methods`.
         seeds: runs of each method; the first has the seed `config.seed`.
         rounds: interleaved rounds of the timing.
+        directory: where each run is kept, and what is there already is taken from.
         progress: called with what is running.
-        keep: called with the figures so far after each run.
+        keep: called with the figures so far and the costs of all methods, after the measurements
+            and after each run.
 
     Raises:
         BadInput: if a method cannot be trained with this network or data set.
         RunFailed: if the measurements before the first run fail, for example out of memory.
     """
     configs = {spec.label: _make_method_config(config, spec) for spec in specs}
-    progress("measuring memory and time per step", 0)
+    before = directory.read_costs(configs) if directory else None
+    if before is None:
+        progress("measuring memory and time per step", 0)
     with as_run_failure(), use_tf32(config.tf32):
-        baseline, costs = _measure_costs(config, configs, dataset, rounds)
+        baseline, costs = before or _measure_costs(config, configs, dataset, rounds)
     all_seeds = tuple(range(config.seed, config.seed + seeds))
     comparison = Comparison(baseline, (), config, all_seeds, runs_left=len(configs) * seeds)
+    if before is None:
+        keep(comparison, costs)
     for label, method_config in configs.items():
         finished_rows, outcomes = comparison.rows, list[Outcome]()
         for number, seed in enumerate(all_seeds, start=1):
             run = f"{label}, seed {number} of {seeds}"
             run_config = replace(method_config, seed=seed)
-            outcomes.append(_run_one_seed(run, run_config, dataset, progress))
+            folder = directory.folder_of(label, seed) if directory else None
+            outcomes.append(_run_one_seed(run, run_config, dataset, folder, progress))
             row = make_row(label, outcomes, costs[label], baseline)
             rows, left = (*finished_rows, row), comparison.runs_left - 1
             comparison = replace(comparison, rows=rows, runs_left=left)
-            keep(comparison)
+            keep(comparison, costs)
     return comparison
 
 
@@ -136,19 +142,28 @@ def _make_method_config(config: Config, spec: MethodSpec) -> Config:
     return replace(config, method=spec.method, **spec.options)
 
 
-def _run_one_seed(run: str, config: Config, dataset: Dataset, progress: Progress) -> Outcome:
+def _run_one_seed(
+    run: str, config: Config, dataset: Dataset, folder: Path | None, progress: Progress
+) -> Outcome:
     progress(run, 0)
+
+    @contextmanager
+    def show_epochs(config: Config, done: int) -> Iterator[tuple[OnEpoch, OnStep | None]]:
+        progress(run, done)
+        yield lambda report: progress(run, 1), None
+
     try:
         with as_run_failure():
-            return _train_and_score(config, dataset, partial(progress, run, 1))
+            return _train_and_score(config, dataset, folder, show_epochs)
     except (StepFailed, RunFailed) as error:
         return f"{run}: {error}"
 
 
-def _train_and_score(config: Config, dataset: Dataset, on_epoch: Callable[[], object]) -> Score:
-    learner = build(config, dataset)
-    train(learner, dataset, config, on_epoch=lambda report: on_epoch())
-    return score_test_split(learner, dataset, config)
+def _train_and_score(
+    config: Config, dataset: Dataset, folder: Path | None, show_epochs: ShowEpochs
+) -> Score:
+    summary = finish_run(config, dataset, folder, show_epochs)
+    return Score(summary["test_accuracy"], summary["test_loss"])
 
 
 def _measure_costs(
@@ -195,15 +210,17 @@ def run_compare(
     report: Callable[[str], object] = print,
     on_note: Callable[[str], object] = lambda note: None,
 ) -> dict[str, Any]:
-    """Compare methods, and save the figures so far after each run.
+    """Compare methods, and keep each run and the figures so far.
+
+    With the files that a comparison which was stopped has left in `out`, it goes on.
 
     Args:
         config: what all runs share.
         methods: expressions.
         seeds: runs of each method.
         rounds: interleaved rounds of the timing.
-        out: directory for the figures, or None.
-        overwrite: whether to replace figures in that directory.
+        out: directory for the figures and the runs, or None.
+        overwrite: whether to replace the comparison in that directory.
         strict: whether a method that this network or data set does not support is bad input. If
             not, it is left out and named under the table.
         show_progress: takes the number of epochs of all runs, and yields a `Progress`.
@@ -217,38 +234,53 @@ def run_compare(
     Raises:
         BadInput: all problems with values, data, methods and directory.
         RunFailed: if a run failed, after all others have finished; or if a file cannot be written.
+        RunStopped: the process got SIGTERM or SIGHUP, and the run in progress is saved.
     """
-    file = None if out is None else Path(os.path.expanduser(out)) / _RESULT_FILE
+    directory = None if out is None else ComparisonDirectory(out, overwrite=overwrite)
     problems = _find_value_problems(config, seeds, rounds)
-    problems += _find_output_problems(file, overwrite) if file else []
     notes: list[str] = []
-    dataset, specs = _load_and_check(config, methods, problems, notes.append)
+    specs = parse_and_check_methods(methods, problems)
+    if directory:
+        problems += directory.find_problems(spec.label for spec in specs)
+    dataset = _load_and_check(config, problems, notes.append)
     built, left_out = filter_methods(config, dataset, specs)
     check(left_out if strict else [])
-    if file:
-        _make_folder(file.parent)
     notes += [*dataset.notes, *[TF32_NOTE] * config.tf32, *find_method_notes(built)]
     specs = [spec for spec, _ in built]
     del built  # the learners would count as memory of what is measured later
-    for note in notes:
-        on_note(note)
+    about = {
+        "config": config.as_json(),
+        "methods": {spec.label: spec.expression for spec in specs},
+        "seeds": [*range(config.seed, config.seed + seeds)],
+        "data": dataset.fingerprint(),
+    }
     figures: dict[str, Any] = {}
-    shared = {"left_out": left_out, "notes": notes, "environment": describe_environment()}
+    shared = {**about, "left_out": left_out, "notes": notes, "environment": describe_environment()}
 
-    def keep(comparison: Comparison) -> None:
-        lines = [format_comparison(comparison), *(f"Left out: {line}" for line in left_out)]
-        result = {**comparison.as_json(), **shared}
-        figures.update(result, table="\n".join(lines))
-        if file:
-            write_text(file, to_json(result))
+    def keep(comparison: Comparison, costs: Mapping[str, MethodCosts]) -> None:
+        measured = {"costs": {label: asdict(each) for label, each in costs.items()}}
+        result = {**comparison.as_json(), **shared, **measured}
+        if comparison.rows:
+            lines = [format_comparison(comparison), *(f"Left out: {line}" for line in left_out)]
+            figures.update(result, table="\n".join(lines))
+        if directory:
+            directory.save(result)
 
-    lock = DirectoryLock()
     try:
-        if file:
-            _claim_folder(file.parent, lock)
+        if directory:
+            directory.claim(about)
+        for note in notes:
+            on_note(note)
         with show_progress(len(specs) * seeds * config.epochs) as progress:
             comparison = compare(
-                config, dataset, specs, seeds=seeds, rounds=rounds, progress=progress, keep=keep
+                config,
+                dataset,
+                specs,
+                seeds=seeds,
+                rounds=rounds,
+                directory=directory,
+                progress=progress,
+                keep=keep,
             )
         _check_all_succeeded(comparison)
     except BaseException:  # also on Ctrl-C: finished runs may have taken hours
@@ -256,7 +288,8 @@ def run_compare(
             report(figures["table"])
         raise
     finally:
-        lock.release()
+        if directory:
+            directory.release()
     return figures
 
 
@@ -270,15 +303,6 @@ def _check_all_succeeded(comparison: Comparison) -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"{folder} cannot be created ({error.strerror}): choose another --out."
-        ) from error
-
-
 def _find_value_problems(config: Config, seeds: int, rounds: int) -> list[str]:
     problems = [*find_range_problems(seeds=(seeds, 1), rounds=(rounds, 2)), *config.find_problems()]
     # Seeds are signed 64-bit integers.
@@ -289,22 +313,8 @@ def _find_value_problems(config: Config, seeds: int, rounds: int) -> list[str]:
     return problems
 
 
-def _claim_folder(folder: Path, lock: DirectoryLock) -> None:
-    """Keep other processes out, and clear what killed ones have left."""
-    try:
-        lock.take(folder)
-        clear_leftovers(folder)
-    except OSError as error:
-        raise BadInput(
-            f"{folder} cannot be changed ({error.strerror}): choose another --out."
-        ) from error
-
-
-def _load_and_check(
-    config: Config, methods: Methods, problems: list[str], on_note: OnNote
-) -> tuple[Dataset, list[MethodSpec]]:
-    """Load the data and parse the methods; raise BadInput for `problems` and all new ones."""
-    specs = parse_and_check_methods(methods, problems)
+def _load_and_check(config: Config, problems: list[str], on_note: OnNote) -> Dataset:
+    """Load the data; raise BadInput for `problems` and all new ones."""
     with collect_problems(problems):
         dataset = load_data(config.with_valid_defaults())
         # Every method shares the problems of end-to-end training. Reported here, they appear once
@@ -312,14 +322,4 @@ def _load_and_check(
         with collect_problems(problems):
             build(replace(config, method="end_to_end()"), dataset, on_note=on_note)
     check(dict.fromkeys(problems))
-    return dataset, specs
-
-
-def _find_output_problems(file: Path, overwrite: bool) -> list[str]:
-    parents = (file.parent, *file.parent.absolute().parents)
-    existing = next(parent for parent in parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return [f"{existing} is not a writable directory: choose another --out."]
-    if file.exists() and not overwrite:
-        return [f"{file} exists already: choose another --out, or add --overwrite."]
-    return []
+    return dataset

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from localprop.data import is_text
 from localprop.report.costs import BaselineCosts, MethodCosts
+from localprop.report.paired import Difference, compare_pairs
 from localprop.training.config import Config
-from localprop.training.trainer import Score
+from localprop.training.scores import Score
 from localprop.writing.tables import MIB, format_table
 
 # The result of a run: its score, or one sentence that says why it failed.
@@ -92,11 +93,50 @@ class Comparison:
         """The figures as plain data."""
         return {
             "baseline": asdict(self.baseline),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [
+                {**asdict(row), "gap": None if gap is None else asdict(gap)}
+                for row, gap in zip(self.rows, self.find_gaps(), strict=True)
+            ],
             "config": self.config.as_json(),
             "seeds": list(self.seeds),
             "runs_left": self.runs_left,
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Comparison:
+        """Read what `as_json` has made, also before it had losses and gaps."""
+        older = {"loss_mean": None, "loss_std": None, "losses": (), "failures": ()}
+        known = [field.name for field in fields(ComparisonRow)]
+        rows = tuple(
+            ComparisonRow(**{**older, **{key: row[key] for key in known if key in row}})
+            for row in values["rows"]
+        )
+        return cls(
+            BaselineCosts(**values["baseline"]),
+            rows,
+            Config(**values["config"]),
+            tuple(values["seeds"]),
+            values.get("runs_left", 0),
+        )
+
+    @property
+    def is_of_text(self) -> bool:
+        """Whether bits per byte count, and not accuracies."""
+        return is_text(self.config.data)
+
+    def find_gaps(self) -> list[Difference | None]:
+        """The difference of each row from the first, seed by seed; None for the first itself.
+
+        In points of accuracy; of text in bits per byte, where less is better.
+        """
+        figures = [
+            [_convert_to_bits(loss) for loss in row.losses] if self.is_of_text else row.accuracies
+            for row in self.rows
+        ]
+        return [
+            compare_pairs(own, figures[0], larger_is_better=not self.is_of_text) if number else None
+            for number, own in enumerate(figures)
+        ]
 
 
 def make_row(
@@ -138,18 +178,12 @@ def _find_mean_and_std(values: Sequence[float | None]) -> tuple[float | None, fl
 
 # --- the table ------------------------------------------------------------------------------------
 
-_IMAGE_COLUMNS = ("accuracy %", "gap")
-_TEXT_COLUMNS = ("bits/byte", "gap", "next byte %")
 _COST_COLUMNS = ("peak MiB", "peak", "step time", "FLOPs", "heads", "context")
 
 
 def format_comparison(comparison: Comparison) -> str:
     """Format the table of `localprop compare`, its legend, and failed or unfinished runs."""
-    text = is_text(comparison.config.data)
-    header = ["method", "modules", *(_TEXT_COLUMNS if text else _IMAGE_COLUMNS), *_COST_COLUMNS]
-    seeds = len(comparison.seeds)
-    rows = [_format_cells(row, comparison.rows[0], text, seeds) for row in comparison.rows]
-    lines = [format_table(header, rows), "", *_format_legend(comparison, text)]
+    lines = [format_table(*make_cells(comparison)), "", *_format_legend(comparison)]
     for row in comparison.rows:
         lines += [f"Failed: {failure}" for failure in row.failures]
     if comparison.runs_left:
@@ -159,20 +193,38 @@ def format_comparison(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _format_legend(comparison: Comparison, text: bool) -> list[str]:
+def make_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Make the header and the rows of the table, as texts."""
+    seeds = len(comparison.seeds)
+    gap = "gap (95 %)" if seeds > 1 else "gap"
+    columns = ["bits/byte", gap, "next byte %"] if comparison.is_of_text else ["accuracy %", gap]
+    rows = [
+        _format_cells(row, gap, comparison.is_of_text, seeds)
+        for row, gap in zip(comparison.rows, comparison.find_gaps(), strict=True)
+    ]
+    return ["method", "modules", *columns, *_COST_COLUMNS], rows
+
+
+def _format_legend(comparison: Comparison) -> list[str]:
     config, baseline, seeds = comparison.config, comparison.baseline, len(comparison.seeds)
-    if text:
+    if comparison.is_of_text:
         figures = (
             "next byte: fraction of bytes predicted correctly; "
             "bits/byte: cross-entropy on the test text after the last epoch"
         )
     else:
         figures = "accuracy: on the test images after the last epoch"
-    spread = f"mean +- standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    gap = "difference from the first row" + ("" if text else ", in points")
+    spread, interval = "one seed", ""
+    if seeds > 1:
+        spread = f"mean +- standard deviation of {seeds} seeds"
+        interval = (
+            ", with the 95 % interval of the mean difference of equal seeds (paired t), and better "
+            "or worse where that leaves zero out"
+        )
+    points = "" if comparison.is_of_text else ", in points"
     return [
         f"{config.model} on {config.data}, {config.epochs} epochs, batch {config.batch_size}. "
-        f"{figures}, {spread}; gap: {gap}.",
+        f"{figures}, {spread}; gap: difference from the first row{points}{interval}.",
         "peak: measured bytes of a training step, and their ratio to the plain PyTorch loop's "
         f"({baseline.peak_bytes / MIB:.1f} MiB); step time, FLOPs: ratios to that loop's "
         f"({1000 * baseline.step_seconds:.1f} ms), time with quartiles of interleaved rounds; "
@@ -181,12 +233,12 @@ def _format_legend(comparison: Comparison, text: bool) -> list[str]:
     ]
 
 
-def _format_cells(row: ComparisonRow, first: ComparisonRow, text: bool, seeds: int) -> list[str]:
+def _format_cells(row: ComparisonRow, gap: Difference | None, text: bool, seeds: int) -> list[str]:
     finished = len(row.accuracies)
     return [
         row.method if finished == seeds else f"{row.method}, {finished} of {seeds} seeds",
         str(row.modules),
-        *_format_scores(row, first, text, seeds),
+        *_format_scores(row, gap, text, seeds),
         f"{row.peak_bytes / MIB:.1f}",
         f"{100 * row.peak_ratio:.0f}%",
         f"{row.step_ratio:.2f} ({row.step_ratio_low:.2f}-{row.step_ratio_high:.2f})",
@@ -196,16 +248,29 @@ def _format_cells(row: ComparisonRow, first: ComparisonRow, text: bool, seeds: i
     ]
 
 
-def _format_scores(row: ComparisonRow, first: ComparisonRow, text: bool, seeds: int) -> list[str]:
+def _format_scores(row: ComparisonRow, gap: Difference | None, text: bool, seeds: int) -> list[str]:
     accuracy = _format_spread(row.accuracy_mean, row.accuracy_std, digits=2)
     if row.failures:
         accuracy = f"{len(row.failures)} of {seeds} failed"
     if not text:
-        return [accuracy, _format_gap(row.accuracy_mean, first.accuracy_mean, digits=2)]
-    mean, std, base = (
-        _convert_to_bits(loss) for loss in (row.loss_mean, row.loss_std, first.loss_mean)
-    )
-    return [_format_spread(mean, std, digits=3), _format_gap(mean, base, digits=3), accuracy]
+        return [accuracy, format_gap(gap, digits=2)]
+    mean, std = (_convert_to_bits(loss) for loss in (row.loss_mean, row.loss_std))
+    return [_format_spread(mean, std, digits=3), format_gap(gap, digits=3), accuracy]
+
+
+def format_gap(gap: Difference | None, *, digits: int) -> str:
+    """Format a difference, with its interval and what that says.
+
+    Example:
+        >>> format_gap(Difference(-3.0, -4.5, -1.5, "worse"), digits=1)
+        '-3.0 (-4.5..-1.5) worse'
+    """
+    if gap is None:
+        return "-"
+    mean = f"{gap.mean:+.{digits}f}"
+    if gap.low is None or gap.high is None or gap.low == gap.high == 0:
+        return mean
+    return f"{mean} ({gap.low:+.{digits}f}..{gap.high:+.{digits}f}) {gap.verdict}".rstrip()
 
 
 def _convert_to_bits(loss: float | None) -> float | None:
@@ -215,7 +280,3 @@ def _convert_to_bits(loss: float | None) -> float | None:
 def _format_spread(mean: float | None, std: float | None, *, digits: int) -> str:
     figures = [f"{figure:.{digits}f}" for figure in (mean, std) if figure is not None]
     return " +- ".join(figures) or "-"
-
-
-def _format_gap(mean: float | None, base: float | None, *, digits: int) -> str:
-    return "-" if mean is None or base is None else f"{mean - base:+.{digits}f}"

@@ -46,6 +46,22 @@ class MethodSpec:
         switches = {"recompute": self.recompute, "offload": self.offload, "fast": self.fast}
         return switches if self.precision is None else {**switches, "precision": self.precision}
 
+    @property
+    def expression(self) -> str:
+        """The method with its options, as `parse` reads it.
+
+        Example:
+            >>> MethodSpec("mine", "greedy()", recompute=2, fast=True).expression
+            'greedy() with recompute=2 with fast'
+        """
+        words = [format_method(self.method)]
+        words += [
+            f"with {name}" if value is True else f"with {name}={value}"
+            for name, value in self.options.items()
+            if value is not False
+        ]
+        return " ".join(words)
+
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
         """Parse `[LABEL: ]EXPRESSION`, with recompute, recompute=LAYERS, offload, fast, bf16 or

@@ -68,7 +68,7 @@ class Config:
         cuts: instead of modules, the number of the last layer of each module but the final one,
             from 0.
         epochs: passes over the training data; with the cosine schedule the last one has a learning
-            rate of 0.
+            rate of 0, unless it is the only one.
         batch_size: images, or windows of text, per batch.
         optimizer: sgd, adam or adamw.
         lr: the highest learning rate.
@@ -127,6 +127,7 @@ class Config:
         image_size: height and width of images from a folder, in pixels.
         workers: processes that read images from a folder.
         limit: the largest number of training images, or windows of text, to keep.
+        test_limit: the same of the test data, for a quick look.
         root: folder of the data sets; relative paths in `data` begin there.
         download: download data that is absent.
 
@@ -187,6 +188,7 @@ class Config:
     image_size: int = 224
     workers: int = 4
     limit: int | None = None
+    test_limit: int | None = None
     root: str | None = None
     download: bool = False
 
@@ -340,11 +342,6 @@ def _find_optimizer_problems(config: Config) -> Iterator[str]:
 
 
 def _find_schedule_problems(config: Config) -> Iterator[str]:
-    if config.lr_schedule == "cosine" and config.epochs == 1:
-        yield (
-            "epochs=1, but the last epoch of a cosine has a learning rate of 0: use 2 or more, or "
-            "lr_schedule=constant."
-        )
     if config.epochs >= 1 and not 0 <= config.warmup < config.epochs:
         yield (
             f"warmup_epochs={config.warmup}, but it must lie in 0..{config.epochs - 1} for "

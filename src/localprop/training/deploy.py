@@ -21,7 +21,7 @@ from localprop.training.build import build_phase_schedule, load_data, prepare
 from localprop.training.config import Config
 from localprop.training.exits import list_figures, score_exits
 from localprop.training.run_directory import RunDirectory
-from localprop.training.trainer import Score
+from localprop.training.scores import Score
 from localprop.user_code import describe_error
 from localprop.writing.files import write_bytes
 from localprop.writing.tables import format_table

@@ -12,7 +12,7 @@ from localprop.engine.early_exit import predict_exits
 from localprop.learner import Learner
 from localprop.network.modes import evaluation_mode
 from localprop.tasks.batch import Batch
-from localprop.training.trainer import Score, evaluate, evaluate_each
+from localprop.training.scores import Score, evaluate, evaluate_each
 
 
 def score_exits(learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[int, Score]:

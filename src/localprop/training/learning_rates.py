@@ -22,7 +22,7 @@ def lr_at(config: Config, epoch: int) -> float:
     With s = warmup_from, or lr / 10, the learning rate is
     b(e) (e - 1) / w + s (w + 1 - e) / w for e <= w, and b(e) afterwards. The last epoch of a cosine
     has 0, so that only the statistics of BatchNorm move. The first epoch of cosine_above_zero
-    has lr.
+    has lr. So has a single epoch of any schedule, which makes it a test of everything.
 
     Args:
         config: gives lr, lr_schedule, epochs and the warm-up.
@@ -44,6 +44,8 @@ def lr_at(config: Config, epoch: int) -> float:
 
 
 def _compute_scheduled_lr(config: Config, epoch: int) -> float:
+    if config.epochs == 1:
+        return config.lr
     if config.lr_schedule == "cosine_after_warmup":
         position = max(epoch - 1 - config.warmup, 0) / (config.epochs - config.warmup)
         share = 0.5 * (1 + math.cos(math.pi * position))

@@ -20,16 +20,9 @@ from localprop.training.config import MAY_DIFFER, Config
 from localprop.training.exits import list_figures, score_exits
 from localprop.training.phase_schedule import PhaseSchedule
 from localprop.training.run_directory import RunDirectory
+from localprop.training.scores import Score, check_finite
 from localprop.training.tf32 import TF32_NOTE
-from localprop.training.trainer import (
-    EpochReport,
-    OnEpoch,
-    OnStep,
-    Score,
-    TrainingStopped,
-    check_finite,
-    train,
-)
+from localprop.training.trainer import EpochReport, OnEpoch, OnStep, TrainingStopped, train
 
 LINGER_S = 3
 # What a scheduler of jobs sends before it ends one, and a terminal when it closes.

@@ -1,7 +1,7 @@
 """The directory of a run.
 
 config.json             the config
-env.json                versions, device, commit and command line
+env.json                versions, device, commit, command line and a hash of the data
 metrics.jsonl           a line for each epoch
 epoch-00007.safetensors the checkpoint after 7 epochs, one of the newest (`Checkpoints`)
 best.safetensors        the checkpoint with the highest validation accuracy
@@ -37,10 +37,10 @@ from localprop.training.loss_meter import PartialEpoch
 from localprop.training.trainer import EpochReport
 from localprop.writing.files import clear_leftovers, is_leftover, to_json, write_text
 
-_CONFIG = "config.json"
-_ENV = "env.json"
-_METRICS = "metrics.jsonl"
-_SUMMARY = "summary.json"
+CONFIG_FILE = "config.json"
+ENV_FILE = "env.json"
+METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
 _FAILURE = "failure.json"
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -115,7 +115,7 @@ class RunDirectory:
             raise BadInput(
                 f"{self.path} cannot be read ({error.strerror}): choose another directory."
             ) from error
-        if used and not (self.path / _CONFIG).is_file() and not self.has_checkpoint():
+        if used and not (self.path / CONFIG_FILE).is_file() and not self.has_checkpoint():
             raise BadInput(
                 f"{self.path} exists and is not the directory of a run: choose an empty one."
             )
@@ -129,7 +129,7 @@ class RunDirectory:
         """The files that a new run would have to respect."""
         begun = "localprop" in self._read_environment()
         for entry in self.path.iterdir():
-            if not is_leftover(entry.name) and not (entry.name == _ENV and begun):
+            if not is_leftover(entry.name) and not (entry.name == ENV_FILE and begun):
                 yield entry.name
 
     def start(
@@ -159,19 +159,19 @@ class RunDirectory:
         if not self.writes:
             return
         text = to_json(config.as_json())
-        environment = describe_environment()
-        environment |= {"launch": get_launch_id(), "recipe": {**recipe}, "config": _hash(text)}
+        about = {"recipe": {**recipe}, "data": {**data}, "config": _hash(text)}
+        environment = describe_environment() | {"launch": get_launch_id(), **about}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock()
             self.refuse_used(overwrite=overwrite)
             clear_leftovers(self.path)
-            side_files = [self.path / name for name in (_SUMMARY, _METRICS, _FAILURE)]
+            side_files = [self.path / name for name in (SUMMARY_FILE, METRICS_FILE, _FAILURE)]
             for path in (*self._checkpoints.list_all(), *side_files):
                 path.unlink(missing_ok=True)
-            write_text(self.path / _ENV, to_json(environment))
+            write_text(self.path / ENV_FILE, to_json(environment))
             # The last, and never removed: it marks the directory as that of a run.
-            write_text(self.path / _CONFIG, text)
+            write_text(self.path / CONFIG_FILE, text)
         except (OSError, RunFailed) as error:
             raise BadInput(
                 f"{self.path} cannot be written ({error}): choose another directory."
@@ -185,7 +185,7 @@ class RunDirectory:
         Raises:
             BadInput: there is no run, or config.json is damaged.
         """
-        file = self.path / _CONFIG
+        file = self.path / CONFIG_FILE
         try:
             values = json.loads(file.read_text("utf-8"))
         except OSError as error:
@@ -207,7 +207,7 @@ class RunDirectory:
         return Config(**values)
 
     def _describe_damage(self, reason: str) -> BadInput:
-        file = self.path / _CONFIG
+        file = self.path / CONFIG_FILE
         fix = "remove it, since the checkpoints have the config, too, and --resume"
         if not self.has_checkpoint():
             fix = "start a new run"
@@ -221,7 +221,7 @@ class RunDirectory:
         environment = self._read_environment()
         recipe = environment.get("recipe")
         try:
-            of_this_run = environment.get("config") == _hash((self.path / _CONFIG).read_text())
+            of_this_run = environment.get("config") == _hash((self.path / CONFIG_FILE).read_text())
         except (OSError, ValueError):
             of_this_run = False
         return recipe if of_this_run and isinstance(recipe, dict) else {}
@@ -233,7 +233,7 @@ class RunDirectory:
 
     def is_of_this_launch(self) -> bool:
         """Whether an earlier attempt of this torchrun launch has started the run."""
-        is_run = (self.path / _CONFIG).is_file()
+        is_run = (self.path / CONFIG_FILE).is_file()
         return is_run and self._read_environment().get("launch") == get_launch_id()
 
     def has_checkpoint(self) -> bool:
@@ -295,20 +295,20 @@ class RunDirectory:
             clear_leftovers(self.path)
             if self._restored is not None:
                 self._checkpoints.settle(self._restored, is_best=self._is_best())
-        if not (self.path / _CONFIG).is_file():
-            write_text(self.path / _CONFIG, to_json(self._about["config"]))
+        if not (self.path / CONFIG_FILE).is_file():
+            write_text(self.path / CONFIG_FILE, to_json(self._about["config"]))
         if not self._read_environment():
-            self.notes.append(f"{self.path / _ENV} is missing or damaged: it is written anew.")
-            environment = describe_environment() | {"recipe": self._about["recipe"]}
-            write_text(self.path / _ENV, to_json(environment))
-        expected = self._format_reports()
+            self.notes.append(f"{self.path / ENV_FILE} is missing or damaged: it is written anew.")
+            about = {name: self._about[name] for name in ("recipe", "data")}
+            write_text(self.path / ENV_FILE, to_json(describe_environment() | about))
+        expected, file = self._format_reports(), self.path / METRICS_FILE
         try:
-            whole = (self.path / _METRICS).read_text("utf-8").startswith(expected)
+            whole = file.read_text("utf-8").startswith(expected)
         except (OSError, ValueError):
             whole = not expected
         if not whole:
-            self.notes.append(f"{self.path / _METRICS} is missing or damaged: it is written anew.")
-            write_text(self.path / _METRICS, expected)
+            self.notes.append(f"{file} is missing or damaged: it is written anew.")
+            write_text(file, expected)
 
     # --- a run in progress ------------------------------------------------------------------------
 
@@ -326,7 +326,7 @@ class RunDirectory:
         self.reports.append(report)
         self.partial = None
         if self.writes:
-            write_text(self.path / _METRICS, self._format_reports())
+            write_text(self.path / METRICS_FILE, self._format_reports())
         self._save(learner, others, report.epoch)
 
     def save_partial(
@@ -370,7 +370,7 @@ class RunDirectory:
             RunFailed: the file cannot be written.
         """
         if self.writes:
-            write_text(self.path / _SUMMARY, to_json(summary))
+            write_text(self.path / SUMMARY_FILE, to_json(summary))
             # An earlier attempt, after which torchrun has restarted the ranks, may have left one.
             (self.path / _FAILURE).unlink(missing_ok=True)
 
@@ -390,7 +390,7 @@ class RunDirectory:
     def _read_environment(self) -> dict[str, Any]:
         """Read env.json; an empty dictionary if it is absent or damaged."""
         try:
-            values = json.loads((self.path / _ENV).read_text("utf-8"))
+            values = json.loads((self.path / ENV_FILE).read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
         return values if isinstance(values, dict) else {}

@@ -1,25 +1,24 @@
-"""Train for epochs: losses read at intervals, and scores of the network."""
+"""Train for epochs: losses read at intervals, and validation after each epoch."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from localprop.data import Batches, Dataset
 from localprop.errors import NotFinite, RunFailed
 from localprop.learner import Learner
 from localprop.training.build import build_phase_schedule
 from localprop.training.config import Config
+from localprop.training.exits import score_exits
 from localprop.training.learning_rates import lr_at
 from localprop.training.loss_meter import LossMeter, PartialEpoch
 from localprop.training.phase_schedule import PhaseSchedule
+from localprop.training.scores import Score, check_finite
 from localprop.training.tf32 import use_tf32
 
 __all__ = ["EpochReport"]
@@ -44,6 +43,10 @@ class EpochReport:
         validation_loss: the mean cross-entropy of the network, in nats per label; None without a
             validation split.
         skipped: batches that were left out, since their numbers were not finite.
+        exits: the modules whose heads predict labels, and the last one, the network itself; empty
+            without a validation split.
+        exit_accuracies: the validation accuracy at each of these exits.
+        exit_losses: the validation loss at each of them; None where it is not finite.
     """
 
     epoch: int
@@ -55,6 +58,9 @@ class EpochReport:
     peak_memory_bytes: int | None = None
     validation_loss: float | None = None
     skipped: int = 0
+    exits: tuple[int, ...] = ()
+    exit_accuracies: tuple[float, ...] = ()
+    exit_losses: tuple[float | None, ...] = ()
 
 
 class TrainingStopped(Exception):
@@ -69,28 +75,6 @@ class TrainingStopped(Exception):
         super().__init__(f"stopped after epoch {epoch}")
         self.epoch = epoch
         self.partial = partial
-
-
-class Score(NamedTuple):
-    """How well a network does on a split.
-
-    Attributes:
-        accuracy: the fraction of labels that it predicts correctly; of text, of next tokens.
-        loss: the mean cross-entropy, in nats per label.
-    """
-
-    accuracy: float
-    loss: float
-
-    @property
-    def bits(self) -> float:
-        """The mean cross-entropy in bits per label; of text, per byte.
-
-        Example:
-            >>> Score(0.5, math.log(2)).bits
-            1.0
-        """
-        return self.loss / math.log(2)
 
 
 # Called after each epoch.
@@ -159,15 +143,28 @@ def train(
             report = _train_epoch(active, batches, config, epoch, on_step, done, should_stop)
             partial = None
         if validation:
-            score = evaluate(active.predict, validation)
-            check_finite(score, f"after epoch {epoch}", config)
-            report = replace(report, validation_accuracy=score.accuracy, validation_loss=score.loss)
+            report = _add_validation(report, score_exits(active, validation), config)
         reports.append(report)
         if on_epoch:
             on_epoch(report)
         if epoch < config.epochs and should_stop():
             raise TrainingStopped(epoch, None)
     return reports
+
+
+def _add_validation(report: EpochReport, exits: Mapping[int, Score], config: Config) -> EpochReport:
+    """Add the scores of the network, the last exit, and of all exits."""
+    *_, score = exits.values()
+    check_finite(score, f"after epoch {report.epoch}", config)
+    losses = (each.loss if math.isfinite(each.loss) else None for each in exits.values())
+    return replace(
+        report,
+        validation_accuracy=score.accuracy,
+        validation_loss=score.loss,
+        exits=tuple(exits),
+        exit_accuracies=tuple(each.accuracy for each in exits.values()),
+        exit_losses=tuple(losses),
+    )
 
 
 def _make_training_batches(dataset: Dataset, config: Config, device: torch.device) -> Batches:
@@ -225,82 +222,6 @@ def _train_epoch(
     return EpochReport(
         epoch, lr, modules, (*means.values(),), None, seconds, peak, skipped=meter.skipped
     )
-
-
-# --- scores ---------------------------------------------------------------------------------------
-
-
-def score_test_split(learner: Learner, dataset: Dataset, config: Config) -> Score:
-    """Score the network on the test split. Call this once, after the last epoch.
-
-    Raises:
-        RunFailed: the loss is not finite.
-
-    Example:
-        >>> config = Config(model="mlp", epochs=2)
-        >>> dataset, learner = prepare(config)
-        >>> 0 <= score_test_split(learner, dataset, config).accuracy <= 1
-        True
-    """
-    batches = Batches(dataset, "test", config.batch_size, device=learner.device)
-    score = evaluate(learner.predict, batches)
-    check_finite(score, "on the test split", config)
-    return score
-
-
-@torch.no_grad()
-def evaluate(
-    predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
-) -> Score:
-    """Compute the accuracy and the mean cross-entropy of predictions.
-
-    Args:
-        predict: maps inputs (N, ...) to logits (N, classes) or (N, T, classes), as `predict` of a
-            learner does.
-        batches: inputs with labels (N,) or (N, T). Without any batch the score is (0, 0).
-
-    Example:
-        >>> evaluate(nn.Flatten(), [(torch.eye(3), torch.tensor([0, 1, 0]))]).accuracy
-        0.6666666666666666
-    """
-    (score,) = evaluate_each(lambda inputs: (predict(inputs),), batches) or [Score(0.0, 0.0)]
-    return score
-
-
-@torch.no_grad()
-def evaluate_each(
-    predict: Callable[[Tensor], Iterable[Tensor]], batches: Iterable[tuple[Tensor, Tensor]]
-) -> list[Score]:
-    """`evaluate` of several predictions of the same labels, which come together."""
-    correct: list[Tensor | int] = []
-    losses: list[list[Tensor]] = []  # on the device until the end; added in double precision
-    count = 0
-    for inputs, labels in batches:
-        for i, logits in enumerate(each.float() for each in predict(inputs)):
-            if i == len(correct):
-                correct.append(0)
-                losses.append([])
-            correct[i] = correct[i] + (logits.argmax(-1) == labels).sum()
-            flat = logits.flatten(0, -2), labels.flatten()
-            losses[i].append(functional.cross_entropy(*flat, reduction="sum"))
-        count += labels.numel()
-    return [
-        Score(int(c) / max(count, 1), sum(torch.stack(each).tolist()) / max(count, 1))
-        for c, each in zip(correct, losses, strict=True)
-    ]
-
-
-def check_finite(score: Score, where: str, config: Config) -> None:
-    """Refuse a score whose loss is not finite.
-
-    Raises:
-        RunFailed: it is not.
-    """
-    if not math.isfinite(score.loss):
-        raise RunFailed(
-            f"The network's loss is {score.loss} {where}: lower lr (now {config.lr}), or train "
-            "with clip_norm=1."
-        )
 
 
 # --- memory ---------------------------------------------------------------------------------------
