@@ -33,14 +33,14 @@ def fit_width(text: str, width: int) -> str:
         >>> print(fit_width("name  a text that is too long for this here terminal", 40))
         name  a text that is too long for this
               here terminal
-        >>> print(fit_width("| a | b |\\n|:--|--:|\\n| 1 | 2 |", 8))
-        | a |
-        |:--|
-        | 1 |
-        <BLANKLINE>
+        >>> print(fit_width("| a | b | c |\\n|:--|--:|--:|\\n| 1 | 2 | 3 |", 9))
         | a | b |
         |:--|--:|
         | 1 | 2 |
+        <BLANKLINE>
+        | a | c |
+        |:--|--:|
+        | 1 | 3 |
     """
     fitting: list[str] = []
     for is_table, group in groupby(text.split("\n"), lambda line: line.startswith("|")):
