@@ -9,14 +9,28 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from localprop.arguments import find_mistyped
+from localprop.data.dataset import Normalization
 from localprop.engine.user_optimizers import find_closure_problems
+from localprop.errors import show
 from localprop.network.partition import Partition
+from localprop.network.recomputed import RecomputeChoice
+from localprop.ranks.pipeline import Ranks
 from localprop.rule.rule import Rule
 from localprop.schedule.check_wiring import FACTORY, find_wiring_problems
 from localprop.schedule.sums import WEIGHT_GRADIENTS
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.task import Task
 
+# The types of those arguments of a learner that need no more than one.
+_OTHERS = {
+    "recompute": RecomputeChoice,
+    "fast": bool,
+    "seed": int,
+    "normalization": Normalization | None,
+    "ranks": Ranks,
+}
+_MAX_MICROBATCHES = 4096  # a schedule lists the actions of each of them
 ON_NONFINITE = ("raise", "skip", "ignore")
 PRECISIONS: dict[str, torch.dtype | None] = {
     "fp32": None,
@@ -31,6 +45,7 @@ def find_argument_problems(given: Mapping[str, Any]) -> Iterator[str]:
     modules, partition, budget = (given[k] for k in ("modules", "partition", "budget"))
     precision, ranks = given["precision"], given["ranks"]
     failures = given["on_nonfinite"], given["atomic"]
+    yield from find_mistyped("Learner", given, _OTHERS)
     if not isinstance(model, nn.Module):
         yield f"The model is a {_name(model)}, but must be a torch.nn.Module."
     elif not list(model.parameters()):
@@ -56,7 +71,13 @@ def find_argument_problems(given: Mapping[str, Any]) -> Iterator[str]:
     counts = {"modules": 1 if modules is None else modules, "microbatches": given["microbatches"]}
     for name, count in counts.items():
         if type(count) is not int:
-            yield f"{name}={count!r} must be a whole number."
+            yield f"{name}={show(count)} must be a whole number."
+    microbatches = given["microbatches"]
+    if type(microbatches) is int and microbatches > _MAX_MICROBATCHES:
+        yield (
+            f"microbatches={show(microbatches)}, but a batch is split into at most "
+            f"{_MAX_MICROBATCHES} parts: use fewer."
+        )
     if precision not in PRECISIONS:
         yield f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
     if not isinstance(given["offload"], bool):

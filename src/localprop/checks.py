@@ -15,11 +15,14 @@ from localprop.network.find_layers import layers_of, look_again
 from localprop.network.layers import Layers
 from localprop.network.own_loss import check_against_own_loss
 from localprop.network.partition import Partition
+from localprop.network.snapshot import Snapshot
+from localprop.rule.builders import make_credit_table
 from localprop.rule.local_loss import LossInputs
 from localprop.rule.losses import BuiltTask
 from localprop.rule.positions import list_layers_for_heads
 from localprop.rule.rule import Rule
 from localprop.schedule.check_heads import check_heads
+from localprop.schedule.process_wide import check_fork
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch, find_shapes, unwrap, use_plain_dicts
 from localprop.tasks.custom import task as make_task_of
@@ -76,7 +79,7 @@ def choose_partition(layers: Layers, rule: Rule, task: Task, modules: int) -> Pa
         BadInput: there are fewer layers than modules.
     """
     partition = Partition.uniform(layers, modules)
-    if len(rule.credit(partition).rows) == 1:
+    if len(make_credit_table(rule, partition).rows) == 1:
         return partition
     ends = {*list_layers_for_heads(layers, task), len(layers) - 1}
     clean = {end for end in ends if not layers.goes_around(end)}
@@ -101,8 +104,9 @@ class BatchCheck:
     def __init__(self, model: nn.Module, sample: Batch, wiring: Wiring, batch_dims: Any) -> None:
         self._sample, self._wiring = sample, wiring
         self._dims = sample.spread_dims() if batch_dims is ... else batch_dims
-        self._parameters = list(model.parameters())
-        self._trainable = [parameter.requires_grad for parameter in self._parameters]
+        self._device_of = next(model.parameters())
+        trained = {"": model, "heads.": wiring.heads, "encoders.": wiring.encoders}
+        self._snapshot = Snapshot(trained)
         self._task_loss = wiring.task_loss
         self._checked: set[object] = set()
         self._known: dict[object, tuple[Batch, torch.Size]] = {}
@@ -113,11 +117,10 @@ class BatchCheck:
         Raises:
             BadInput: something is wrong with it.
         """
-        if [parameter.requires_grad for parameter in self._parameters] != self._trainable:
-            raise BadInput(
-                "requires_grad of some parameters has changed since the Learner was made: call "
-                "learner.rebuild(), or make a new Learner."
-            )
+        check(
+            f"{change} since the Learner was made: call learner.rebuild(), or make a new Learner."
+            for change in self._snapshot.find_changes()
+        )
         data = use_plain_dicts(unwrap(data))
         shapes = find_shapes(data)
         if shapes not in self._known:
@@ -130,7 +133,7 @@ class BatchCheck:
         batch = like.take(data)
         inputs = LossInputs(batch.inputs, batch.targets, batch=batch.data)
         check(self._task_loss.find_problems(inputs, outputs))
-        return batch.to(self._parameters[0].device)
+        return batch.to(self._device_of.device)
 
     def _look_at(self, data: Any) -> tuple[Batch, torch.Size]:
         """Look at data of new shapes on fakes: where it has its samples, and the output's shape."""
@@ -180,12 +183,14 @@ def _find_shape_problems(batch: Batch, sample: Batch) -> Iterator[str]:
             yield f"{name} are {tensor.dtype}, but the sample was {other.dtype}: convert one."
 
 
-def check_grad_mode() -> None:
+def check_surroundings() -> None:
     """Check that tensors can get gradients here.
 
     Raises:
-        BadInput: not within torch.inference_mode(). torch.no_grad() is no obstacle.
+        BadInput: not within torch.inference_mode(), nor in a fork of a process that has trained.
+            torch.no_grad() is no obstacle.
     """
+    check_fork()
     if torch.is_inference_mode_enabled():
         raise BadInput(
             "This is inside torch.inference_mode(), where nothing can be trained: call it outside, "

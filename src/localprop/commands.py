@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localprop import experiments
+from localprop.arguments import check_arguments
 from localprop.errors import check, collect_problems
 from localprop.experiments import Recipe
 from localprop.experiments.blank_data import load_shape
@@ -31,6 +32,7 @@ from localprop.training.plan_file import read_plan
 from localprop.training.run import ShowProgress, hide_progress
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
 from localprop.writing.charts import check_path
+from localprop.writing.terminal import print_text
 
 # Fields that each method of a comparison has of its own.
 OF_METHODS = ("method", "recompute", "offload", "phases")
@@ -38,6 +40,7 @@ OF_METHODS = ("method", "recompute", "offload", "phases")
 __all__ = ["compare", "evaluate", "export", "recipes", "train", "write_report"]
 
 
+@check_arguments
 def train(
     recipe: str | Recipe | None = None,
     *,
@@ -50,7 +53,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
     show_progress: ShowProgress = hide_progress,
-    on_note: Callable[[str], object] = print,
+    on_note: Callable[[str], object] = print_text,
     **fields: Any,
 ) -> dict[str, Any]:
     """Train a network and measure it on test data, as `localprop train` does.
@@ -120,6 +123,7 @@ def train(
     )
 
 
+@check_arguments
 def compare(
     methods: Methods | None = None,
     *,
@@ -130,8 +134,8 @@ def compare(
     out: str | None = None,
     overwrite: bool = False,
     show_progress: ShowRuns = hide_runs,
-    on_note: Callable[[str], object] = print,
-    report: Callable[[str], object] = print,
+    on_note: Callable[[str], object] = print_text,
+    report: Callable[[str], object] = print_text,
     **fields: Any,
 ) -> dict[str, Any]:
     """Train methods side by side, as `localprop compare` does.
@@ -197,6 +201,7 @@ def compare(
     )
 
 
+@check_arguments
 def export(run: str | Path, *paths: str | Path) -> dict[str, Any]:
     """Write the deployed network of a run to files, as `localprop export` does.
 
@@ -238,6 +243,7 @@ def export(run: str | Path, *paths: str | Path) -> dict[str, Any]:
     return deploy.describe_export(config, learner, dataset, files)
 
 
+@check_arguments
 def evaluate(run: str | Path, **fields: Any) -> dict[str, Any]:
     """Measure the deployed network of a run on test data, as `localprop evaluate` does.
 
@@ -265,6 +271,7 @@ def evaluate(run: str | Path, **fields: Any) -> dict[str, Any]:
     return deploy.score_run(run, fields)
 
 
+@check_arguments
 def write_report(
     results: str | Path | Sequence[str | Path],
     out: str | Path = "report.html",
@@ -302,6 +309,7 @@ def write_report(
     return {"files": [str(file) for file in files], "table": "\n".join(lines)}
 
 
+@check_arguments
 def recipes(word: str = "") -> list[Recipe]:
     """The published experiments whose names contain a word; all of them by default.
 

@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["BadInput", "NotFinite", "RunFailed", "RunStopped", "StepFailed"]
+
+_LONGEST = 80  # characters of a value in a message
+
+
+def escape(text: str) -> str:
+    r"""A text that a terminal shows and does not obey: what cannot be printed is escaped.
+
+    Names of files and of classes, which messages repeat, may hold anything.
+
+    Example:
+        >>> print(escape("a\x1b[31m b"))
+        a\x1b[31m b
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def show(value: object) -> str:
+    """A value in a message: its repr, shortened, or what it is where that would be too long.
+
+    Example:
+        >>> show("a"), show(range), show(10**5000)
+        ("'a'", 'range', 'a whole number of many digits')
+    """
+    if isinstance(value, type) or callable(value):
+        return escape(getattr(value, "__qualname__", type(value).__qualname__))
+    if not isinstance(value, str | bytes | int | float | complex | tuple | list | dict | None):
+        return f"a {type(value).__name__}"
+    try:
+        return escape(_SHORT.repr(value))
+    except ValueError:  # Python writes no more than 4300 digits
+        return "a whole number of many digits"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _LONGEST
 
 
 class BadInput(ValueError):
@@ -27,7 +65,8 @@ class BadInput(ValueError):
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.record: dict[str, Any] | None = None
-        self.problems = tuple([problems] if isinstance(problems, str) else problems)
+        listed = [problems] if isinstance(problems, str) else problems
+        self.problems = tuple(map(escape, listed))
         super().__init__("\n".join(self.problems))
 
 
@@ -51,7 +90,7 @@ class StepFailed(RuntimeError):
     def __init__(
         self, message: str, action: Any = None, record: dict[str, Any] | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(escape(message))
         self.action = action
         self.record = record
 
@@ -74,7 +113,14 @@ class NotFinite(StepFailed):
 
 
 class RunFailed(RuntimeError):
-    """A run cannot continue, for instance because a loss is not finite."""
+    """A run cannot continue, for instance because a loss is not finite.
+
+    Args:
+        message: why.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape(message))
 
 
 class RunStopped(Exception):
@@ -104,6 +150,32 @@ def collect_problems(problems: list[str]) -> Iterator[None]:
         yield
     except BadInput as error:
         problems += error.problems
+
+
+@contextmanager
+def as_bad_sizes(what: str) -> Iterator[None]:
+    """Turn errors of PyTorch about sizes that are impossible, or beyond memory, into `BadInput`.
+
+    Args:
+        what: cannot be built.
+
+    Raises:
+        BadInput: instead of PyTorch's own error.
+
+    Example:
+        >>> with as_bad_sizes("This network"):
+        ...     torch.empty(2**62)
+        Traceback (most recent call last):
+        localprop.errors.BadInput: This network cannot be built (...): choose smaller sizes.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        # A TypeError of torch's says that a number has more than 64 bits; others are mistakes.
+        if isinstance(error, TypeError) and "verflow" not in str(error):
+            raise
+        raise BadInput(f"{what} cannot be built ({reason}): choose smaller sizes.") from error
 
 
 @contextmanager

@@ -249,7 +249,7 @@ class Learner(Predicted):
             StepFailed: an action failed; all is as before, unless steps are not `atomic`.
             NotFinite: a loss or a gradient is NaN or infinite; likewise.
         """
-        checks.check_grad_mode()
+        checks.check_surroundings()
         number, undo = self.steps, self.engine.undo
         try:
             with self.report_failures(), nullcontext() if undo is None else undo.on_failure():
@@ -293,7 +293,7 @@ class Learner(Predicted):
                 self.wiring, on_ranks=on_ranks, unscaled=unscaled
             )
         )
-        checks.check_grad_mode()
+        checks.check_surroundings()
         checked = self._check_batch(batch)
         losses = self.engine.step(checked, number=self.steps, stepping=False, backward=backward)
         self.steps += 1

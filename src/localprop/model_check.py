@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from localprop.arguments import check_arguments
 from localprop.checks import resolve_task
 from localprop.errors import collect_problems
 from localprop.network.find_layers import layers_of
@@ -95,6 +96,7 @@ class ModelCheck:
             yield f"fine       modules=2 to {len(self.layers or ())} work with the usual heads"
 
 
+@check_arguments
 def check(
     model: nn.Module,
     sample: Any,

@@ -23,6 +23,9 @@ _MAX_NAMES = 8  # names per problem; a wrong model differs in hundreds
 
 def find_form_problems(state: Mapping[str, Any]) -> Iterator[str]:
     """Find the entries that a state lacks."""
+    if not isinstance(state, Mapping):
+        yield f"The state is a {type(state).__name__}: pass one of state_of(learner)."
+        return
     for name in (*COMPONENTS, "optimizer"):
         if not isinstance(state.get(name), Mapping):
             yield f"The entry {name!r} is missing from the state: pass one of state_of(learner)."

@@ -13,6 +13,15 @@ from tests.helpers.reference import network, sgd
 from tests.helpers.training import hooks_of, train
 
 
+def test_a_batch_that_the_network_does_not_run_on_is_refused() -> None:
+    torch.manual_seed(0)
+    sample = (torch.rand(4, 3, 8, 8), torch.arange(4))
+    learner = lp.Learner(lp.models.resnet8(), lp.greedy(), modules=2, optimizer=sgd, sample=sample)
+    for module in (None, 0):
+        with pytest.raises(lp.BadInput, match="network does not run on a batch"):
+            learner.predict(sample[0].double(), module=module)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_an_exit_is_the_head_on_the_features_of_its_module(recompute: bool) -> None:
     learner = train(lp.greedy(), recompute=recompute)

@@ -31,3 +31,6 @@ def test_counts_have_minimums() -> None:
     assert find_range_problems(seeds=(1, 1), rounds=("x", 2)) == [
         "rounds='x' must be a whole number of 2 or more."
     ]
+    assert find_range_problems(rounds=(2**64, 2)) == [
+        f"rounds={2**64} must be a whole number of 2 or more, of 64 bits at most."
+    ]

@@ -38,6 +38,8 @@ from tests.helpers.cli import QUICK, run_train
         (["--warmup-from", "0"], "--warmup-from has no effect without a warm-up"),
         (["--fast", "--fused"], "--fused has no effect with --fast"),
         (["--tf32", "--device", "cpu"], "--tf32 has no effect on cpu, which has no TF32"),
+        (["--replicas", "2"], "--replicas has no effect in one process"),
+        (["--timeout-s", "9"], "--timeout-s has no effect in one process"),
     ],
 )
 def test_flags_without_effect_are_refused(

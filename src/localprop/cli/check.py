@@ -30,12 +30,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command: 0 if the usual heads can train the model in several modules, else 1."""
     from localprop.cli.output import print_json
     from localprop.model_check import check
+    from localprop.writing.terminal import print_text
 
     found = check(*_make(args))
     if args.json:
         print_json(found.as_json())
     else:
-        print(found)
+        print_text(str(found))
     return 0 if found.ok else 1
 
 
@@ -47,14 +48,15 @@ def _make(args: argparse.Namespace) -> tuple[Any, Any]:
     """
     from torch import nn
 
+    from localprop.errors import check as check_values
     from localprop.methods.names import find_required
     from localprop.models.create import names_function
     from localprop.models.sample import create_without_data, make_zero_batch
+    from localprop.report.value_checks import find_range_problems
     from localprop.user_code import describe_error, import_named
 
     source, shape = args.source, args.input_shape
-    if args.batch < 1:
-        raise BadInput(f"batch={args.batch}: a batch has at least 1 sample.")
+    check_values(find_range_problems(batch=(args.batch, 1), classes=(args.classes, 1)))
     if names_function(source) and "," not in source:
         make: Any = import_named(*source.split(":"))
         try:

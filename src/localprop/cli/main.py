@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 from localprop.cli import (
     bench,
@@ -24,8 +25,9 @@ from localprop.cli import (
     train,
 )
 from localprop.cli.flags import refuse_unknown
-from localprop.errors import BadInput, RunFailed, RunStopped, StepFailed
+from localprop.errors import BadInput, RunFailed, RunStopped, StepFailed, escape
 from localprop.ranks.launch import get_rank, get_world_size
+from localprop.writing.terminal import print_text
 
 # In the order of the help. Each has `add_parser`, which declares its flags, and `run`, which runs
 # it and returns the exit code.
@@ -93,7 +95,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="localprop",
         description="Train PyTorch networks by supervised local learning.",
         allow_abbrev=False,
@@ -103,6 +105,13 @@ def _build_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add_parser(subparsers)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its messages repeat words of the command line, which a terminal must not obey."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escape(message))
 
 
 class _PrintVersion(argparse.Action):
@@ -117,4 +126,4 @@ class _PrintVersion(argparse.Action):
 
 def _print_problems(title: str, problems: Iterable[str]) -> None:
     bullets = [f"- {problem}".replace("\n", "\n  ") for problem in problems]
-    print("\n".join([title, *bullets]), file=sys.stderr)
+    print_text("\n".join([title, *bullets]), sys.stderr)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from localprop.cli.fit import fit
+from localprop.writing.terminal import print_text
 
 
 def print_figures(args: argparse.Namespace, figures: dict[str, Any]) -> None:
@@ -17,7 +18,7 @@ def print_figures(args: argparse.Namespace, figures: dict[str, Any]) -> None:
     if args.json:
         print_json(figures)
     else:
-        print(fit(table, sys.stdout))
+        print_text(fit(table, sys.stdout))
 
 
 def format_notes(notes: Iterable[str]) -> str:

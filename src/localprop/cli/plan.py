@@ -87,16 +87,17 @@ def describe_plan(args: argparse.Namespace) -> dict[str, Any]:
     from localprop.planning.plan import FILES
     from localprop.planning.search import METHODS, plan
     from localprop.planning.sizes import read_size
+    from localprop.report.value_checks import find_range_problems
     from localprop.training.config import CHOICES, Config
     from localprop.training.optimizers import make_optimizer_factory
     from localprop.writing.charts import check_path
 
-    problems = []
+    problems: list[str] = []
     if args.optimizer not in CHOICES["optimizer"]:
         choices = ", ".join(CHOICES["optimizer"])
         problems.append(f"optimizer={args.optimizer!r}: choose one of {choices}.")
-    if args.batch < 1:
-        problems.append(f"batch={args.batch}: a batch has at least 1 sample.")
+    counts = {"batch": args.batch, "classes": args.classes, "ranks": args.ranks}
+    problems += find_range_problems(**{name: (count, 1) for name, count in counts.items()})
     with collect_problems(problems):
         read_size(1 if args.budget is None else args.budget)
     for path in args.out:

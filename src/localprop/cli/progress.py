@@ -18,11 +18,12 @@ from localprop.report.compare import Progress
 from localprop.training.config import Config
 from localprop.training.scores import Score
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
+from localprop.writing.terminal import print_text
 
 
 def print_line(line: str) -> None:
     """Print lines on stderr at once."""
-    print(fit(line, sys.stderr), file=sys.stderr, flush=True)
+    print_text(fit(line, sys.stderr), sys.stderr)
 
 
 def print_note(note: str) -> None:

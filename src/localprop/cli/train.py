@@ -20,6 +20,7 @@ from localprop.cli.output import print_json
 from localprop.cli.recipe_argument import add_recipe, format_published
 from localprop.errors import RunStopped
 from localprop.ranks.launch import get_rank
+from localprop.writing.terminal import print_text
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -60,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
         summary = _train(args)
     except (KeyboardInterrupt, RunStopped) as error:
         if isinstance(error, RunStopped):
-            print(error, file=sys.stderr)
+            print_text(str(error), sys.stderr)
         if args.out:
             command = f"localprop train --out {shlex.quote(args.out)} --resume"
-            print(f"Continue with: {command}", file=sys.stderr)
+            print_text(f"Continue with: {command}", sys.stderr)
         raise
     if get_rank() > 0:  # rank 0 prints the result
         return 0
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
     else:
-        print("\n".join(filter(None, [format_result(summary), format_published(result)])))
+        print_text("\n".join(filter(None, [format_result(summary), format_published(result)])))
     return 0
 
 

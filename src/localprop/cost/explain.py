@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from localprop.arguments import check_arguments
 from localprop.cost.alive import ActionReading, ValueReading
 from localprop.cost.memory import MemoryReading
 from localprop.engine.engine import Engine
@@ -92,6 +93,7 @@ def _format_ties(wiring: Wiring) -> Iterator[str]:
         )
 
 
+@check_arguments
 def explain_values(reading: ValueReading, *, every: bool) -> str:
     """Name the action that makes the peak, and the values that are alive then.
 

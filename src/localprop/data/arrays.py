@@ -10,6 +10,7 @@ from torch import Tensor
 
 from localprop.data.augment import Augment, crop_and_flip, cut_out, find_cutout_problems
 from localprop.data.dataset import SPLITS, Normalization, hash_all, make_generator
+from localprop.errors import BadInput
 
 HOLD_OUT_SEED = 0  # A constant: every run holds out the same validation images.
 # A split is copied to an accelerator if it has no more bytes than this. Otherwise it stays in host
@@ -240,11 +241,16 @@ def hold_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
     Returns:
         Kept indices (M,) and held-out indices (N - M,), both ascending.
 
+    Raises:
+        BadInput: the share lies outside [0, 1).
+
     Example:
         >>> kept, held_out = hold_out(torch.arange(1000) % 10, 0.1)
         >>> len(kept), len(held_out)
         (900, 100)
     """
+    if not 0 <= share < 1:
+        raise BadInput(f"validation={share}, but 0 <= share < 1 is needed: try 0.1.")
     held = torch.zeros(len(labels), dtype=torch.bool)
     generator = torch.Generator().manual_seed(HOLD_OUT_SEED)
     for members in _iterate_classes(labels):

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from localprop.arguments import check_arguments
 
+
+@check_arguments
 @dataclass(frozen=True)
 class Augment:
     """Random changes of training images. The default changes nothing.

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from localprop.arguments import check_arguments
 from localprop.data.dataset import SPLITS, Dataset, make_generator
-from localprop.errors import check
+from localprop.errors import BadInput, check, show
 
 
+@check_arguments
 class Batches:
     """The batches of one split, epoch after epoch.
 
@@ -50,14 +52,16 @@ class Batches:
         drop_last: bool = False,
     ) -> None:
         check(_find_problems(dataset, split, batch_size, augment, drop_last))
+        try:
+            place = torch.device(device)
+        except RuntimeError as error:
+            raise BadInput(f"device={show(device)} is unknown to torch: try 'cpu'.") from error
         self.samples = len(getattr(dataset, split))
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
-        self._reader = dataset.make_reader(
-            split, augment=augment, seed=seed, device=torch.device(device)
-        )
+        self._reader = dataset.make_reader(split, augment=augment, seed=seed, device=place)
 
     def __len__(self) -> int:
         """Batches per epoch."""

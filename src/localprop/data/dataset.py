@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """A training, a validation and a test split, and the readers that make their batches.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from localprop.arguments import check_arguments
 from localprop.data.arrays import hold_out, to_float
 from localprop.data.augment import Augment, cut_out, find_cutout_problems
 from localprop.data.dataset import SPLITS, Normalization, hash_all, make_generator
@@ -280,6 +281,7 @@ def _build_transform(folder: Folder, augment: Augment) -> Callable[[Any], Tensor
     return composed
 
 
+@check_arguments
 def load_folder(
     path: str | Path,
     *,

@@ -98,8 +98,8 @@ def _describe_layout(path: Path) -> str:
 def _find_missing_folders(path: Path) -> list[str]:
     problems = []
     for split in ("train", "val"):
-        if not (path / split).is_dir():
-            has_test = split == "val" and (path / "test").is_dir()
+        if not os.path.isdir(path / split):
+            has_test = split == "val" and os.path.isdir(path / "test")
             hint = f", but there is {path}/test: rename it to val." if has_test else "."
             problems.append(f"There is no folder {path / split}{hint} {_describe_layout(path)}")
     return problems

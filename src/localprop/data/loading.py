@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from localprop.arguments import check_arguments
 from localprop.data.augment import Augment
 from localprop.data.dataset import Normalization
 from localprop.errors import check
@@ -15,6 +16,7 @@ LAYOUTS = ("channels_last", "channels_first")
 USUAL_PAD = 4  # pixels on each side, of CIFAR-10's usual crop
 
 
+@check_arguments
 @dataclass(frozen=True)
 class LoadingOptions:
     """Options of loading a data set. A data set ignores fields that do not concern it.
@@ -172,6 +174,7 @@ def is_npz(name: str) -> bool:
     return name.lower().endswith(".npz")
 
 
+@check_arguments
 def is_text(name: str) -> bool:
     """Whether a data set of this name is text, for a language model."""
     return name == "text" or name.lower().endswith(".txt")

@@ -6,6 +6,7 @@ are one-hot, (N, 1) or names of classes. Anything else is refused with the exact
 
 import lzma
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from localprop.arguments import check_arguments
 from localprop.data.arrays import Images, Split, build_images
 from localprop.data.augment import Augment
 from localprop.errors import BadInput, check
@@ -42,6 +44,7 @@ UNREADABLE = (
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
+@check_arguments
 def load_npz(
     path: str | Path,
     *,
@@ -87,7 +90,7 @@ def load_npz(
 
 
 def _read_arrays(path: Path) -> Arrays:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadInput(f"There is no file {path}: check the path.")
     problems = []
     arrays = {}

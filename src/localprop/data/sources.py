@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from localprop.arguments import check_arguments
 from localprop.data.arrays import Images, Split, build_images
 from localprop.data.augment import Augment
 from localprop.data.dataset import Dataset, Normalization
@@ -44,6 +45,7 @@ TEN_DIGITS = tuple(str(digit) for digit in range(10))
 TAKES_SPLIT = ("SVHN", "STL10")
 
 
+@check_arguments
 def load(name_or_path: str | Path, **options: Any) -> Dataset:
     """Load a data set by name, or from a file or folder.
 
@@ -118,7 +120,7 @@ def find_name_problems(name: str, chosen: LoadingOptions) -> list[str]:
     """
     if is_npz(name) or name == "digits" or name in TORCHVISION or is_text(name) or is_folder(name):
         return []
-    if name and chosen.resolve_path(name).is_dir():
+    if name and os.path.isdir(chosen.resolve_path(name)):
         return [
             f"There is no data set {name!r}, but a folder {chosen.resolve_path(name)}: for images"
             f" in it, write folder:{name}."

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from localprop.arguments import check_arguments
 from localprop.data.dataset import SPLITS, hash_all, make_generator
 from localprop.errors import BadInput
 
@@ -136,6 +137,7 @@ class WindowReader:
         return int(torch.randint(self.windows.context, (), generator=generator))
 
 
+@check_arguments
 def load_text(name_or_path: str | Path, *, context: int = 128, limit: int | None = None) -> Text:
     """Read a text: a reference that ships with Python, or a file of any encoding.
 

@@ -5,9 +5,11 @@ Source: BranchyNet (Teerapittayanon et al., 2016), arXiv 1709.01686.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from localprop.engine.cut_hooks import CutHooks
@@ -17,6 +19,8 @@ from localprop.network.outputs import list_tensors
 from localprop.network.partial_forward import StopForward
 from localprop.schedule.wiring import Wiring, get_loss
 from localprop.tasks.batch import Batch
+from localprop.tasks.task import describe
+from localprop.user_code import describe_error
 
 
 def list_exits(wiring: Wiring) -> list[int]:
@@ -44,11 +48,13 @@ def predict_at(
         batch: on the device of the network.
 
     Raises:
-        BadInput: the module has no head whose outputs are the task's.
+        BadInput: the module has no head whose outputs are the task's, or the network does not run
+            on the batch.
     """
     exits = list_exits(wiring)
     if module is None or module == exits[-1]:
-        return wiring.task.forward(network, batch.data)
+        with _running_on(batch):
+            return wiring.task.forward(network, batch.data)
     if module not in exits:
         raise BadInput(
             f"module={module!r}: the network can be left at modules {', '.join(map(str, exits))}, "
@@ -59,7 +65,8 @@ def predict_at(
         raise StopForward(features)
 
     try:
-        _visit_ends([module], stop, network, model, wiring, batch)
+        with _running_on(batch):
+            _visit_ends([module], stop, network, model, wiring, batch)
     except StopForward as stopped:
         output = _apply_head(module, stopped.output, wiring)
     else:
@@ -72,6 +79,20 @@ def predict_at(
             f"the network, {tuple(wiring.layers.output_shape)}: its loss compares something else."
         )
     return output
+
+
+@contextmanager
+def _running_on(batch: Batch) -> Iterator[None]:
+    """Say that a batch is to blame; it was compared with no sample, and may be of other sizes."""
+    try:
+        yield
+    except (BadInput, StopForward, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the model is the user's
+        raise BadInput(
+            f"The network does not run on a batch that is {describe(batch.data)} "
+            f"({describe_error(error)}): give one like the sample."
+        ) from error
 
 
 def predict_exits(

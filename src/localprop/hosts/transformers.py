@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ class LocalTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_learner(self, path: Path) -> None:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BadInput(
                 f"{path.parent} has no {STATE_FILE}: it was not saved by a LocalTrainer, and has "
                 "no heads. Train from its weights instead: from_pretrained(...), without "

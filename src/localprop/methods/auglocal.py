@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.models.resnet import BasicBlock, init_convs
 from localprop.network.fake_tensors import FakeMode, quiet_fakes
@@ -68,6 +69,7 @@ def _add_norm_and_relu(conv: nn.Conv2d) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True)]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class SampledLayers:
     """AugLocal's auxiliary network: new layers shaped like a uniform sample of the layers ahead.
@@ -230,6 +232,7 @@ def _check_copies_fit(point: AttachPoint, positions: list[int], head: nn.Module)
         ) from error
 
 
+@check_arguments
 def auglocal(
     depth: int = 2, pyramid: float = 0.5, joined: bool = True, unit: str = "basic"
 ) -> Rule:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.network.partition import Partition
 from localprop.rule.auxiliary import AuxBuilder, Head
@@ -18,6 +19,7 @@ from localprop.rule.table import PASS, CreditTable, Entry, T
 __all__ = ["BackwardLinks", "backlink"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class BackwardLinks:
     """Each loss trains its own module and, over a backward link, the last layers before it.
@@ -117,6 +119,7 @@ class BackwardLinks:
         return range(first, start)
 
 
+@check_arguments
 def backlink(
     layers: int = 1,
     weight: float = 1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localprop.arguments import check_arguments
 from localprop.network.partition import Partition
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.credit import LocalCredit, make_table
@@ -54,6 +55,7 @@ def end_to_end() -> Rule:
     return Rule(credit=EndToEndCredit(), reference="Rumelhart et al. 1986")
 
 
+@check_arguments
 def greedy(aux: AuxBuilder = Head()) -> Rule:  # noqa: B008 - builders are frozen
     """Greedy (decoupled) local learning: each module is trained by its own loss alone.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from localprop.arguments import check_arguments
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.context import ContextSupply
 from localprop.rule.credit import LocalCredit
@@ -11,6 +12,7 @@ from localprop.rule.rule import Rule
 __all__ = ["contsup"]
 
 
+@check_arguments
 def contsup(
     input: bool = True,
     previous: int = 1,

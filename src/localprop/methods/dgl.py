@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.models.resnet import init_convs, init_linears
 from localprop.rule.attach import AttachPoint
@@ -17,6 +18,7 @@ from localprop.rule.rule import Rule
 __all__ = ["MlpSrHead", "dgl"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class MlpSrHead:
     """DGL's "MLP-SR": pool to a quarter, 1x1 convolutions, pool to 2x2, linear layers.
@@ -119,6 +121,7 @@ def _build_pool(before: Sequence[int], after: Sequence[int]) -> list[nn.Module]:
     return [] if list(before) == list(after) else [nn.AdaptiveAvgPool2d((after[0], after[1]))]
 
 
+@check_arguments
 def dgl(aux: AuxBuilder = MlpSrHead(std=0.01)) -> Rule:
     """DGL: `greedy` with the auxiliary networks of its paper, which cost few operations.
 

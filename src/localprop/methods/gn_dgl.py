@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint
@@ -21,6 +22,7 @@ __all__ = ["GroupCrossEntropy", "GroupHeads", "WideningHead", "gn_dgl"]
 # --- auxiliary networks ---------------------------------------------------------------------------
 
 
+@check_arguments
 @dataclass(frozen=True)
 class WideningHead:
     """GN-DGL's classifier: a 3x3 convolution from C to 2C channels, an average, two linear layers.
@@ -88,6 +90,7 @@ class _HeadOfEachGroup(nn.Module):
         return torch.cat(selected, self.dim)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class GroupHeads:
     """A head for each group of channels: (N, C, H, W) -> (groups, N, classes).
@@ -167,6 +170,7 @@ class _GroupCrossEntropyLoss(LocalLoss):
         return pairs / (count * groups * (groups - 1))
 
 
+@check_arguments
 @dataclass(frozen=True)
 class GroupCrossEntropy:
     """The sum of the groups' cross-entropies, and a penalty on groups that agree on wrong classes.
@@ -213,6 +217,7 @@ class GroupCrossEntropy:
 # --- the method -----------------------------------------------------------------------------------
 
 
+@check_arguments
 def gn_dgl(
     groups: int = 2,
     diversity: float = 0.5,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.methods.infopro import PixelReconstruction
 from localprop.network.partition import Partition
@@ -22,6 +23,7 @@ from localprop.rule.terms import Term, Terms
 __all__ = ["LocalAndWindowCredit", "LocalAndWindowLosses", "hpff"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class LocalAndWindowCredit:
     """Two losses at a module's end: the first trains the module, the second a window of modules.
@@ -77,6 +79,7 @@ class _ZeroLoss(LocalLoss):
         return 0.0 * features.sum()
 
 
+@check_arguments
 @dataclass(frozen=True)
 class LocalAndWindowLosses:
     """HPFF's two losses at the end of module i = 1..K-2.
@@ -171,6 +174,7 @@ def _are_two_weights(pair: object) -> bool:
     return all(0 <= weight < float("inf") for weight in pair)
 
 
+@check_arguments
 def hpff(
     first: tuple[float, float] = (5.0, 0.5),
     last: tuple[float, float] = (0.0, 0.0),

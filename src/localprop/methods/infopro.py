@@ -1,7 +1,4 @@
-"""InfoPro: local losses that keep information about the input.
-
-Wang et al., ICLR 2021, arXiv 2101.10832.
-"""
+"""InfoPro: local losses that keep information about the input (Wang et al., arXiv 2101.10832)."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localprop.arguments import check_arguments
 from localprop.data.dataset import Normalization
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
@@ -119,6 +117,7 @@ def _compute_patch_loss(features: Tensor, pixels: Tensor, decoder: nn.Module) ->
     return functional.binary_cross_entropy_with_logits(logits, pixels.to(dtype))
 
 
+@check_arguments
 @dataclass(frozen=True)
 class PixelReconstruction:
     """InfoPro's reconstruction: a small decoder reconstructs the image from the features.
@@ -236,6 +235,7 @@ class _SupervisedContrastiveLoss(LocalLoss):
         return -(sums / positives.sum(1).clamp(min=1)).mean()
 
 
+@check_arguments
 @dataclass(frozen=True)
 class ContrastiveLoss:
     """The supervised contrastive loss of the auxiliary network's outputs (N, D) and classes (N,).
@@ -278,6 +278,7 @@ class ContrastiveLoss:
 # --- the auxiliary network for ImageNet -----------------------------------------------------------
 
 
+@check_arguments
 @dataclass(frozen=True)
 class BottleneckHead:
     """InfoPro's auxiliary network for ImageNet: a bottleneck, an average, one linear layer.
@@ -325,6 +326,7 @@ class BottleneckHead:
 # --- the method -----------------------------------------------------------------------------------
 
 
+@check_arguments
 def infopro(
     contrast: bool = False,
     first: tuple[float, float] = (5.0, 0.05),

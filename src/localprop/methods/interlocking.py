@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.models.resnet import init_convs
 from localprop.network.partition import Partition
@@ -18,6 +19,7 @@ from localprop.rule.table import PASS, CreditTable, Entry, T
 __all__ = ["ConvHead", "InterlockingCredit", "interlocking"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class InterlockingCredit:
     """Each module is trained by the loss `wise - 1` modules ahead.
@@ -65,6 +67,7 @@ class InterlockingCredit:
         return make_table(partition, make_entry)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class ConvHead:
     """Interlocking's auxiliary network: 3x3 convolutions, a global average, one linear layer.
@@ -105,6 +108,7 @@ class ConvHead:
         return head
 
 
+@check_arguments
 def interlocking(
     wise: int = 2,
     combine: str = "only",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from localprop.arguments import check_arguments
 from localprop.methods.pathak import FeatureReconstruction
 from localprop.rule.auxiliary import NoHead
 from localprop.rule.rule import Rule
@@ -9,6 +10,7 @@ from localprop.rule.rule import Rule
 __all__ = ["lopt"]
 
 
+@check_arguments
 def lopt(weight: float = 10.0, hidden: int = 0) -> Rule:
     """LoPT: post-training; the task trains the last module, the others reconstruct their input.
 

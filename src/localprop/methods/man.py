@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.methods.dgl import MlpSrHead
 from localprop.rule.attach import AttachPoint
@@ -60,6 +61,7 @@ class _MomentumAuxNetwork(nn.Module):
         return self.scale * trained + (2 - self.scale) * averaged
 
 
+@check_arguments
 @dataclass(frozen=True)
 class NextLayerHead:
     """MAN's momentum auxiliary network: a head behind two layers like the next module's first one.
@@ -151,6 +153,7 @@ class _LossBehindNextLayer(LocalLoss):
         return self.loss.find_problems(inputs, outputs)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class NextLayerLoss:
     """A loss of y, the sum of layers that `NextLayerHead` puts before its head.
@@ -181,6 +184,7 @@ class NextLayerLoss:
         return _LossBehindNextLayer(self.loss(_move_behind_next_layer(point)))
 
 
+@check_arguments
 def man(
     decay: float = 0.995,
     aux: AuxBuilder = Head(),  # noqa: B008 - parts are frozen
@@ -228,6 +232,7 @@ def man(
     return Rule(aux=head, loss=NextLayerLoss(loss), reference="Su et al. 2024, arXiv 2407.05623")
 
 
+@check_arguments
 def man_plus(
     decay: float = 0.995,
     aux: AuxBuilder = MlpSrHead(size=8, width=128, pooled=1, hidden=512),  # noqa: B008

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint, channel_dimension
@@ -74,6 +75,7 @@ class _ReconstructionLoss(LocalLoss):
         return self.weight * error
 
 
+@check_arguments
 @dataclass(frozen=True)
 class FeatureReconstruction:
     """The mean squared error of a module's input, decoded from the module's output.
@@ -187,6 +189,7 @@ def _is_decodable(features: torch.Size, target: torch.Size) -> bool:
     return len(features) == 2 or len(features) == len(target)
 
 
+@check_arguments
 def pathak(
     reconstruction: float = 1.0,
     task: float = 1.0,

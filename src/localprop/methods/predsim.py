@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint
@@ -78,6 +79,7 @@ def _compute_similarities(rows: Tensor) -> Tensor:
     return (unit @ unit.T).clamp(-1, 1)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class SimilarityLoss:
     """PredSim's similarity matching: pairs of samples should be as similar as their labels.
@@ -122,6 +124,7 @@ class SimilarityLoss:
         return _SimilarityMatchingLoss(projection, point.dimension(), point.outputs)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class PooledHead:
     """PredSim's auxiliary classifier: an average pool to `features` numbers, one linear layer.
@@ -203,6 +206,7 @@ def _count_pooled(shape: torch.Size, kernel: tuple[int, int]) -> int:
     return shape[1] * -(-shape[2] // kernel[0]) * -(-shape[3] // kernel[1])
 
 
+@check_arguments
 def predsim(beta: float = 0.99, features: int = 2048) -> Rule:
     """PredSim: greedy local learning by similarity matching and a little cross-entropy.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import AuxBuilder, Head
@@ -72,6 +73,7 @@ class _ReconciledLoss(PenalizedLoss):
         return (one - other).square().sum(1).mean()
 
 
+@check_arguments
 @dataclass(frozen=True)
 class GradientReconciliation:
     """SGR's successive gradient reconciliation.
@@ -126,6 +128,7 @@ class GradientReconciliation:
         return _ReconciledLoss(loss, self, last=point.module == point.modules - 1)
 
 
+@check_arguments
 def sgr(
     weight: float = 1.0,
     distance: str = "squared",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.auxiliary import Pool
@@ -40,6 +41,7 @@ class _Readout(nn.Module):
         return self.temperature * normed @ self.readout.T
 
 
+@check_arguments
 @dataclass(frozen=True)
 class SharedReadout:
     """SOLO's head: blocks, RMSNorm, a learned temperature, and a copy of the network's last matrix.
@@ -142,6 +144,7 @@ def _has_row_per_output(parameter: Tensor, outputs: int) -> bool:
     return parameter.ndim == 2 and len(parameter) == outputs
 
 
+@check_arguments
 def solo(blocks: int = 2, every: int = 1, readout: str = "") -> Rule:
     """SOLO: local losses of language models that share the network's own last matrix.
 

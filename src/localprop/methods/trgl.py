@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import AttachPoint
@@ -108,6 +109,7 @@ class _GrowingLoss(_KineticLoss):
         self.multiplier += torch.where(self.calls % self.every == 0, self.growth * loss, 0.0)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class KineticPenalty:
     """TRGL's kinetic energy: penalises how far a module moves its features.
@@ -245,6 +247,7 @@ class KineticPenalty:
                 yield _PlainLayer(before, names[layer + 1])
 
 
+@check_arguments
 @dataclass(frozen=True)
 class OneConvHead:
     """TRGL's auxiliary network "1CNN".
@@ -313,6 +316,7 @@ def _count_size_changes(point: AttachPoint) -> int:
     return sum(before != after for before, after in pairwise(sizes))
 
 
+@check_arguments
 def trgl(
     tau: float = 0.5,
     late_factor: float = 2.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.network.partition import Partition
 from localprop.rule.auxiliary import AuxBuilder, Head
@@ -14,6 +15,7 @@ from localprop.rule.table import CreditTable, T
 __all__ = ["WindowCredit", "windows"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class WindowCredit:
     """Each loss trains a window of neighbouring modules. Windows may overlap.
@@ -60,6 +62,7 @@ class WindowCredit:
         )
 
 
+@check_arguments
 def windows(
     size: int = 2,
     stride: int = 1,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.models import densenet, grouped, resnet, swin, transformer, vgg
 from localprop.models.hugging_face import build_hugging_face_model
@@ -18,6 +19,7 @@ from localprop.models.libraries import (
     find_in_libraries,
 )
 from localprop.models.mlp import mlp
+from localprop.models.problems import builds_network
 from localprop.models.small_resnet import small_resnet
 from localprop.models.spec import FORM, find_option_problems, parse_model_spec
 from localprop.user_code import describe_error, import_named
@@ -49,6 +51,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 LIBRARIES = {"timm": build_timm_model, "torchvision": build_torchvision_model}
 
 
+@builds_network
 def create_model(
     name: str, num_classes: int, input_shape: tuple[int, ...], *, pretrained: bool = True
 ) -> nn.Module:
@@ -114,6 +117,7 @@ def create_model(
     return build(**_select_data_arguments(build, num_classes, input_shape), **options)
 
 
+@check_arguments
 def takes_tokens(name: str) -> bool:
     """Whether this is the name of a language model, whose inputs are tokens (N, T).
 
@@ -125,6 +129,7 @@ def takes_tokens(name: str) -> bool:
     return build is not None and "context" in signature(build).parameters
 
 
+@check_arguments
 def takes_images(name: str) -> bool:
     """Whether a model of this name takes images alone. Of functions and configurations only they
     themselves know.

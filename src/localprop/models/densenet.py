@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from localprop.errors import check
-from localprop.models.problems import find_count_problems
+from localprop.models.problems import builds_network, find_count_problems
 from localprop.models.resnet import init_convs
 
 BOTTLENECK = 4  # The 1x1 convolution of a dense layer is 4 times as wide as the layer's growth.
@@ -108,6 +108,7 @@ def _build_transition(width: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), conv, nn.AvgPool2d(2))
 
 
+@builds_network
 def densenet_bc_100_12(num_classes: int = 10, in_chans: int = 3) -> DenseNetBC:
     """DenseNet-BC of depth 100 and growth 12: three blocks of 16 bottleneck layers, 48 layers.
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from localprop.errors import check
-from localprop.models.problems import find_count_problems
+from localprop.models.problems import builds_network, find_count_problems
 from localprop.models.resnet import (
     STAGE_WIDTHS,
     BasicBlock,
@@ -106,6 +106,7 @@ class GroupedResNet(nn.Module):
         return x
 
 
+@builds_network
 def grouped_resnet(
     depth: int = 32,
     groups: int = 2,

@@ -65,7 +65,7 @@ def _make_config(transformers: Any, name: str, options: Mapping[str, Any]) -> An
     try:
         if name in known:
             return transformers.AutoConfig.for_model(name, **options)
-        if not name or not path.exists():
+        if not name or not os.path.exists(path):
             hint = describe_unknown_model("transformers", name, known)
             raise BadInput(f"{hint} Or give the path of a config.json; nothing is downloaded.")
         return transformers.AutoConfig.from_pretrained(

@@ -14,9 +14,9 @@ from localprop.user_code import describe_error
 
 # Options that a name may not set, because the data set decides them.
 SET_BY_DATA = ("num_classes", "in_chans", "img_size", "image_size")
-# Options that a name may not set, because they would load trained weights; timm has a way of its
-# own.
-PRETRAINED_OPTIONS = ("pretrained", "weights")
+# Options that a name may not set, because they would load trained weights, from files whose code
+# would be run, too; timm's `pretrained` has a way of its own.
+PRETRAINED_OPTIONS = ("pretrained", "weights", "weights_backbone", "checkpoint_path")
 
 
 def import_library(name: str) -> ModuleType:

@@ -6,9 +6,10 @@ from itertools import pairwise
 from torch import nn
 
 from localprop.errors import check
-from localprop.models.problems import find_dropout_problems
+from localprop.models.problems import builds_network, find_dropout_problems
 
 
+@builds_network
 def mlp(
     in_features: int,
     hidden: Sequence[int] = (512, 512),

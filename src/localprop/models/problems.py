@@ -1,6 +1,29 @@
 """Checks of arguments that many networks share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, TypeVar
+
+from localprop.arguments import check_arguments
+from localprop.errors import as_bad_sizes
+
+_Build = TypeVar("_Build", bound=Callable[..., Any])
+
+
+def builds_network(build: _Build) -> _Build:
+    """Check the types of a model function's arguments, and refuse sizes that no memory holds.
+
+    Raises:
+        BadInput: by the function.
+    """
+    checked: Any = check_arguments(build)
+
+    @wraps(build)
+    def built(*args: Any, **kwargs: Any) -> Any:
+        with as_bad_sizes("This network"):
+            return checked(*args, **kwargs)
+
+    return built  # type: ignore[return-value]
 
 
 def find_count_problems(**counts: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import check
-from localprop.models.problems import find_count_problems
+from localprop.models.problems import builds_network, find_count_problems
 
 STAGE_WIDTHS = (16, 32, 64)  # The stem has the first width.
 
@@ -243,6 +243,7 @@ def find_depth_problems(depth: int) -> Iterator[str]:
         )
 
 
+@builds_network
 def cifar_resnet(
     depth: int,
     num_classes: int = 10,

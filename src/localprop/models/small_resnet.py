@@ -4,11 +4,12 @@ from torch import nn
 
 from localprop.errors import check
 from localprop.models.libraries import import_library
-from localprop.models.problems import find_count_problems
+from localprop.models.problems import builds_network, find_count_problems
 
 STRIDES = {3: 1, 7: 2}  # stride of the stem's convolution, by its kernel size
 
 
+@builds_network
 def small_resnet(name: str, num_classes: int = 10, in_chans: int = 3, kernel: int = 3) -> nn.Module:
     """A residual network of torchvision with a stem for small images.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from localprop.errors import check
 from localprop.models.libraries import build_timm_model
-from localprop.models.problems import find_count_problems
+from localprop.models.problems import builds_network, find_count_problems
 
 
 class SwinT(nn.Module):
@@ -37,6 +37,7 @@ class SwinT(nn.Module):
         return logits
 
 
+@builds_network
 def swin_t(
     num_classes: int = 10, input_shape: tuple[int, int, int] = (3, 32, 32), window: int = 8
 ) -> SwinT:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localprop.errors import check
-from localprop.models.problems import find_count_problems, find_dropout_problems
+from localprop.models.problems import builds_network, find_count_problems, find_dropout_problems
 
 INIT_STD = 0.02  # standard deviation of all initial weights
 
@@ -176,6 +176,7 @@ def _init_weights(model: TransformerLM) -> None:
             nn.init.zeros_(parameter)
 
 
+@builds_network
 def transformer_lm(
     vocabulary: int = 256,
     context: int = 128,

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from localprop.errors import check
-from localprop.models.problems import find_count_problems, find_dropout_problems
+from localprop.models.problems import builds_network, find_count_problems, find_dropout_problems
 from localprop.models.resnet import init_convs, init_linears
 
 Plan = Sequence[
@@ -167,6 +167,7 @@ def _find_problems(
     return problems
 
 
+@builds_network
 def vgg8b(
     num_classes: int = 10,
     input_shape: tuple[int, int, int] = (3, 32, 32),
@@ -206,6 +207,7 @@ def vgg8b(
     return _build_vgg_b(VGG8B, num_classes, input_shape, feat_mult, leaky, dropout, zero_output)
 
 
+@builds_network
 def vgg11b(
     num_classes: int = 10,
     input_shape: tuple[int, int, int] = (3, 32, 32),
@@ -257,6 +259,7 @@ def _build_vgg(plan: Plan, num_classes: int, in_chans: int, hidden: int, dropout
     return model
 
 
+@builds_network
 def vgg13(
     num_classes: int = 1000, in_chans: int = 3, hidden: int = 4096, dropout: float = 0.0
 ) -> VGG:
@@ -287,6 +290,7 @@ def vgg13(
     return _build_vgg(VGG13, num_classes, in_chans, hidden, dropout)
 
 
+@builds_network
 def vgg19(
     num_classes: int = 1000, in_chans: int = 3, hidden: int = 4096, dropout: float = 0.0
 ) -> VGG:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ def read_weights(path: str | Path) -> Weights:
         ['weight', 'bias']
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise BadInput(f"There is no file {file}: check the path of init.")
     load_file: Any = import_library("safetensors.torch").load_file
     try:
@@ -46,8 +48,11 @@ def read_weights(path: str | Path) -> Weights:
         else:
             content = torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # readers can raise anything on a foreign file
+        # torch says how to run what is in the file: we do not.
+        asks = isinstance(error, UnpicklingError)
+        reason = "it asks for code to be run" if asks else describe_error(error)
         raise BadInput(
-            f"{file} cannot be read as weights ({describe_error(error)}): it is damaged, or holds "
+            f"{file} cannot be read as weights ({reason}): it is damaged, or holds "
             "more than tensors. Save model.state_dict() with torch.save, or as .safetensors."
         ) from error
     return _select_network(file, content)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.utils._pytree import tree_leaves
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.network.autograd_graph import gradient_edge_of
 from localprop.network.calls import Call, count_calls
@@ -42,6 +43,7 @@ from localprop.tasks.task import Forward, Task
 __all__ = ["layers_of"]
 
 
+@check_arguments
 def layers_of(
     model: nn.Module, sample: Any, *, task: Task | None = None, batch_dims: Any = ...
 ) -> Layers:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.network.balance import find_balanced_cuts
 from localprop.network.layer_ends import owns_matrix
@@ -56,6 +57,7 @@ class Partition:
         return bisect_right(self.cuts, layer)
 
     @classmethod
+    @check_arguments
     def uniform(
         cls,
         layers: Layers,
@@ -86,6 +88,7 @@ class Partition:
         return cls(layers, cuts[:-1], isolate_skips)
 
     @classmethod
+    @check_arguments
     def at(
         cls, layers: Layers, last: Sequence[str | int], *, isolate_skips: bool = False
     ) -> Partition:
@@ -108,6 +111,7 @@ class Partition:
         return cls(layers, tuple(index + 1 for index in indices), isolate_skips)
 
     @classmethod
+    @check_arguments
     def balanced(
         cls, layers: Layers, modules: int, costs: Sequence[float], added: Sequence[float] = ()
     ) -> Partition:

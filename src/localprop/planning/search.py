@@ -11,6 +11,7 @@ from torch import nn
 
 from localprop import checks
 from localprop.argument_checks import PRECISIONS
+from localprop.arguments import check_arguments
 from localprop.cost.cuda_margin import CudaMargin, find_margin, round_to_blocks
 from localprop.cost.layer_costs import Network
 from localprop.engine.user_optimizers import OptimizerFactory
@@ -31,6 +32,7 @@ __all__ = ["plan"]
 METHODS = ("greedy", "backlink", "interlocking")
 
 
+@check_arguments
 def plan(
     model: nn.Module,
     sample: Any,

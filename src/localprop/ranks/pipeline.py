@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.ranks.agreement import (
     Fact,
@@ -39,6 +40,7 @@ _V = TypeVar("_V")
 _FORWARD_OPS = (Op.F, Op.SEND_F, Op.RECV_F, Op.SEND_C, Op.RECV_C)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Ranks:
     """How to distribute training over the launched processes, started by torchrun or otherwise.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from localprop.errors import collect_problems
+from localprop.errors import as_bad_sizes, collect_problems
 from localprop.models import create_model, takes_tokens
 from localprop.report.value_checks import is_count
 from localprop.tasks.batch import Batch
@@ -72,8 +72,9 @@ class ImageSetting:
     def make_images(self, samples: int) -> Batch:
         """Random images and labels on the device."""
         generator = torch.Generator().manual_seed(_SEED)
-        images = torch.randn(samples, *self.input_shape, generator=generator)
-        labels = torch.randint(self.classes, (samples,), generator=generator)
+        with as_bad_sizes(f"A batch of {samples} images of {self.input_shape}"):
+            images = torch.randn(samples, *self.input_shape, generator=generator)
+            labels = torch.randint(self.classes, (samples,), generator=generator)
         device = find_device(self.device)
         return Batch.of((images.to(device), labels.to(device)))
 

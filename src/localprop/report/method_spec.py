@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from localprop.errors import BadInput, check, collect_problems
+from localprop.errors import BadInput, check, collect_problems, show
 from localprop.methods.names import format_method
 from localprop.methods.parse import parse_rule
 from localprop.rule.rule import Rule
@@ -81,9 +81,8 @@ class MethodSpec:
             elif found["precision"]:
                 options["precision"] = found["precision"]
             else:
-                options["recompute"] = (
-                    int(layers) if layers and layers.isdigit() else layers or True
-                )
+                is_number = layers is not None and re.fullmatch("[0-9]{1,9}", layers)
+                options["recompute"] = int(layers) if is_number else layers or True
         return cls((label or expression).strip(), method.strip(), **options)
 
 
@@ -133,8 +132,10 @@ def parse_methods(methods: Methods) -> list[MethodSpec]:
         methods = [methods]
     if isinstance(methods, Mapping):
         specs = [replace(_read_spec(method), label=label) for label, method in methods.items()]
+    elif isinstance(methods, Iterable):
+        specs = [_read_spec(each) for each in methods if each not in ("", " ")]
     else:
-        specs = [_read_spec(each) for each in methods if isinstance(each, Rule) or each.strip()]
+        raise BadInput(f"methods={show(methods)} must be texts or rules, or a mapping to such.")
     labels = [spec.label for spec in specs]
     duplicates = sorted({label for label in labels if labels.count(label) > 1})
     check(
@@ -147,6 +148,8 @@ def parse_methods(methods: Methods) -> list[MethodSpec]:
 
 
 def _read_spec(method: str | Rule) -> MethodSpec:
+    if not isinstance(method, str | Rule):
+        raise BadInput(f"The method {show(method)} must be a text or a Rule.")
     if isinstance(method, Rule):
         return MethodSpec(format_method(replace(method, reference="")), method)
     return MethodSpec.parse(method)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from localprop.errors import BadInput
+from localprop.arguments import has_type
+from localprop.errors import BadInput, show
 
 BYTES_PER_SECOND = {
     f"{prefix}{unit}/s": 1000**power * bytes_per_unit
@@ -22,7 +23,7 @@ def is_count(value: object) -> bool:
         >>> is_count(3), is_count("3"), is_count(0)
         (True, False, False)
     """
-    return isinstance(value, int) and value >= 1
+    return has_type(value, int) and isinstance(value, int) and value >= 1
 
 
 def find_range_problems(**counts: tuple[object, int]) -> list[str]:
@@ -36,10 +37,14 @@ def find_range_problems(**counts: tuple[object, int]) -> list[str]:
         ['rounds=1 must be a whole number of 2 or more.']
     """
     return [
-        f"{name}={count!r} must be a whole number of {minimum} or more."
+        f"{name}={show(count)} must be a whole number of {minimum} or more{_find_end(count)}."
         for name, (count, minimum) in counts.items()
-        if not isinstance(count, int) or count < minimum
+        if not has_type(count, int) or count < minimum  # type: ignore[operator]
     ]
+
+
+def _find_end(count: object) -> str:
+    return ", of 64 bits at most" if isinstance(count, int) and not has_type(count, int) else ""
 
 
 def parse_quantity(name: str, text: str, units: Mapping[str, float], example: str) -> float:

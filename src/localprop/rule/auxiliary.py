@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.models.resnet import init_convs
 from localprop.network.partition import Partition
@@ -20,6 +21,7 @@ __all__ = ["Head", "NoHead", "Pool"]
 AuxBuilder = Callable[[AttachPoint], nn.Module]
 
 
+@check_arguments
 class Pool(nn.Module):
     """Average features to one vector per sample.
 
@@ -67,6 +69,7 @@ def pool_or_norm(point: AttachPoint, width: int) -> nn.Module:
     return Pool(point.dimension())
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Head:
     """The usual auxiliary classifier "XcYf": X 3x3 convolutions, a global average, Y linear layers.

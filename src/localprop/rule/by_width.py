@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss
@@ -47,6 +48,7 @@ class _ByWidth(Generic[Built]):
             )
 
 
+@check_arguments
 @dataclass(frozen=True)
 class HeadByWidth(_ByWidth[nn.Module]):
     """One of several auxiliary networks, chosen by the channels of the features.
@@ -70,6 +72,7 @@ class HeadByWidth(_ByWidth[nn.Module]):
         return self.choose(point)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class LossByWidth(_ByWidth[LocalLoss]):
     """One of several losses, chosen by the channels of the features.

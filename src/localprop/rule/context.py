@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.models.resnet import init_convs
 from localprop.rule.attach import is_map
@@ -39,6 +40,7 @@ class _PoolToSize(nn.Module):
         return nn.functional.adaptive_avg_pool2d(features, self.size)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class ConvEncoder:
     """ContSup's encoders: two 3x3 convolutions for the image, one 1x1 convolution for features.
@@ -82,6 +84,7 @@ class ConvEncoder:
         return encoder
 
 
+@check_arguments
 @dataclass(frozen=True)
 class ContextSupply:
     """Which earlier features each module after the first receives.

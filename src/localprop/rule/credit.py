@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.network.partition import Partition
 from localprop.rule.table import CreditTable, Entry, Row, T
@@ -13,6 +14,7 @@ from localprop.rule.table import CreditTable, Entry, Row, T
 __all__ = ["LocalCredit", "make_table"]
 
 
+@runtime_checkable
 class Credit(Protocol):
     """A way to assign credit: makes the credit table of a partition."""
 
@@ -81,6 +83,7 @@ def find_combination_problems(combine: str) -> list[str]:
     return [f"combine={combine!r} must be one of {', '.join(_COMBINATIONS)}."]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class LocalCredit:
     """Each loss trains its own module. The last loss also trains the `joined` modules before it.

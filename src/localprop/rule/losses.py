@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss, LossInputs
@@ -89,6 +90,7 @@ class TaskLoss:
         return _Weighed(task.build(point)) if isinstance(task, BuiltTask) else _TaskLoss(task)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class CrossEntropy:
     """The cross-entropy of the auxiliary network's outputs with the targets.

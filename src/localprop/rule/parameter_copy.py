@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 
 __all__ = ["ParameterCopy"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class ParameterCopy:
     """A parameter of an auxiliary network or a loss that follows a parameter of the network.

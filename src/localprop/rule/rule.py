@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import check
 from localprop.rule.auxiliary import AuxBuilder, Head
 from localprop.rule.context import ContextSupply
@@ -17,6 +18,7 @@ __all__ = ["Rule"]
 _EXAMPLES = {"credit": "LocalCredit()", "aux": "Head()", "loss": "TaskLoss()"}
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Rule:
     """A training rule: five independent builders. `eval(repr(rule)) == rule`.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
 from localprop.rule.attach import AttachPoint
 from localprop.rule.local_loss import LocalLoss, LossInputs
@@ -16,6 +17,7 @@ from localprop.rule.losses import LossBuilder, TaskLoss
 __all__ = ["Term", "Terms"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Term:
     """A loss and its weight, which changes linearly from module to module.

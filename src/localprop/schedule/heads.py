@@ -14,12 +14,14 @@ from localprop.data.dataset import Normalization
 from localprop.errors import check
 from localprop.network.partition import Partition
 from localprop.rule.attach import AttachPoint
+from localprop.rule.builders import running_builder
 from localprop.rule.local_loss import LocalLoss
 from localprop.rule.losses import TaskLoss
 from localprop.rule.positions import build_matching, makes_whole
 from localprop.rule.rule import Rule
 from localprop.rule.source import Source
 from localprop.rule.table import CreditTable
+from localprop.schedule.process_wide import owning_generators
 from localprop.schedule.randomness import derive_seed
 from localprop.tasks.classification import Classification
 from localprop.tasks.task import Task
@@ -59,8 +61,12 @@ def build_head(
     is_last = k == len(table.rows) - 1
     # By its own number: a change of other heads does not change these weights.
     with _torch_seeded_by(seed, "head", k):
-        aux = _ModelOutput() if is_last else build_matching(rule.aux, point)
-        loss = rule.penalty(point, (TaskLoss() if is_last else rule.loss)(point))
+        with running_builder("aux", rule.aux):
+            aux = _ModelOutput() if is_last else build_matching(rule.aux, point)
+        with running_builder("loss", rule.loss):
+            built = (TaskLoss() if is_last else rule.loss)(point)
+        with running_builder("penalty", rule.penalty):
+            loss = rule.penalty(point, built)
     check(_find_builder_problems(aux, loss))
     return nn.ModuleDict({"aux": aux, "loss": loss})
 
@@ -131,7 +137,9 @@ def build_encoders(
         built = nn.ModuleList()
         for source in module_sources:
             with _torch_seeded_by(seed, "encoder", module, source.module, source.raw):
-                built.append(rule.context.encoder(source, inputs[source.module], inputs[module]))
+                shapes = inputs[source.module], inputs[module]
+                with running_builder("context", rule.context.encoder):
+                    built.append(rule.context.encoder(source, *shapes))
         if module_sources:
             encoders[str(module)] = built
     return encoders
@@ -140,6 +148,6 @@ def build_encoders(
 @contextmanager
 def _torch_seeded_by(*key: object) -> Iterator[None]:
     """Seed torch's CPU generator with a key, and restore the caller's random state afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    with owning_generators(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*key))
         yield

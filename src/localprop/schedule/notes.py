@@ -13,6 +13,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any
 
+from localprop.arguments import check_arguments
 from localprop.data.dataset import Normalization
 from localprop.errors import BadInput
 from localprop.network.partition import Partition
@@ -26,6 +27,7 @@ __all__ = ["find_notes"]
 _Change = Callable[[Any], Rule]  # makes the rule with something else in a certain place
 
 
+@check_arguments
 def find_notes(rule: Rule, partition: Partition) -> tuple[str, ...]:
     """Find the arguments of a rule that are capped, or have no effect, on a network.
 

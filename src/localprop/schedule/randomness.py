@@ -13,6 +13,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from localprop.schedule.process_wide import training
+
 # What random draws depend on, besides the seed and the step: of which forward or loss they are.
 Draw = tuple[str | int, ...]
 
@@ -67,9 +69,10 @@ class SeededGenerators:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Restore the caller's random state at the end."""
-        states = self.read()
-        try:
-            yield
-        finally:
-            self.write(states)
+        """Restore the caller's random state at the end; other threads wait."""
+        with training():
+            states = self.read()
+            try:
+                yield
+            finally:
+                self.write(states)

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from torch import nn
 
+from localprop.arguments import check_arguments
 from localprop.data.dataset import Normalization
 from localprop.errors import BadInput, check
 from localprop.network.layers import Layers
 from localprop.network.partition import Partition
+from localprop.rule.builders import make_credit_table
 from localprop.rule.rule import Rule
 from localprop.rule.table import CreditTable
 from localprop.schedule.flows import Flow, FlowEntry, find_flows
@@ -31,6 +33,7 @@ from localprop.tasks.task import Task
 __all__ = ["wire"]
 
 
+@check_arguments
 def wire(
     rule: Rule,
     partition: Partition,
@@ -61,7 +64,7 @@ def wire(
     Raises:
         BadInput: the credit table, a head or an encoder does not fit the network.
     """
-    table = rule.credit(partition)
+    table = make_credit_table(rule, partition)
     sources = tuple(rule.context.sources(module) for module in range(len(partition.modules)))
     encoders = build_encoders(rule, partition, sources, seed)
     spans = find_spans(partition, table)

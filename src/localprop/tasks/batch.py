@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from localprop.errors import BadInput
+from localprop.errors import BadInput, check
 from localprop.tasks.task import describe, find_targets
 
 __all__ = ["Batch"]
@@ -60,6 +60,7 @@ class Batch:
         if targets is ...:
             targets = find_targets(data)
         dims = _spread_dims(data, batch_dims)
+        check(_find_dim_problems(tensors, dims))
         target = next((i for i, tensor in enumerate(tensors) if tensor is targets), None)
         sizes = [t.shape[d] for t, d in zip(tensors, dims, strict=True) if isinstance(d, int)]
         if target is not None and dims[target] is ... and tensors[target].ndim:
@@ -240,6 +241,12 @@ def use_plain_dicts(data: Any) -> Any:
     if type(data) in (tuple, list):
         return type(data)(map(use_plain_dicts, data))
     return data
+
+
+def _find_dim_problems(tensors: Iterable[Tensor], dims: Iterable[Any]) -> Iterator[str]:
+    for tensor, dim in zip(tensors, dims, strict=True):
+        if isinstance(dim, int) and not -tensor.ndim <= dim < tensor.ndim:
+            yield f"batch_dims has {dim}, but a tensor of the batch is {tuple(tensor.shape)}."
 
 
 def _spread_dims(data: Any, given: Any) -> list[Any]:

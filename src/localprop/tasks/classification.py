@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
+from localprop.tasks.class_weights import find_weight_problems, list_weights
 from localprop.tasks.task import Task, require_targets
 
 __all__ = ["CausalLM", "Classification", "MaskedLM", "Segmentation", "TokenClassification"]
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Classification(Task):
     """The cross-entropy of outputs with classes, or with a probability for each class.
@@ -51,17 +54,15 @@ class Classification(Task):
     dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.class_weights is not None:  # numbers compare, print and move between devices
-            weights = tuple(float(weight) for weight in self.class_weights)
-            object.__setattr__(self, "class_weights", weights)
+        if self.class_weights is not None:
+            numbers = list_weights("class_weights", self.class_weights)
+            object.__setattr__(self, "class_weights", numbers)
         check(self._find_argument_problems())
 
     def _find_argument_problems(self) -> Iterator[str]:
         if not 0 <= self.label_smoothing <= 1:
             yield f"label_smoothing={self.label_smoothing} must lie in [0, 1]."
-        negative = [weight for weight in self._weights if not weight >= 0]
-        if negative:
-            yield f"class_weights has {negative[0]}, but weights must be 0 or more."
+        yield from find_weight_problems("class_weights", self._weights)
         if self.label_smoothing and 0 in self._weights:
             yield (
                 f"class_weights has a 0, and label_smoothing={self.label_smoothing}: samples of "
@@ -218,6 +219,7 @@ def sum_to_one(targets: Tensor, dim: int) -> bool:
     return not ((targets.float().sum(dim) - 1).abs() > 1e-2).any()
 
 
+@check_arguments
 @dataclass(frozen=True)
 class Segmentation(Classification):
     """Classification of pixels: outputs (N, C, H, W) with classes (N, H, W).
@@ -254,6 +256,7 @@ class Segmentation(Classification):
         return super().find_problems(batch, outputs)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class CausalLM(Classification):
     """Language modelling: the output at each position predicts the label of the next.
@@ -285,6 +288,7 @@ class CausalLM(Classification):
         )
 
 
+@check_arguments
 def TokenClassification(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | Tensor | None = None,
@@ -299,6 +303,7 @@ def TokenClassification(
     return Classification(label_smoothing, class_weights, ignore_index, dim=-1)
 
 
+@check_arguments
 def MaskedLM(label_smoothing: float = 0.0, ignore_index: int = -100) -> Classification:
     """Language modelling of masked tokens: labels (N, T) are -100 where nothing was masked.
 

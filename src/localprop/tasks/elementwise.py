@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, check
+from localprop.tasks.class_weights import find_weight_problems, list_weights
 from localprop.tasks.task import Task, require_targets
 
 __all__ = ["MultiLabel", "Regression"]
@@ -75,6 +77,7 @@ class Regression(Elementwise):
         return functional.mse_loss(output, targets)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class MultiLabel(Elementwise):
     """Several classes per sample, or one yes or no: binary cross-entropy of outputs (N, C).
@@ -85,7 +88,7 @@ class MultiLabel(Elementwise):
         pos_weight: how much a target of 1 counts, one number for each class.
 
     Raises:
-        BadInput: `pos_weight` is negative.
+        BadInput: `pos_weight` holds something else than numbers from 0.
 
     Example:
         >>> MultiLabel().loss(torch.zeros(2, 3), (None, torch.ones(2, 3)))
@@ -96,13 +99,9 @@ class MultiLabel(Elementwise):
 
     def __post_init__(self) -> None:
         if self.pos_weight is not None:
-            weights = tuple(float(weight) for weight in self.pos_weight)
+            weights = list_weights("pos_weight", self.pos_weight)
             object.__setattr__(self, "pos_weight", weights)
-            check(
-                f"pos_weight has {weight}, but weights must be 0 or more."
-                for weight in weights
-                if not weight >= 0
-            )
+            check(find_weight_problems("pos_weight", weights))
 
     def compare(self, output: Tensor, targets: Tensor) -> Tensor:
         weight = self.pos_weight

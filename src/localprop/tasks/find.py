@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput
 from localprop.tasks.batch import check_samples_in_dimensions
 from localprop.tasks.classification import Classification, sum_to_one
@@ -17,6 +18,7 @@ from localprop.tasks.task import EXAMPLE, Task, describe, split_batch
 __all__ = ["find_task"]
 
 
+@check_arguments
 def find_task(model: nn.Module, batch: Any) -> Task:
     """Find the usual task of a model and a batch.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
 from localprop.data import Dataset, LoadingOptions, load
-from localprop.errors import BadInput, check, collect_problems
+from localprop.errors import BadInput, as_bad_sizes, check, collect_problems
 from localprop.learner import Learner
 from localprop.methods.parse import parse_rule
 from localprop.models import create_model, takes_images
@@ -80,7 +79,7 @@ def build(
         >>> len(build(config, load_data(config)).partition.modules)
         4
     """
-    with _as_bad_input():
+    with as_bad_sizes("This run"):
         model = _build_model(config, dataset, weights, on_note)
         return _build_learner(config, dataset, model, _partition_model(config, dataset, model))
 
@@ -104,7 +103,7 @@ def build_phase_schedule(config: Config, dataset: Dataset, first: Learner) -> Ph
     def build_other(other: Config) -> Learner:
         return _build_learner(other, dataset, first.model, first.partition)
 
-    with _as_bad_input():
+    with as_bad_sizes("This run"):
         return PhaseSchedule(first, config, build_other)
 
 
@@ -138,17 +137,6 @@ def prepare(
     return dataset, learner
 
 
-@contextmanager
-def _as_bad_input() -> Iterator[None]:
-    """Turn PyTorch errors, such as an impossible size or out-of-memory, into `BadInput`."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise BadInput(
-            f"This run cannot be built ({str(error).splitlines()[0]}): choose smaller sizes."
-        ) from error
-
-
 def _build_model(config: Config, dataset: Dataset, weights: bool, on_note: OnNote) -> nn.Module:
     """Build the model, or raise `BadInput` with the problems of values, data and model at once."""
     problems = config.find_problems() or [
@@ -171,7 +159,7 @@ def _create_seeded_model(
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds accelerators too. Weights are drawn on the CPU, so that
         # they are the same for every device.
-        torch.default_generator.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed % 2**63)  # an odd seed is told elsewhere
         sizes = dataset.num_classes, dataset.shape
         model = create_model(config.model, *sizes, pretrained=weights)
     problems: list[str] = []

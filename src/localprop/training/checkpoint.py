@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from copy import deepcopy
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localprop.arguments import check_arguments
 from localprop.errors import BadInput, RunFailed, check
 from localprop.learner import Learner
 from localprop.state import find_state_problems, restore, state_of
@@ -28,6 +30,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 _MAX_NAMES = 4  # tensors that are named
 
 
+@check_arguments
 def save(
     path: str | Path,
     learner: Learner,
@@ -64,7 +67,7 @@ def save(
     content = collect_content(learner, epoch, others, extra)
     if content is None:
         return
-    poisoned = find_nonfinite(content) if path.exists() else []
+    poisoned = find_nonfinite(content) if os.path.exists(path) else []
     if poisoned:
         raise RunFailed(
             f"The state has NaN or infinity in {join_first(poisoned)}, so {path} keeps the state "
@@ -73,6 +76,7 @@ def save(
     write_state(path, content)
 
 
+@check_arguments
 def load(
     path: str | Path,
     learner: Learner,

@@ -9,12 +9,14 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from numbers import Number
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from localprop.arguments import has_type, list_alternatives
 from localprop.errors import collect_problems
 from localprop.ranks.heartbeat import find_timeout_problems
 from localprop.training.device import find_device
-from localprop.training.field_types import describe_mistyped, has_type, list_alternatives
+from localprop.training.field_types import describe_mistyped
 from localprop.training.phases import find_cycle_problems, parse_phases
 
 if TYPE_CHECKING:
@@ -131,7 +133,8 @@ class Config:
         root: folder of the data sets; relative paths in `data` begin there.
         download: download data that is absent.
 
-    Lists become tuples, so that `Config(**json.loads(text))` reads what config.json holds.
+    Lists become tuples, and numbers of numpy those of Python, so that
+    `Config(**json.loads(text))` reads what config.json holds.
 
     Example:
         >>> Config(method="greedy", epochs=0).find_problems()
@@ -194,9 +197,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+            object.__setattr__(self, field.name, _as_plain(getattr(self, field.name)))
 
     def as_json(self) -> dict[str, Any]:
         """The fields with the method as text: what config.json holds.
@@ -257,7 +258,18 @@ class Config:
 
     def _find_mistyped_fields(self) -> list[str]:
         accepted = find_accepted_types()
-        return [name for name in accepted if not has_type(getattr(self, name), accepted[name])]
+        return [
+            name
+            for name, types in accepted.items()
+            if not any(has_type(getattr(self, name), each) for each in types)
+        ]
+
+
+def _as_plain(value: Any) -> Any:
+    """A list as a tuple, and a number of numpy as Python's own, which JSON takes."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_plain, value))
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 # --- types ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from localprop.errors import BadInput
+from localprop.errors import BadInput, show
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +37,9 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         available = _describe_available(accelerator)
-        raise BadInput(f"device={name!r} is unknown to torch: {available}") from error
+        raise BadInput(f"device={show(name)} is unknown to torch: {available}") from error
     if not _exists(device, accelerator):
-        raise BadInput(f"device={name!r} is not available: {_describe_available(accelerator)}")
+        raise BadInput(f"device={show(name)} is not available: {_describe_available(accelerator)}")
     return device
 
 

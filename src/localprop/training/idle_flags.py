@@ -9,6 +9,7 @@ from typing import Any
 from localprop.data.loading import is_folder, is_npz, is_text
 from localprop.data.sources import augment_of, find_name_problems
 from localprop.errors import BadInput, check
+from localprop.ranks.launch import get_world_size
 from localprop.training.build import options_of
 from localprop.training.config import Config
 from localprop.training.device import find_device
@@ -53,6 +54,10 @@ def _find_idle_fields(given: set[str], config: Config) -> Iterator[tuple[str, st
     """Find fields that change nothing, each with the reason and the fix."""
     yield from _find_idle_optimizer_fields(config)
     yield from _find_idle_speeds(config)
+    if get_world_size() == 1:
+        for field in ("replicas", "timeout_s"):
+            if getattr(config, field) != getattr(Config, field):
+                yield field, "in one process: leave it out, or start with torchrun"
     if config.init is None:
         yield "init_order", "without --init: leave it out, or add --init FILE"
     if list(find_name_problems(config.data, options_of(config))):
@@ -107,6 +112,8 @@ def _find_idle_data_fields(config: Config) -> Iterator[tuple[str, str]]:
     if config.data in ("digits", "text"):
         for field in ("root", "download"):
             yield field, f"on {config.data}, which needs no files: leave it out"
+    elif is_npz(config.data) or is_folder(config.data) or is_text(config.data):
+        yield "download", "on files of your own: leave it out"
 
 
 def _find_idle_augment_fields(config: Config) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from localprop.errors import BadInput, check, collect_problems
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from localprop.rule.rule import Rule
 
 _FORM = re.compile(
-    r"(?P<method>.+) for (?P<epochs>\d+)(?: on (?P<modules>\d+(?:,\d+)*))?", re.DOTALL
+    r"(?P<method>.+) for (?P<epochs>\d{1,9})(?: on (?P<modules>\d{1,9}(?:,\d{1,9})*))?", re.DOTALL
 )
 
 
@@ -60,9 +61,8 @@ class Phase:
     modules: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        from localprop.methods.parse import parse_rule  # imports torch, which --help does without
-
-        parse_rule(self.method)
+        if isinstance(self.method, str):
+            _check_method(self.method)
         if self.epochs < 1:
             raise BadInput(f"{self.method} for {self.epochs} epochs: at least 1 is needed.")
 
@@ -93,6 +93,13 @@ class Phase:
             )
         modules = tuple(int(number) for number in (match["modules"] or "").split(",") if number)
         return cls(match["method"].strip(), int(match["epochs"]), modules)
+
+
+@lru_cache(maxsize=1000)  # a run may have thousands of phases, of a few methods
+def _check_method(method: str) -> None:
+    from localprop.methods.parse import parse_rule  # imports torch, which --help does without
+
+    parse_rule(method)
 
 
 def parse_phases(text: str) -> tuple[Phase, ...]:

@@ -13,6 +13,7 @@ Source: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
@@ -105,7 +106,7 @@ class StateFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BadInput(f"There is no file {path}: check the path.")
         metadata: dict[str, str] = {}
         try:

@@ -39,9 +39,9 @@ def check_path(path: str | Path, formats: Collection[str] = FORMATS) -> Path:
         problems.append(
             f"out={str(path)!r} cannot be written: its name must end in {', '.join(formats)}."
         )
-    if not found.parent.is_dir():
+    if not os.path.isdir(found.parent):
         problems.append(f"out={str(path)!r}: there is no folder {found.parent}; create it first.")
-    elif found.is_dir():
+    elif os.path.isdir(found):
         problems.append(f"out={str(path)!r} is a folder: name a file.")
     if found.suffix in FORMATS:
         with collect_problems(problems):
