@@ -130,8 +130,8 @@ def override(
         report: called with a sentence for each value that changed.
 
     Example:
-        >>> override({"modules": 4, "lr": 0.1}, {"cuts": (1, 3)})
-        {'lr': 0.1, 'cuts': (1, 3)}
+        >>> override({"modules": 4, "lr": 0.2}, {"cuts": (1, 3)})
+        {'lr': 0.2, 'cuts': (1, 3)}
     """
     return _override(Recipe("", Config(**values), ""), given, report)
 

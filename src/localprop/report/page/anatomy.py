@@ -118,9 +118,9 @@ def list_credit_cells(table: CreditTable) -> Iterator[tuple[int, int, str]]:
     """The loss, the layer and the mark of each entry that is not empty: "trains" or "passes".
 
     Example:
-        >>> from localprop.rule.table import PASS, T
-        >>> list(list_credit_cells(CreditTable((1, 1), ((T, None), (PASS, T)))))
-        [(0, 0, 'trains'), (1, 0, 'passes'), (1, 1, 'trains')]
+        >>> from localprop.rule.table import T
+        >>> list(list_credit_cells(CreditTable((1, 1), ((T, None), (T, T)))))
+        [(0, 0, 'trains'), (1, 0, 'trains'), (1, 1, 'trains')]
     """
     for loss, row in enumerate(table.rows):
         for layer, entry in enumerate(row):
