@@ -88,7 +88,7 @@ def find_argument_problems(given: Mapping[str, Any]) -> Iterator[str]:
             "flows) or 'each' (by each flow)."
         )
     yield from _find_failure_problems(*failures, precision)
-    if ranks.is_used():
+    if isinstance(ranks, Ranks) and ranks.is_used():
         yield from _find_rank_problems(optimizer, precision, *failures)
     if isinstance(optimizer, Optimizer):
         yield from find_closure_problems(optimizer)

@@ -141,10 +141,10 @@ def test_the_same_files_and_bits_on_four_ranks_and_a_resume_on_fewer(
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the process of a rank in /proc")
 def test_a_killed_rank_is_named_and_a_restart_ends_with_the_same_bits(tmp_path: Path) -> None:
-    words = [*RUN, "--model", "resnet8", "--timeout-s", "20", "--epochs", "4"]
+    words = [*RUN, "--model", "resnet8", "--epochs", "4"]
     whole, out = tmp_path / "whole", tmp_path / "killed"
     assert run_train(*words, "--out", whole, quick=False) == 0
-    process = launch(2, *words, "--out", str(out), restarts=2)
+    process = launch(2, *words, "--timeout-s", "20", "--out", str(out), restarts=2)
     patience = time.monotonic() + 60
     while not any(out.glob("epoch-*")):
         assert time.monotonic() < patience

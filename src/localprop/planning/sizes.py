@@ -21,7 +21,9 @@ def read_size(size: int | str) -> int:
         (8000000000, 1572864, 1000)
     """
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)(i?)B?\s*", size, re.IGNORECASE)
+        # More digits than any memory has bytes would not be finite.
+        number = r"(\d{1,20}(?:\.\d{1,20})?)"
+        match = re.fullmatch(rf"\s*{number}\s*([KMGT]?)(i?)B?\s*", size, re.IGNORECASE)
         if match is not None and not (match[3] and not match[2]):
             units = _BINARY if match[3] else _UNITS
             size = round(float(match[1]) * units[match[2].upper()])
