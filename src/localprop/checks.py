@@ -21,8 +21,8 @@ from localprop.rule.local_loss import LossInputs
 from localprop.rule.losses import BuiltTask
 from localprop.rule.positions import list_layers_for_heads
 from localprop.rule.rule import Rule
+from localprop.schedule import process_wide
 from localprop.schedule.check_heads import check_heads
-from localprop.schedule.process_wide import check_fork
 from localprop.schedule.wiring import Wiring
 from localprop.tasks.batch import Batch, find_shapes, unwrap, use_plain_dicts
 from localprop.tasks.custom import task as make_task_of
@@ -190,7 +190,12 @@ def check_surroundings() -> None:
         BadInput: not within torch.inference_mode(), nor in a fork of a process that has trained.
             torch.no_grad() is no obstacle.
     """
-    check_fork()
+    if process_wide.is_fork_of_trained:
+        raise BadInput(
+            "This process was forked from one that has trained, and torch's threads do not "
+            "outlive a fork: start processes by multiprocessing.get_context('spawn'), or before "
+            "the first step."
+        )
     if torch.is_inference_mode_enabled():
         raise BadInput(
             "This is inside torch.inference_mode(), where nothing can be trained: call it outside, "

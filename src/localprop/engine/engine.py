@@ -160,7 +160,7 @@ class Engine:
         ]
         autocast = self.autocast is not None or torch.is_autocast_enabled(self.device.type)
         seeds = derive_seeds(self.seed, number, self._draws)
-        run = backward or self.optimizers.scaler.backward
+        run = backward or self.optimizers.backward
         step = StepContext(
             number, seeds, parts[here], weights[here], inputs, run, stepping, autocast
         )
@@ -237,7 +237,7 @@ class Engine:
                 text = describe_failure(step, self._cursor, self.wiring, self.schedule, error)
                 raise StepFailed(text, self._cursor.action) from error
             finally:
-                self.optimizers.scaler.update()
+                self.optimizers.end_step()
                 self._running_step = None
                 if ranges is not None:
                     ranges.close()

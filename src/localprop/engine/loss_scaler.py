@@ -23,6 +23,8 @@ class LossScaler:
 
     Attributes:
         scaler: the GradScaler.
+        is_enabled: whether there is anything to scale.
+        has_stepped: whether an optimizer has stepped since the last update.
 
     Example:
         >>> import torch
@@ -39,8 +41,8 @@ class LossScaler:
     """
 
     def __init__(self, scaler: GradScaler) -> None:
-        self.scaler = scaler
-        self._has_stepped = False
+        self.scaler, self.is_enabled = scaler, scaler.is_enabled()
+        self.has_stepped = False
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward of a loss times the scale."""
@@ -56,11 +58,11 @@ class LossScaler:
         # First, since hooks before the step, which clip, must see the gradients themselves. Fused
         # optimizers would divide within the step.
         self.scaler.unscale_(optimizer)
-        self._has_stepped = True
+        self.has_stepped = True
         self.scaler.step(optimizer)
 
     def update(self) -> None:
         """End the step of all optimizers, also after a failure."""
-        if self._has_stepped:
-            self._has_stepped = False
+        if self.has_stepped:
+            self.has_stepped = False
             self.scaler.update()

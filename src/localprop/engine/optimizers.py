@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from localprop.engine.loss_scaler import LossScaler
 from localprop.engine.plan import StepPlan
-from localprop.engine.store import StepContext
+from localprop.engine.store import Backward, StepContext
 from localprop.engine.undo import Undo
 from localprop.schedule.schedule import REDUCES, Action, Op
 from localprop.schedule.values import Kind, Value
@@ -36,6 +36,9 @@ class Optimizers:
     ) -> None:
         self.by_action = by_action
         self.scaler = LossScaler(scaler or GradScaler("cpu", enabled=False))
+        self.backward: Backward = (
+            self.scaler.backward if self.scaler.is_enabled else Tensor.backward
+        )
         self._kept: dict[Optimizer, list[dict[str, Any]]] = {}
 
     def all(self) -> list[Optimizer]:
@@ -66,9 +69,9 @@ class Optimizers:
             return
         if deferred:
             with self._restored(optimizer):
-                self.scaler.step(optimizer)
+                self._step(optimizer)
         else:
-            self.scaler.step(optimizer)
+            self._step(optimizer)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -76,10 +79,21 @@ class Optimizers:
     def step_shared(self, optimizer: Optimizer) -> None:
         """After the last action: step an optimizer of all parameters, and drop the gradients."""
         try:
-            self.scaler.step(optimizer)
+            self._step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         finally:
+            self.end_step()
+
+    def end_step(self) -> None:
+        """Move the scale of losses on, also after a failure."""
+        if self.scaler.has_stepped:
             self.scaler.update()
+
+    def _step(self, optimizer: Optimizer) -> None:
+        if self.scaler.is_enabled:
+            self.scaler.step(optimizer)
+        else:
+            optimizer.step()
 
     def keep_hyperparameters(self, deferred: Iterable[Action]) -> None:
         """Keep today's hyperparameters for deferred steps."""

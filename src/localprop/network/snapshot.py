@@ -64,10 +64,23 @@ class Snapshot:
 
     def _find_replaced(self) -> Iterator[str]:
         now, before = self._name_all(), self._named
-        changed = [name for name in {**before, **now} if now.get(name) is not before.get(name)]
+        changed = [
+            name
+            for name in {**before, **now}
+            if now.get(name) is not before.get(name) and self._matters(name, before, now)
+        ]
+        if not changed:
+            return
         inside = tuple(f"{name}." for name in changed)
         outermost = [name for name in changed if not name.startswith(inside)]
         yield f"{_list(outermost)} was replaced, added or removed"
+
+    def _matters(self, name: str, *known: Mapping[str, Any]) -> bool:
+        """Whether steps know it: cuts end at any module of the model, of others only parameters."""
+        if not name.startswith(tuple(filter(None, self._networks))):
+            return True
+        each = [networks[name] for networks in known if name in networks]
+        return any(isinstance(e, nn.Parameter) or any(e.parameters()) for e in each)
 
     def _find_altered(self, kinds: list[tuple[Any, ...]]) -> Iterator[str]:
         names = {id(each): name for name, each in self._named.items()}

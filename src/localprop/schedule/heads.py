@@ -21,7 +21,7 @@ from localprop.rule.positions import build_matching, makes_whole
 from localprop.rule.rule import Rule
 from localprop.rule.source import Source
 from localprop.rule.table import CreditTable
-from localprop.schedule.process_wide import owning_generators
+from localprop.schedule import process_wide
 from localprop.schedule.randomness import derive_seed
 from localprop.tasks.classification import Classification
 from localprop.tasks.task import Task
@@ -148,6 +148,6 @@ def build_encoders(
 @contextmanager
 def _torch_seeded_by(*key: object) -> Iterator[None]:
     """Seed torch's CPU generator with a key, and restore the caller's random state afterwards."""
-    with owning_generators(), torch.random.fork_rng(devices=[]):
+    with process_wide.generators_lock, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(*key))
         yield

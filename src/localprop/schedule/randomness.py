@@ -13,7 +13,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from localprop.schedule.process_wide import training
+from localprop.schedule import process_wide
 
 # What random draws depend on, besides the seed and the step: of which forward or loss they are.
 Draw = tuple[str | int, ...]
@@ -69,8 +69,9 @@ class SeededGenerators:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Restore the caller's random state at the end; other threads wait."""
-        with training():
+        """Restore the caller's random state at the end of a step; other threads wait."""
+        with process_wide.generators_lock:
+            process_wide.has_trained = True
             states = self.read()
             try:
                 yield
