@@ -294,7 +294,7 @@ def test_caches_among_the_arguments_are_refused() -> None:
         (-1, "recompute=-1"),
         ("nowhere", "'nowhere' names no layer. The layers are: 0, 1, 2"),
         (["1", "x*"], "'x\\*' names no layer"),
-        (1.5, "recompute=1.5: it must be True"),
+        (1.5, "recompute must be True or False"),
         ("3..1", "'3..1' names no layer"),
         ("1..9", "'1..9' names no layer"),
         ("0..2,1..3", "'0..2' and '1..3' overlap"),
