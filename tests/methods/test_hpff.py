@@ -30,12 +30,12 @@ def test_weights_of_windows_as_published() -> None:
 
 
 def test_bad_fields_are_all_named() -> None:
-    message = r"(?s)local=0.*window=-1.*first=5.*patches=0.*official_modules=-2"
+    message = r"(?s)local=0.*window=-1.*first=\(5.*patches=0.*official_modules=-2"
     with pytest.raises(lp.BadInput, match=message):
         lp.LocalAndWindowLosses(
             local=0,
             window=-1,
-            first=5,  # type: ignore[arg-type]
+            first=(5.0, -1.0),
             patches=0,
             official_modules=-2,
         )

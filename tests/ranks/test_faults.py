@@ -161,7 +161,8 @@ def test_a_layer_fails_on_one_rank(
 def test_ranks_end_together_and_say_why(tmp_path: Path) -> None:
     """One is killed, stopped, delayed, or gets other data; benchmarks/ has more of them."""
     out = tmp_path / "result.json"
-    words = ["benchmarks/rank_faults.py", "--count", "6", "--timeout-s", "2", "--out", str(out)]
+    words = ["benchmarks/rank_faults.py", "--count", "6", "--jobs", "3", "--timeout-s", "2"]
+    words += ["--out", str(out)]
     root = Path(__file__).parent.parent.parent
     environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *words], cwd=root, env=environment, check=False)

@@ -69,8 +69,9 @@ def test_networks_of_tokens_are_refused(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_step_that_does_not_fit_fails_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     words = "bench memory --batch-size 99999999999 --device cpu"
     code, _, err = run_command(capsys, *words.split())
-    assert code == 1
-    assert "may fit" in err
+    assert code == 2
+    assert "A batch of 99999999999 images of (3, 32, 32) cannot be built" in err
+    assert "choose smaller sizes" in err
 
 
 THEIRS = """

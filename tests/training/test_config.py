@@ -39,7 +39,7 @@ def test_the_defaults_are_valid() -> None:
         ("seed", True),
         ("device", "toaster"),
         ("device", "meta"),
-        ("precision", "fp16"),
+        ("precision", "fp8"),
         ("method", "nothing"),
         ("method", None),
         ("recompute", 0.5),

@@ -36,7 +36,7 @@ def running_builder(field: str, builder: object) -> Iterator[None]:
     except Exception as error:  # a builder of the user's may raise anything
         raise BadInput(
             f"The rule's {field}, {show(builder)}, cannot be built ({describe_error(error)}): "
-            "correct its arguments or its code."
+            "correct its arguments or its code, or choose smaller sizes."
         ) from error
 
 

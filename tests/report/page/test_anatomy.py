@@ -13,7 +13,7 @@ from localprop.writing.tables import MIB
 
 
 def test_it_is_that_of_the_runs_learner() -> None:
-    config = Config(model="mlp:8,8", method="backlink()", epochs=2, limit=60)
+    config = Config(model="mlp:8,8", method="backlink()", epochs=2, limit=60, atomic=False)
     anatomy = read_anatomy(config)
     _, learner = prepare(config)
     assert anatomy.table == learner.wiring.table

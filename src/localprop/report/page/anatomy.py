@@ -58,7 +58,9 @@ def read_anatomy(config: Config) -> Anatomy:
         >>> anatomy.schedule.split()[:4]
         ['0F', '0L', '0H', '0B']
     """
-    here = replace(config, device="cpu", init=None, init_order=False, replicas=1)
+    # Its steps are not atomic, as those that the costs are of, and those on ranks.
+    alone = replace(config, atomic=False, on_nonfinite="raise", replicas=1)
+    here = replace(alone, device="cpu", init=None, init_order=False)
     dataset, learner = prepare(here, load_shape, weights=False)
     values = learner.values()
     timeline, reason = None, ""
