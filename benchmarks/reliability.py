@@ -60,6 +60,13 @@ RUNS: dict[str, list[str]] = {
     "phases": ["--phases", "greedy() for 1; end_to_end() for 1", "--modules", "2"],
     "one after the other": ["--phases", "greedy() for 1 on 0; greedy() for 2 on 1,2"],
 }
+# The other methods, by the network that they train.
+_OF_MAPS = "auglocal dgl gn_dgl hpff infopro lopt man man_plus pathak predsim sgr trgl windows"
+RUNS |= {
+    name: ["--method", f"{name}()", "--model", "resnet8", "--limit", "30"]
+    for name in _OF_MAPS.split()
+}
+RUNS["solo"] = ["--method", "solo()"]
 
 
 # --- children -------------------------------------------------------------------------------------
