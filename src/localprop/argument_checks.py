@@ -25,7 +25,10 @@ from localprop.tasks.task import Task
 # The types of those arguments of a learner that need no more than one.
 _OTHERS = {
     "recompute": RecomputeChoice,
+    "offload": bool,
+    "precision": str,
     "fast": bool,
+    "on_nonfinite": str,
     "seed": int,
     "normalization": Normalization | None,
     "ranks": Ranks,
@@ -68,20 +71,18 @@ def find_argument_problems(given: Mapping[str, Any]) -> Iterator[str]:
             f"partition is a {_name(partition)}, but must be a localprop.Partition: make one with "
             "Partition.at(...)."
         )
-    counts = {"modules": 1 if modules is None else modules, "microbatches": given["microbatches"]}
+    microbatches = given["microbatches"]
+    counts = {"modules": 1 if modules is None else modules, "microbatches": microbatches}
     for name, count in counts.items():
         if type(count) is not int:
             yield f"{name}={show(count)} must be a whole number."
-    microbatches = given["microbatches"]
     if type(microbatches) is int and microbatches > _MAX_MICROBATCHES:
         yield (
             f"microbatches={show(microbatches)}, but a batch is split into at most "
             f"{_MAX_MICROBATCHES} parts: use fewer."
         )
-    if precision not in PRECISIONS:
-        yield f"precision={precision!r} must be one of {', '.join(PRECISIONS)}."
-    if not isinstance(given["offload"], bool):
-        yield f"offload={given['offload']!r} must be True or False."
+    if precision not in [*PRECISIONS]:
+        yield f"precision={show(precision)} must be one of {', '.join(PRECISIONS)}."
     if given["weight_gradients"] not in WEIGHT_GRADIENTS:
         yield (
             f"weight_gradients={given['weight_gradients']!r} must be 'once' (of the sum of all "
@@ -116,9 +117,9 @@ def _find_half_problems(model: nn.Module, precision: str) -> Iterator[str]:
 def _find_failure_problems(on_nonfinite: object, atomic: object, precision: str) -> Iterator[str]:
     """What is wrong with what a learner does about steps that fail."""
     if on_nonfinite not in ON_NONFINITE:
-        yield f"on_nonfinite={on_nonfinite!r} must be one of {', '.join(ON_NONFINITE)}."
-    if atomic not in (None, True, False):
-        yield f"atomic={atomic!r} must be True or False, or None."
+        yield f"on_nonfinite={show(on_nonfinite)} must be one of {', '.join(ON_NONFINITE)}."
+    if not isinstance(atomic, bool | None):
+        yield f"atomic={show(atomic)} must be True or False, or None."
     if on_nonfinite == "skip" and precision == "fp16":
         yield "on_nonfinite='skip' beside precision='fp16', whose GradScaler skips: leave it out."
     if on_nonfinite == "skip" and atomic is False:

@@ -250,24 +250,23 @@ class Learner(Predicted):
             NotFinite: a loss or a gradient is NaN or infinite; likewise.
         """
         checks.check_surroundings()
-        number, undo = self.steps, self.engine.undo
+        undo = self.engine.undo
         try:
-            with self.report_failures(), nullcontext() if undo is None else undo.on_failure():
+            with self.report_failures(), self.engine.undoing():
                 checked = self._check_batch(batch)
-                losses = self.engine.step(checked, number=number, observe=observe)
+                losses = self.engine.step(checked, number=self.steps, observe=observe)
                 if self._shared is not None:
                     if undo is not None:
                         undo.keep_optimizer(self._shared)
                     self.engine.optimizers.step_shared(self._shared)
-                self.steps = number + 1
+                if undo is not None:
+                    undo.keep_attribute(self, "steps")
+                self.steps += 1
         except NotFinite as error:
             if self._arguments["on_nonfinite"] != "skip":
                 raise
             self.skipped += 1
             losses = error.losses
-        except BaseException:
-            self.steps = number
-            raise
         return losses
 
     def backward(self, batch: Any, *, backward: Backward = Tensor.backward) -> Losses:

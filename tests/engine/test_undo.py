@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 import localprop as lp
 from localprop.cost.fake_engine import list_held_tensors
 from localprop.cost.memory import measure_peak
+from localprop.network.module_state import ModuleState
 from localprop.schedule.schedule import Action
 from localprop.tasks.batch import Batch
 from tests.engine.test_second_runs import BATCHES, assert_same, build
@@ -201,6 +202,27 @@ def test_ctrl_c_at_any_time_leaves_all_as_it_was() -> None:
             undisturbed.step(IMAGES[undisturbed.steps % 3])
         assert_equal(learner, undisturbed)
     assert interrupted > 5
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_interrupt_after_the_step_was_taken_takes_nothing_back(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, undisturbed = (make(lp.greedy(), shared=shared) for _ in range(2))
+
+    def interrupt(state: ModuleState) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModuleState, "forget", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            learner.step(IMAGES[0])
+    undisturbed.step(IMAGES[0])
+    assert learner.steps == 1
+    assert_equal(learner, undisturbed)
+    with pytest.raises(lp.StepFailed):  # the next one is taken back as ever
+        learner.step(IMAGES[1], observe=Interrupt(5, ValueError("no luck")))
+    assert_equal(learner, undisturbed)
 
 
 def test_steps_that_are_not_atomic_go_as_far_as_they_come() -> None:

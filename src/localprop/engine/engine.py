@@ -98,7 +98,7 @@ class Engine:
         self.plan = make_plan(model, wiring, schedule, self.stage, device=device, autocast=autocast)
         self.checks_numbers = checks_numbers
         program = Program(self.plan, model, optimizers, communicator, checks_numbers)
-        self._program, self.undo = program, program.undo
+        self._program, self.undo, self.undoing = program, program.undo, program.undoing
         self.recomputed = recomputed
         self.recompute = make_recompute(self.plan, model, recomputed)
         self.offload = make_offload(self.plan, model, host)
@@ -164,7 +164,7 @@ class Engine:
         step = StepContext(
             number, seeds, parts[here], weights[here], inputs, run, stepping, autocast
         )
-        with nullcontext() if self.undo is None else self.undo.on_failure():
+        with self.undoing():
             self._run_step(step, batch, observe, training=True)
         if self._program.deferred:
             self._pending = step

@@ -13,6 +13,7 @@ Instructions know all that they must do; nothing about a method is asked while a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,7 @@ class Program:
         copies: those that copy parameters.
         taps: the modules whose inner outputs losses look at.
         undo: takes back what a step has changed, where steps are atomic.
+        undoing: makes a context in which a failure does so, or changes nothing.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Program:
         self._first_step = next((action for action in schedule if action.op in STEPS), None)
         trained = model, wiring.heads, wiring.encoders
         self.undo = Undo(trained, optimizers.scaler) if wiring.atomic else None
+        self.undoing = nullcontext if self.undo is None else self.undo.on_failure
         self.enter: dict[Position, EnterSegment] = {}
         self.leave: dict[Position, LeaveSegment] = {}
         self.before: Instructions = []

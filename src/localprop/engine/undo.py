@@ -34,6 +34,14 @@ class _KeptOptimizer(NamedTuple):
     groups: list[dict[str, Any]]
 
 
+class _Kept(NamedTuple):
+    """What a step has changed so far, as it was."""
+
+    tensors: list[tuple[Tensor, Tensor]]
+    optimizers: list[_KeptOptimizer]
+    attributes: list[tuple[object, str, Any]]
+
+
 class Undo:
     """What a failed step takes back.
 
@@ -44,57 +52,62 @@ class Undo:
 
     def __init__(self, modules: Iterable[nn.Module], scaler: LossScaler) -> None:
         self._modules = ModuleState(modules, (scaler, scaler.scaler))
-        self._tensors: list[tuple[Tensor, Tensor]] = []
-        self._optimizers: list[_KeptOptimizer] = []
-        self._is_active = False
+        self._kept: _Kept | None = None  # outside of a step, which may also have been taken
 
     @contextmanager
     def on_failure(self) -> Iterator[None]:
         """Within the context, a failure puts all back that was kept; contexts may be nested."""
-        if self._is_active:
+        if self._kept is not None:
             yield
             return
         self._modules.keep()
-        self._is_active = True
+        self._kept = _Kept([], [], [])
         try:
             yield
+            self._kept = None  # Here the step is taken. Whoever interrupts later comes too late.
+            self._modules.forget()
         except BaseException as error:  # Ctrl-C, too
             with _uninterrupted():
                 self._put_back(error)
             raise
-        finally:
-            self._is_active = False
-            self._tensors, self._optimizers = [], []
-            self._modules.forget()
+
+    def keep_attribute(self, owner: object, name: str) -> None:
+        """Keep an attribute that the step is about to set."""
+        if self._kept is not None:
+            self._kept.attributes.append((owner, name, getattr(owner, name)))
 
     def keep_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Copy tensors that are about to change."""
-        if self._is_active:
-            self._tensors += [(tensor, tensor.detach().clone()) for tensor in tensors]
+        if self._kept is not None:
+            self._kept.tensors.extend((tensor, tensor.detach().clone()) for tensor in tensors)
 
     def keep_optimizer(self, optimizer: Optimizer) -> None:
         """Copy what an optimizer is about to change."""
-        if not self._is_active:
+        if self._kept is None:
             return
         self.keep_tensors(p for group in optimizer.param_groups for p in group["params"])
         memo = dict[int, Any]()
         state = {p: _copy_entries(entries, memo) for p, entries in optimizer.state.items()}
         groups = [_copy_entries(group, memo) for group in optimizer.param_groups]
-        self._optimizers.append(_KeptOptimizer(optimizer, state, groups))
+        self._kept.optimizers.append(_KeptOptimizer(optimizer, state, groups))
 
     def list_copies(self) -> Iterator[Tensor]:
         """The tensors that are kept now."""
         yield from self._modules.list_copies()
-        yield from (copy for _, copy in self._tensors)
-        for kept in self._optimizers:
-            for entry in (*kept.state.values(), *kept.groups):
-                yield from (each for each in entry.values() if isinstance(each, Tensor))
+        if self._kept is not None:
+            yield from (copy for _, copy in self._kept.tensors)
+            for kept in self._kept.optimizers:
+                for entry in (*kept.state.values(), *kept.groups):
+                    yield from (each for each in entry.values() if isinstance(each, Tensor))
 
     @torch.no_grad()
     def _put_back(self, error: BaseException) -> None:
-        for tensor, copy in reversed(self._tensors):
+        kept, self._kept = self._kept, None
+        if kept is None:  # the step was taken
+            return
+        for tensor, copy in reversed(kept.tensors):
             tensor.copy_(copy)
-        for optimizer, state, groups in reversed(self._optimizers):
+        for optimizer, state, groups in reversed(kept.optimizers):
             optimizer.state.clear()
             optimizer.state.update(state)
             for group, before in zip(optimizer.param_groups, groups, strict=True):
@@ -103,6 +116,8 @@ class Undo:
                 group.update(before)
                 for parameter in group["params"]:
                     parameter.grad = None
+        for owner, name, value in kept.attributes:
+            setattr(owner, name, value)
         changed = self._modules.put_back()
         if changed:
             error.add_note(

@@ -156,7 +156,7 @@ class ComparisonDirectory:
         for name, value in about["config"].items():
             before = saved["config"].get(name)
             is_free = name in MAY_DIFFER or name == "method"
-            if not is_free and value != before and not are_same(name, value, before):
+            if not is_free and not are_same(name, value, before):
                 yield f"{name}={value!r}, but the comparison in {self.path} has {before!r}: {fix}"
         for label, before in saved["methods"].items():
             value = about["methods"].get(label)

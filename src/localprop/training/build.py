@@ -159,7 +159,8 @@ def _create_seeded_model(
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which seeds accelerators too. Weights are drawn on the CPU, so that
         # they are the same for every device.
-        torch.default_generator.manual_seed(config.seed % 2**63)  # an odd seed is told elsewhere
+        # A seed out of range is refused with all other problems.
+        torch.default_generator.manual_seed(config.seed % 2**63)
         sizes = dataset.num_classes, dataset.shape
         model = create_model(config.model, *sizes, pretrained=weights)
     problems: list[str] = []

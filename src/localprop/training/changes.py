@@ -47,6 +47,8 @@ def find_changes(
 def are_same(name: str, given: object, stored: object) -> bool:
     """Whether two values of a field mean the same; a method may be written in several ways.
 
+    A list may be a tuple that was in JSON.
+
     Example:
         >>> are_same("method", "backlink", "backlink(layers=1)")
         True
@@ -57,7 +59,8 @@ def are_same(name: str, given: object, stored: object) -> bool:
             return replace(one, reference="") == replace(other, reference="")
         except BadInput:  # a rule with parts that text cannot make
             return isinstance(given, Rule) and format_method(given) == stored
-    return given == stored
+    values = [[*each] if isinstance(each, tuple) else each for each in (given, stored)]
+    return bool(values[0] == values[1])
 
 
 def describe_other_torch(file: StateFile) -> list[str]:

@@ -50,7 +50,7 @@ def finish_run(
             f"{name}={value!r}, but the run in {folder} has {summary['config'].get(name)!r}: "
             "choose another directory."
             for name, value in given.items()
-            if name not in MAY_DIFFER and not _is_same(name, value, summary["config"].get(name))
+            if name not in MAY_DIFFER and not are_same(name, value, summary["config"].get(name))
         )
         return summary
     return run(
@@ -79,8 +79,3 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 def _is_begun(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() or RunDirectory(folder, writes=False).has_checkpoint()
-
-
-def _is_same(name: str, value: object, stored: object) -> bool:
-    # JSON has no tuples.
-    return are_same(name, [*value] if isinstance(value, tuple) else value, stored)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = (".html", ".png", ".svg")
+INSTALL = "pip install 'localprop[report]'"
 
 
 def check_path(path: str | Path, formats: Collection[str] = FORMATS) -> Path:
@@ -59,9 +60,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise BadInput(
-            f"Charts need matplotlib ({error}): pip install 'localprop[report]'."
-        ) from error
+        raise BadInput(f"Charts need matplotlib ({error}): {INSTALL}.") from error
 
 
 def write_chart(figure: Figure, path: Path, *, title: str, text: str = "", below: str = "") -> None:

@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 def make_section(
     number: int, group: Group, anatomies: dict[Config, Anatomy], notes: dict[Config, str]
 ) -> dict[str, Any]:
+    """What the template needs of a group.
+
+    Args:
+        number: of the group on the page.
+        group: its methods.
+        anatomies: how methods train, by config.
+        notes: why that is unknown of others.
+    """
     from localprop.report.page.svg import to_svg
 
     name = f"g{number}"

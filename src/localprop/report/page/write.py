@@ -15,10 +15,8 @@ from localprop.report.page.results import Group, read_groups
 from localprop.report.page.sections import list_fronts, make_section
 from localprop.report.page.tables import format_csv, format_latex, format_markdown
 from localprop.training.config import Config
-from localprop.writing.charts import check_path, write_chart
+from localprop.writing.charts import INSTALL, check_path, write_chart
 from localprop.writing.files import write_text
-
-_INSTALL = "pip install 'localprop[report]'"
 
 
 def write_page(
@@ -77,7 +75,7 @@ def _require_jinja() -> None:
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
-        raise BadInput(f"A page needs jinja2 ({error}): {_INSTALL}.") from error
+        raise BadInput(f"A page needs jinja2 ({error}): {INSTALL}.") from error
 
 
 def _fill_in_peaks(group: Group, anatomies: dict[Config, Anatomy]) -> Group:
