@@ -38,8 +38,8 @@ BARE: dict[str, Any] = {"atomic": False, "on_nonfinite": "ignore"}
 # Looks for layers that were replaced, frozen, cast or moved, in every step.
 LOOK = {"network/snapshot.py"}
 # What watches over a step.
-WATCH = {"engine/finite.py", "engine/undo.py", "network/module_state.py"}
-WATCH |= {"network/attributes.py", "network/copied_values.py"}
+WATCH = {"engine/finite.py", "engine/interrupts.py", "engine/undo.py"}
+WATCH |= {"network/attributes.py", "network/copied_values.py", "network/module_state.py"}
 
 
 def visit_step(rule: lp.Rule, **options: Any) -> set[str]:

@@ -134,8 +134,9 @@ def test_gradients_come_back_from_the_copies(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_copies_die_with_the_graph() -> None:
     model, batches = network("resnet8")
-    learner = train(model, batches[:1], lp.backlink(), offload=True)
+    learner = train(model, batches[:1], lp.backlink(), offload=True, on_nonfinite="ignore")
     assert learner.engine.offload is not None
+    # What it brings back has any values, NaN among them.
     host = learner.engine.offload.host = CountedHost()
     learner.step(batches[1])
     assert host.current == 0 < host.peak

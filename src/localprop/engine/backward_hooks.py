@@ -17,7 +17,7 @@ from torch.utils.hooks import BackwardHook, RemovableHandle
 
 
 class BackwardHooks:
-    """Calls full backward hooks in the place of torch, until they are given back.
+    """Calls full backward hooks in the place of torch, until it is removed.
 
     It is made after the hooks of the cuts, so that its own run before them.
 
@@ -40,7 +40,7 @@ class BackwardHooks:
                     module.register_forward_hook(self._end, prepend=True),
                 ]
 
-    def give_back(self) -> None:
+    def remove(self) -> None:
         """Leave them to torch again."""
         for handle in self._handles:
             handle.remove()

@@ -30,6 +30,7 @@ from localprop.engine.compiled import find_compiled_parts
 from localprop.engine.cut_hooks import CutHooks
 from localprop.engine.failure import describe_failure, drop_everything
 from localprop.engine.forward import KeepInnerOutput, canonical_layout
+from localprop.engine.interrupts import interruptible, uninterrupted
 from localprop.engine.loss import Losses, find_loss_places
 from localprop.engine.offload import Host, make_offload
 from localprop.engine.optimizers import Optimizers
@@ -99,6 +100,8 @@ class Engine:
         self.checks_numbers = checks_numbers
         program = Program(self.plan, model, optimizers, communicator, checks_numbers)
         self._program, self.undo, self.undoing = program, program.undo, program.undoing
+        self._uninterrupted: Callable[[], Any] = uninterrupted if wiring.atomic else nullcontext
+        self._interruptible: Callable[[], Any] = interruptible if wiring.atomic else nullcontext
         self.recomputed = recomputed
         self.recompute = make_recompute(self.plan, model, recomputed)
         self.offload = make_offload(self.plan, model, host)
@@ -184,7 +187,7 @@ class Engine:
     def flush(self) -> None:
         """Run what is still to come of the last batch: what waits for gradients of other ranks."""
         if self._pending is not None:
-            with self._running(self._pending, None):
+            with self._running(self._pending, None), self._interruptible():
                 self._run(self._pending, self._program.deferred)
             self._pending = None
 
@@ -207,7 +210,7 @@ class Engine:
     ) -> Tensor | None:
         self._running_step = step
         output = None
-        with self._running(step, observe):
+        with self._running(step, observe), self._interruptible():
             if self.communicator is not None:
                 # A failure of the greeting is reported at the first action of this batch.
                 self._cursor.action = next(a for a in self.schedule if not a.deferred)
@@ -226,7 +229,8 @@ class Engine:
         ranges = ActionRanges(self.wiring, observe) if is_profiled else None
         self._cursor = Cursor(observe if ranges is None else ranges)
         # Segments switch the grad mode without a context manager; this one restores the caller's.
-        with torch.enable_grad(), self.plan.generators.preserved(), self._hooked():
+        preserved = self.plan.generators.preserved()
+        with self._uninterrupted(), torch.enable_grad(), preserved, self._hooked():
             try:
                 yield
             except BaseException as error:  # Ctrl-C too: the next step would add to what was left
@@ -334,7 +338,6 @@ class Engine:
     def _hooked(self) -> Iterator[None]:
         # Only for a step's time: hooks would cut the user's own calls, and go into deep copies.
         handles: list[Any] = []
-        backward_hooks = None
         try:
             for module, hook in self.hooks:
                 # Before all hooks that are there, such as those of Hugging Face's models, which
@@ -343,17 +346,14 @@ class Engine:
                     handles.append(module.register_forward_hook(hook, prepend=True))
             if self._compiled is not None:
                 handles.append(self._compiled.hook())
-            ends = self._cuts.segments
-            if any(end._backward_hooks or end._backward_pre_hooks for end in ends):
-                backward_hooks = BackwardHooks(ends)
+            if any(end._backward_hooks or end._backward_pre_hooks for end in self._cuts.segments):
+                handles.append(BackwardHooks(self._cuts.segments))
             if self.saving is not None:
                 handles += self.saving.hook()
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            if backward_hooks is not None:
-                backward_hooks.give_back()
 
     def _cut(self, segment: int, module: nn.Module, args: object, output: Any) -> Any:
         """The hook at a segment's end: what it returns takes the place of the module's output."""

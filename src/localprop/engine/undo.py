@@ -11,8 +11,6 @@ find the parameters as they were. The copies of parameters are made when no acti
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from localprop.engine.interrupts import uninterrupted
 from localprop.engine.loss_scaler import LossScaler
 from localprop.network.copied_values import copy_value, is_writable
 from localprop.network.module_state import ModuleState
@@ -60,16 +59,16 @@ class Undo:
         if self._kept is not None:
             yield
             return
-        self._modules.keep()
-        self._kept = _Kept([], [], [])
-        try:
-            yield
-            self._kept = None  # Here the step is taken. Whoever interrupts later comes too late.
-            self._modules.forget()
-        except BaseException as error:  # Ctrl-C, too
-            with _uninterrupted():
+        with uninterrupted():
+            self._modules.keep()
+            self._kept = _Kept([], [], [])
+            try:
+                yield
+                self._kept = None  # Here the step is taken. Whoever interrupts now comes too late.
+                self._modules.forget()
+            except BaseException as error:  # Ctrl-C, too
                 self._put_back(error)
-            raise
+                raise
 
     def keep_attribute(self, owner: object, name: str) -> None:
         """Keep an attribute that the step is about to set."""
@@ -139,20 +138,3 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if type(value) in (bool, int, float, type(None)) or not is_writable(value):
         return value
     return copy_value(value, memo, is_deep=True).value
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the end."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    caught: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if caught:
-            signal.raise_signal(signal.SIGINT)
