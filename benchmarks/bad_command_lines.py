@@ -241,34 +241,14 @@ def _damage_arrays(draw: random.Random, path: Path) -> None:
     name = draw.choice([*arrays])
     old = arrays[name]
     odd: list[Any] = [
-        *(
-            old.astype(np.longdouble),
-            old.astype(np.float16),
-            old.astype(complex),
-            old.astype(object),
-        ),
-        *(
-            old.astype("S1"),
-            old.astype("M8[s]"),
-            old[:0],
-            old[..., None],
-            old.ravel(),
-            np.zeros(()),
-        ),
-        *(old.astype(float) * np.nan, old.astype(">i4"), old.astype(np.uint64) + 2**63, old[:3]),
-        *(
-            np.array(["\x1b[31m", "b"] * 10),
-            old.astype(bool),
-            np.zeros((20, 0)),
-            old.astype(np.int64) - 300,
-        ),
-        *(
-            np.full(20, 10**9),
-            np.zeros(20, [("a", int)]),
-            np.zeros((20, 1, 1, 1)),
-            np.zeros((20, 8, 8, 300)),
-        ),
+        *(old.astype(object), old.astype("S1"), old[:0], old[:3], old[..., None], old.ravel()),
+        *(np.zeros(()), np.zeros((20, 0)), np.zeros((20, 1, 1, 1)), np.zeros((20, 8, 8, 300))),
+        *(np.full(20, 10**9), np.zeros(20, [("a", int)]), np.array(["\x1b[31m", "b"] * 10)),
     ]
+    if old.dtype.kind != "U":  # names are no numbers
+        odd += [old.astype(kind) for kind in (np.longdouble, np.float16, complex, bool, ">i4")]
+        odd += [old.astype("M8[s]"), old.astype(np.uint64) + 2**63, old.astype(np.int64) - 300]
+        odd.append(old.astype(float) * np.nan)
     arrays[name] = draw.choice(odd)
     if draw.random() < 0.2:
         arrays["\x1b[31mname" if draw.random() < 0.5 else "classes"] = draw.choice(odd)

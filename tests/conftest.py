@@ -4,6 +4,7 @@ Each process of tests uses one thread: tests run in parallel, and the waiting th
 slow the others down up to fifty times.
 """
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,12 @@ import torch
 from tests.helpers.ranks import RankPool
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of the collections of garbage that tests ask for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

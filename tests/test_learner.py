@@ -262,9 +262,10 @@ def test_parameters_frozen_later_are_refused() -> None:
 
 def make_small_transformer() -> nn.Module:
     """torchvision's, whose smallest model by name has 86 million parameters."""
-    return VisionTransformer(
+    model: nn.Module = VisionTransformer(
         image_size=32, patch_size=8, num_layers=4, num_heads=2, hidden_dim=32, mlp_dim=64
     )
+    return model
 
 
 @pytest.mark.parametrize(

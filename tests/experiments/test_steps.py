@@ -1,9 +1,10 @@
 """Recipes take two steps on random data of the right shape.
 
-Every run of the tests tries each form of a method, and each network, once. The other recipes differ
-from these in numbers and widths, or combine a method and a network that are tried separately.
-`make recipes` tries every recipe, which takes long. The networks for ImageNet are whole, but see
-images of 64x64: at 224x224 they would take ten times as long.
+Every run of the tests tries each form of a method, and each network, once; those with hundreds of
+millions of parameters are marked long. The other recipes differ from these in numbers and widths,
+or combine a method and a network that are tried separately. `make recipes` tries every recipe. The
+networks for ImageNet are whole, but see images of 64x64: at 224x224 they would take ten times as
+long.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ ALL = [experiments.find(name) for name in experiments.names()]
 TRY_ALL = "LOCALPROP_EVERY_RECIPE" in os.environ
 # 33 auxiliary networks of four bottleneck blocks take gigabytes.
 TOO_LARGE = {"resnet101_imagenet_auglocal_d4"}
+# They take ten seconds and one to two gigabytes each.
+LARGE = {"resnet34_imagenet_auglocal_d4", "vgg13_imagenet_auglocal_d4", "vgg13_imagenet_dgl_k4"}
+LARGE |= {"vgg19_tinyimagenet_trgl_k4"}
 
 
 def rank_by_cost(recipe: Recipe) -> tuple[bool, bool, bool]:
@@ -67,7 +71,13 @@ def make_batch(dataset: Dataset, samples: int) -> tuple[Tensor, Tensor]:
     return (torch.rand(inputs.shape, generator=generator) - mean) / std, targets
 
 
-@pytest.mark.parametrize("name", choose_recipes())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in LARGE and not TRY_ALL else name
+        for name in choose_recipes()
+    ],
+)
 def test_two_steps(name: str) -> None:
     config = experiments.find(name).config
     config = replace(config, batch_size=4, image_size=64, device="cpu")
