@@ -154,6 +154,20 @@ def test_fast_takes_about_half_the_time() -> None:
     assert all(0.4 < share < 0.6 for share in shares.values())
 
 
+def test_how_times_grow() -> None:
+    """Each row has the ratios of a setting."""
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    methods = ["torch.utils.checkpoint", "end_to_end()", "end_to_end() with recompute"]
+    methods += ["greedy(aux=Head(convs=0, linears=1))", "greedy()", "backlink()"]
+    settings = [json.loads(line) for line in (RESULTS / "speed.jsonl").read_text().splitlines()]
+    grown = [each for each in settings if each["varied"] != "all methods"]
+    assert len(grown) == 12
+    for each in grown:
+        ratios = {row["method"]: row["timing"]["ratio"] for row in each["rows"]}
+        cells = " | ".join(f"{ratios[method]:.2f}" for method in methods)
+        assert f" | {each['setting']['batch_size']} | {cells} |\n" in page
+
+
 def compare_accuracies(name: str) -> dict[str, tuple[str, str, str]]:
     """Of each method its accuracies, those with what `fast` takes, and their differences by seed.
 
