@@ -168,6 +168,28 @@ def test_how_times_grow() -> None:
         assert f" | {each['setting']['batch_size']} | {cells} |\n" in page
 
 
+def test_what_is_slower_than_the_goals() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    runs = [json.loads(line) for line in (RESULTS / "speed-goals.jsonl").read_text().splitlines()]
+    deep, usual, single = (
+        {row["method"]: row["timing"]["ratio"] for row in run["rows"]} for run in runs
+    )
+    linear = "greedy(aux=Head(convs=0, linears=1))"
+    again, torchs = "end_to_end() with recompute", "torch.utils.checkpoint"
+    for setting, what, ratio in (
+        ("110, 128", "greedy, linear heads", deep[linear]),
+        ("110, 128", "`greedy()`", deep["greedy()"]),
+        ("110, 128", "recompute, of torch's checkpoint", deep[again] / deep[torchs]),
+        ("32, 128", "recompute, of torch's checkpoint", usual[again] / usual[torchs]),
+        ("32, 128", "`end_to_end()` by the engine", usual["end_to_end()"]),
+        ("32, 128", "`contsup()`", usual["contsup()"]),
+        ("32, 1", "greedy, linear heads", single[linear]),
+        ("32, 1", "recompute, of torch's checkpoint", single[again] / single[torchs]),
+    ):
+        (row,) = (r for r in page.splitlines() if r.startswith(f"| {setting} | {what} | "))
+        assert row.split(" | ")[3] == f"{ratio:.2f}"
+
+
 def compare_accuracies(name: str) -> dict[str, tuple[str, str, str]]:
     """Of each method its accuracies, those with what `fast` takes, and their differences by seed.
 
