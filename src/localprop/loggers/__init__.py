@@ -20,8 +20,8 @@ and those of `compare` have a `run`, such as "greedy/seed-0".
 "end", also of a run that fails or is stopped:
     outcome: "finished", "failed" or "stopped".
     error: what went wrong, unless it has finished.
-    test_accuracy, test_loss, test_accuracy/0, ..., validation_accuracy, validation_loss, seconds,
-    peak_memory_bytes: the figures of the summary, if it has finished.
+    test_accuracy, test_loss, exit_test_accuracy/0, exit_test_loss/0, ..., validation_accuracy,
+    validation_loss, seconds, peak_memory_bytes: the figures of the summary, if it has finished.
 
 >>> import localprop as lp
 >>> def show(record):

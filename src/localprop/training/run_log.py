@@ -83,13 +83,13 @@ class RunLog:
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Log the end of a run that has finished."""
-        modules = [each["module"] for each in summary["modules"]]
-        of_exits = {
-            name: _name_each(name, modules, [each[name] for each in summary["modules"]])
+        # MLflow keeps figures in files, so that none may be named as the folder of others.
+        exits = {
+            f"exit_{name}/{each['module']}": each[name]
             for name in ("test_accuracy", "test_loss")
+            for each in summary["modules"]
         }
         figures = {name: summary[name] for name in _OF_THE_END}
-        exits = of_exits["test_accuracy"] | of_exits["test_loss"]
         self._log("end", {"outcome": "finished", **figures, **exits})
 
     def _log(self, kind: str, figures: Record) -> None:
