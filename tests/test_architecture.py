@@ -21,10 +21,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Packages, and modules of the package itself, in the order of docs/design.md, section 3: each may
 # import from itself and from those before it. `__init__` stands for the public names.
 ORDER = [
-    "errors", "arguments", "user_code", "writing", "tasks", "models", "data", "network", "rule",
-    "methods", "schedule", "engine", "cost", "ranks", "argument_checks", "checks", "planning",
-    "state_problems", "state", "learner", "model_check", "hosts", "__init__", "training",
-    "experiments",
+    "errors", "arguments", "user_code", "writing", "loggers", "tasks", "models", "data", "network",
+    "rule", "methods", "schedule", "engine", "cost", "ranks", "argument_checks", "checks",
+    "planning", "state_problems", "state", "learner", "model_check", "hosts", "__init__",
+    "training", "experiments",
     "report", "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.

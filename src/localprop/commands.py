@@ -17,6 +17,7 @@ from localprop.arguments import check_arguments
 from localprop.errors import check, collect_problems
 from localprop.experiments import Recipe
 from localprop.experiments.blank_data import load_shape
+from localprop.loggers.read import Log
 from localprop.ranks.launch import get_rank, get_world_size
 from localprop.report.compare import ShowProgress as ShowRuns
 from localprop.report.compare import hide_progress as hide_runs
@@ -50,6 +51,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     keep: int = 2,
+    log: Log = (),
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
     show_progress: ShowProgress = hide_progress,
@@ -69,7 +71,11 @@ def train(
         overwrite: replace the run in `out`.
         keep: how many of the newest checkpoints to keep in `out`; the best one by validation is
             kept besides, as best.safetensors.
-        on_epoch: called with the `EpochReport` after each epoch.
+        log: a logger, or several: functions of a record (a dictionary, which `localprop.loggers`
+            describes), "csv:FILE" or "tensorboard:FOLDER". Called at the start, after each epoch
+            and its checkpoint, and at the end; on several ranks by rank 0. One that fails is told
+            by `on_note`, and the run goes on without it.
+        on_epoch: called with the `EpochReport` after each epoch. What it raises ends the run.
         on_step: called after each step with the epoch, the steps done in it, and those that it has.
         show_progress: takes the config and the epochs done before; a context manager whose value is
             such a pair of functions.
@@ -82,7 +88,7 @@ def train(
 
     Raises:
         BadInput: the values, the recipe, the directory, or a field that is unknown.
-        RunFailed: a loss is not finite, or the disk is full.
+        RunFailed: a loss is not finite, the disk is full, or a logger fails at the start.
         RunStopped: the process got SIGTERM or SIGHUP; the run in `out` can be resumed.
         StepFailed: a step stopped half-way.
 
@@ -116,6 +122,7 @@ def train(
         resume=resume,
         overwrite=overwrite,
         keep=keep,
+        log=log,
         recipe={key: info[key] for key in ("recipe", "replaced") if key in info},
         show_progress=_add_callbacks(show_progress, on_epoch, on_step),
         on_note=on_note,
@@ -133,6 +140,7 @@ def compare(
     rounds: int = 15,
     out: str | None = None,
     overwrite: bool = False,
+    log: Log = (),
     show_progress: ShowRuns = hide_runs,
     on_note: Callable[[str], object] = print_text,
     report: Callable[[str], object] = print_text,
@@ -153,6 +161,7 @@ def compare(
         out: the directory for compare.json and the runs, or None. A comparison that was stopped
             goes on there.
         overwrite: replace the comparison in `out`.
+        log: loggers, as for `train`, of all runs. Their records have the name of the `run`, too.
         show_progress: takes the number of epochs of all runs; a context manager whose value is
             called with what is running, and with the number of epochs finished since the last call.
         on_note: called before the first run with each argument of a method that has no effect on
@@ -194,6 +203,7 @@ def compare(
         rounds=rounds,
         out=out,
         overwrite=overwrite,
+        log=log,
         strict=methods is not None,
         show_progress=show_progress,
         on_note=on_note,

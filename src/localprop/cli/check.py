@@ -29,10 +29,12 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command: 0 if the usual heads can train the model in several modules, else 1."""
     from localprop.cli.output import print_json
+    from localprop.cli.progress import show_waiting
     from localprop.model_check import check
     from localprop.writing.terminal import print_text
 
-    found = check(*_make(args))
+    with show_waiting("looking at the model"):
+        found = check(*_make(args))
     if args.json:
         print_json(found.as_json())
     else:

@@ -12,6 +12,7 @@ from localprop.cli.flags import (
     add_config,
     add_config_file,
     add_flag,
+    add_log,
     add_rounds,
     collect_fields,
 )
@@ -50,6 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "the same command goes on with a comparison that was stopped",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the comparison in --out")
+    add_log(parser, ", where each run has a folder of its own")
     add_config_file(parser)
     add_config(parser, skip=("method", "recompute", "offload", "phases"))
     parser.set_defaults(run=run)
@@ -73,18 +75,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from localprop import commands
-    from localprop.cli.progress import print_line, print_note, show_runs
+    from localprop.cli.progress import print_line, print_note, show_runs, show_waiting_until
 
-    return commands.compare(
-        args.methods,
-        task=args.task,
-        config=args.config,
-        seeds=args.seeds,
-        rounds=args.rounds,
-        out=args.out,
-        overwrite=args.overwrite,
-        show_progress=show_runs,
-        report=print_line,
-        on_note=print_note,
-        **collect_fields(args),
-    )
+    with show_waiting_until("preparing", show_runs) as show_progress:
+        return commands.compare(
+            args.methods,
+            task=args.task,
+            config=args.config,
+            seeds=args.seeds,
+            rounds=args.rounds,
+            out=args.out,
+            overwrite=args.overwrite,
+            log=args.log,
+            show_progress=show_progress,
+            report=print_line,
+            on_note=print_note,
+            **collect_fields(args),
+        )

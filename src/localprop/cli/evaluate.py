@@ -26,6 +26,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from localprop import commands
+    from localprop.cli.progress import show_waiting
 
-    print_figures(args, commands.evaluate(args.directory, **collect_fields(args)))
+    with show_waiting("evaluating"):
+        figures = commands.evaluate(args.directory, **collect_fields(args))
+    print_figures(args, figures)
     return 0

@@ -28,6 +28,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from localprop import commands
+    from localprop.cli.progress import show_waiting
 
-    print_figures(args, commands.export(args.directory, *args.out))
+    with show_waiting("exporting"):
+        figures = commands.export(args.directory, *args.out)
+    print_figures(args, figures)
     return 0

@@ -57,6 +57,18 @@ def add_config_file(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_log(parser: argparse.ArgumentParser, of_runs: str = "") -> None:
+    """Declare the flag --log, which may be repeated."""
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="KIND:PATH",
+        help="write each epoch to csv:FILE, or to tensorboard:FOLDER, which needs pip install "
+        f"'localprop[tensorboard]'{of_runs}; may be repeated",
+    )
+
+
 def add_flag(
     parser: argparse.ArgumentParser,
     flag: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +69,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    print_figures(args, describe_plan(args))
+    from localprop.cli.progress import show_waiting
+
+    # Nothing else runs while steps are timed.
+    with nullcontext() if args.measure else show_waiting("planning"):
+        figures = describe_plan(args)
+    print_figures(args, figures)
     return 0
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from localprop.cli.fit import fit
 from localprop.cli.output import format_notes
@@ -19,6 +23,81 @@ from localprop.training.config import Config
 from localprop.training.scores import Score
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep
 from localprop.writing.terminal import print_text
+
+SILENT_S = 5
+
+
+_Given = ParamSpec("_Given")
+_Shown = TypeVar("_Shown")
+
+
+class WaitingLine:
+    """Says what is being waited for and for how long, but nothing in the first five seconds.
+
+    Args:
+        what: is being done.
+        clock: seconds since any time.
+
+    Example:
+        >>> times = iter([0.0, 4.9, 65.0])
+        >>> line = WaitingLine("planning", clock=lambda: next(times))
+        >>> line.__rich__().plain, line.__rich__().plain
+        ('', 'planning  1:05')
+    """
+
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._clock = what, clock
+        self._start = clock()
+
+    def __rich__(self) -> Text:
+        seconds = int(self._clock() - self._start)
+        return Text(f"{self._what}  {seconds // 60}:{seconds % 60:02d}" * (seconds >= SILENT_S))
+
+
+@contextmanager
+def show_waiting(what: str, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Inside, a `WaitingLine` on a terminal; nothing elsewhere.
+
+    Not for what measures seconds: a thread draws the line.
+
+    Example:
+        >>> with show_waiting("planning"):
+        ...     pass
+    """
+    if not sys.stderr.isatty() or get_rank() > 0:
+        yield
+        return
+    # Results on stdout stay there; lines on stderr appear above this one.
+    with Live(
+        WaitingLine(what, clock),
+        console=Console(stderr=True),
+        refresh_per_second=2,
+        transient=True,
+        redirect_stdout=False,
+    ):
+        yield
+
+
+@contextmanager
+def show_waiting_until(
+    what: str, show: Callable[_Given, AbstractContextManager[_Shown]]
+) -> Iterator[Callable[_Given, AbstractContextManager[_Shown]]]:
+    """Inside, a `WaitingLine` until something else is shown. Yields what shows that.
+
+    Example:
+        >>> with show_waiting_until("preparing", show_runs) as show, show(3) as progress:
+        ...     progress("greedy(), seed 1 of 1", 0)
+    """
+    with ExitStack() as waiting:
+        waiting.enter_context(show_waiting(what))
+
+        def show_instead(
+            *args: _Given.args, **kwargs: _Given.kwargs
+        ) -> AbstractContextManager[_Shown]:
+            waiting.close()
+            return show(*args, **kwargs)
+
+        yield show_instead
 
 
 def print_line(line: str) -> None:

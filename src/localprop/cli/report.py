@@ -34,7 +34,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     from localprop import commands
-    from localprop.cli.progress import print_line
+    from localprop.cli.progress import print_line, show_waiting
 
-    print_figures(args, commands.write_report(args.results, args.out, on_progress=print_line))
+    with show_waiting("writing the page"):
+        figures = commands.write_report(args.results, args.out, on_progress=print_line)
+    print_figures(args, figures)
     return 0

@@ -25,7 +25,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    print_figures(args, describe_run(args.recipe, collect_fields(args)))
+    from localprop.cli.progress import show_waiting
+
+    with show_waiting("looking at the run"):
+        figures = describe_run(args.recipe, collect_fields(args))
+    print_figures(args, figures)
     return 0
 
 

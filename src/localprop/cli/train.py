@@ -14,6 +14,7 @@ from localprop.cli.flags import (
     add_config,
     add_config_file,
     add_flag,
+    add_log,
     collect_fields,
 )
 from localprop.cli.output import print_json
@@ -49,6 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         accepts=int,
         default=2,
     )
+    add_log(parser)
     add_config(parser)
     parser.set_defaults(run=run)
 
@@ -78,17 +80,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
     from localprop import commands
-    from localprop.cli.progress import print_note, show_epochs
+    from localprop.cli.progress import print_note, show_epochs, show_waiting_until
 
-    return commands.train(
-        args.recipe,
-        plan=args.plan,
-        config=args.config,
-        out=args.out,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        keep=args.keep,
-        show_progress=show_epochs,
-        on_note=print_note,
-        **collect_fields(args),
-    )
+    with show_waiting_until("preparing", show_epochs) as show_progress:
+        return commands.train(
+            args.recipe,
+            plan=args.plan,
+            config=args.config,
+            out=args.out,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            keep=args.keep,
+            log=args.log,
+            show_progress=show_progress,
+            on_note=print_note,
+            **collect_fields(args),
+        )

@@ -20,8 +20,14 @@ from localprop.errors import (
     collect_problems,
 )
 from localprop.learner import Learner
+from localprop.loggers.read import Log, make_loggers
+from localprop.loggers.safe_logger import SafeLogger
 from localprop.report.comparison import Comparison, Outcome, format_comparison, make_row
-from localprop.report.comparison_directory import ComparisonDirectory
+from localprop.report.comparison_directory import (
+    ComparisonDirectory,
+    find_shared_names,
+    name_run,
+)
 from localprop.report.costs import BaselineCosts, MethodCosts, measure_costs
 from localprop.report.method_notes import find_method_notes
 from localprop.report.method_spec import (
@@ -65,6 +71,7 @@ def compare(
     seeds: int = 3,
     rounds: int = 15,
     directory: ComparisonDirectory | None = None,
+    loggers: Sequence[SafeLogger] = (),
     progress: Progress = lambda what, epochs: None,
     keep: Callable[[Comparison, Mapping[str, MethodCosts]], object] = lambda figures, costs: None,
 ) -> Comparison:
@@ -82,6 +89,7 @@ def compare(
         seeds: runs of each method; the first has the seed `config.seed`.
         rounds: interleaved rounds of the timing.
         directory: where each run is kept, and what is there already is taken from.
+        loggers: told of all runs, whose names their records have.
         progress: called with what is running.
         keep: called with the figures so far and the costs of all methods, after the measurements
             and after each run.
@@ -106,7 +114,8 @@ def compare(
             run = f"{label}, seed {number} of {seeds}"
             run_config = replace(method_config, seed=seed)
             folder = directory.folder_of(label, seed) if directory else None
-            outcomes.append(_run_one_seed(run, run_config, dataset, folder, progress))
+            log = [each.of_run(name_run(label, seed)) for each in loggers]
+            outcomes.append(_run_one_seed(run, run_config, dataset, folder, log, progress))
             row = make_row(label, outcomes, costs[label], baseline)
             rows, left = (*finished_rows, row), comparison.runs_left - 1
             comparison = replace(comparison, rows=rows, runs_left=left)
@@ -143,7 +152,7 @@ def _make_method_config(config: Config, spec: MethodSpec) -> Config:
 
 
 def _run_one_seed(
-    run: str, config: Config, dataset: Dataset, folder: Path | None, progress: Progress
+    run: str, config: Config, dataset: Dataset, folder: Path | None, log: Log, progress: Progress
 ) -> Outcome:
     progress(run, 0)
 
@@ -154,15 +163,15 @@ def _run_one_seed(
 
     try:
         with as_run_failure():
-            return _train_and_score(config, dataset, folder, show_epochs)
+            return _train_and_score(config, dataset, folder, log, show_epochs)
     except (StepFailed, RunFailed) as error:
         return f"{run}: {error}"
 
 
 def _train_and_score(
-    config: Config, dataset: Dataset, folder: Path | None, show_epochs: ShowEpochs
+    config: Config, dataset: Dataset, folder: Path | None, log: Log, show_epochs: ShowEpochs
 ) -> Score:
-    summary = finish_run(config, dataset, folder, show_epochs)
+    summary = finish_run(config, dataset, folder, show_epochs, log)
     return Score(summary["test_accuracy"], summary["test_loss"])
 
 
@@ -205,6 +214,7 @@ def run_compare(
     rounds: int,
     out: str | None,
     overwrite: bool,
+    log: Log = (),
     strict: bool = True,
     show_progress: ShowProgress = hide_progress,
     report: Callable[[str], object] = print,
@@ -221,12 +231,13 @@ def run_compare(
         rounds: interleaved rounds of the timing.
         out: directory for the figures and the runs, or None.
         overwrite: whether to replace the comparison in that directory.
+        log: loggers of all runs.
         strict: whether a method that this network or data set does not support is bad input. If
             not, it is left out and named under the table.
         show_progress: takes the number of epochs of all runs, and yields a `Progress`.
         report: called with the table so far if the comparison ends early or a run fails.
         on_note: called before the first run with what `init` has changed, and with each note on the
-            methods (`find_method_notes`).
+            methods (`find_method_notes`); later, with what makes a logger fail.
 
     Returns:
         The figures with the notes, and the table's text as `table`.
@@ -240,8 +251,13 @@ def run_compare(
     problems = _find_value_problems(config, seeds, rounds)
     notes: list[str] = []
     specs = parse_and_check_methods(methods, problems)
+    loggers: list[SafeLogger] = []
+    with collect_problems(problems):
+        loggers = make_loggers(log, on_note)
     if directory:
         problems += directory.find_problems(spec.label for spec in specs)
+    elif loggers:
+        problems += find_shared_names(spec.label for spec in specs)
     dataset = _load_and_check(config, problems, notes.append)
     built, left_out = filter_methods(config, dataset, specs)
     check(left_out if strict else [])
@@ -279,6 +295,7 @@ def run_compare(
                 seeds=seeds,
                 rounds=rounds,
                 directory=directory,
+                loggers=loggers,
                 progress=progress,
                 keep=keep,
             )

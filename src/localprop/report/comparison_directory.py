@@ -58,7 +58,7 @@ class ComparisonDirectory:
 
     def folder_of(self, label: str, seed: int) -> Path:
         """The directory of a method's run with a seed."""
-        return self.path / name_folder(label) / f"seed-{seed}"
+        return self.path / name_run(label, seed)
 
     def find_problems(self, labels: Iterable[str]) -> list[str]:
         """Find why the comparison of these methods cannot be kept here. Nothing is changed."""
@@ -66,13 +66,7 @@ class ComparisonDirectory:
         existing = next(parent for parent in parents if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             return [f"{existing} is not a writable directory: choose another --out."]
-        names = Counter(map(name_folder, labels))
-        problems = [
-            f"{count} methods would share the folder {self.path / name}: give them other labels, "
-            "as in 'mine: greedy()'."
-            for name, count in names.items()
-            if count > 1
-        ]
+        problems = find_shared_names(labels)
         file = self.path / RESULT_FILE
         if file.exists() and not self.overwrite and not self._read():
             problems.append(
@@ -181,6 +175,31 @@ def name_folder(label: str) -> str:
     if len(name) <= _MAX_NAME:
         return name
     return f"{name[: _MAX_NAME - 9]}-{blake2b(label.encode(), digest_size=4).hexdigest()}"
+
+
+def name_run(label: str, seed: int) -> str:
+    """The name of a run, which is that of its folder in the directory of a comparison.
+
+    Example:
+        >>> name_run("greedy()", 0)
+        'greedy/seed-0'
+    """
+    return f"{name_folder(label)}/seed-{seed}"
+
+
+def find_shared_names(labels: Iterable[str]) -> list[str]:
+    """Find methods whose runs would have the same names.
+
+    Example:
+        >>> find_shared_names(["greedy()", "Greedy"])
+        ["2 methods would share the folder greedy: give them other labels, as in 'mine: greedy()'."]
+    """
+    return [
+        f"{count} methods would share the folder {name}: give them other labels, as in "
+        "'mine: greedy()'."
+        for name, count in Counter(map(name_folder, labels)).items()
+        if count > 1
+    ]
 
 
 def _read_method_costs(values: Mapping[str, Any]) -> MethodCosts:

@@ -9,6 +9,7 @@ from typing import Any
 
 from localprop.data import Dataset
 from localprop.errors import check
+from localprop.loggers.read import Log
 from localprop.training.changes import are_same
 from localprop.training.config import MAY_DIFFER, Config
 from localprop.training.run import ShowProgress, hide_progress, run
@@ -20,6 +21,7 @@ def finish_run(
     dataset: Dataset,
     folder: Path | None,
     show_progress: ShowProgress = hide_progress,
+    log: Log = (),
 ) -> dict[str, Any]:
     """Train a run, go on with one that was stopped, or read the summary of one that has ended.
 
@@ -28,6 +30,7 @@ def finish_run(
         dataset: its data set.
         folder: the directory of the run, or None.
         show_progress: shows epochs and steps. Not called for a run that has ended.
+        log: loggers. Not called for a run that has ended, either.
 
     Returns:
         The summary of `run`.
@@ -59,6 +62,7 @@ def finish_run(
         resume=folder is not None and _is_begun(folder),
         overwrite=False,
         keep=1,
+        log=log,
         show_progress=show_progress,
         load_dataset=lambda config: dataset,
     )

@@ -13,6 +13,8 @@ from typing import Any
 from localprop.data import Batches, Dataset, is_text
 from localprop.errors import BadInput, RunStopped, StepFailed, check, collect_problems
 from localprop.learner import Learner
+from localprop.loggers.read import Log, make_loggers
+from localprop.loggers.safe_logger import SafeLogger
 from localprop.ranks.launch import get_attempt, get_rank, get_world_size
 from localprop.training.build import build_phase_schedule, load_data, prepare
 from localprop.training.changes import are_same
@@ -20,6 +22,7 @@ from localprop.training.config import MAY_DIFFER, Config
 from localprop.training.exits import list_figures, score_exits
 from localprop.training.phase_schedule import PhaseSchedule
 from localprop.training.run_directory import RunDirectory
+from localprop.training.run_log import RunLog
 from localprop.training.scores import Score, check_finite
 from localprop.training.tf32 import TF32_NOTE
 from localprop.training.trainer import EpochReport, OnEpoch, OnStep, TrainingStopped, train
@@ -47,6 +50,7 @@ def run(
     overwrite: bool,
     recipe: Mapping[str, Any] = MappingProxyType({}),
     keep: int = 2,
+    log: Log = (),
     show_progress: ShowProgress = hide_progress,
     on_note: Callable[[str], object] = lambda note: None,
     load_dataset: Callable[[Config], Dataset] = load_data,
@@ -61,9 +65,10 @@ def run(
         recipe: for a run of a recipe, its name and the fields that were replaced, for the summary.
             A resumed run has its own.
         keep: how many of the newest checkpoints to keep. The best one is kept besides.
+        log: loggers (`localprop.loggers`). On several ranks, rank 0 logs for all.
         show_progress: shows epochs and steps.
         on_note: called before the first epoch with what `init` has changed, and with each note of
-            `Learner.notes`.
+            `Learner.notes`; later, with what makes a logger fail.
         load_dataset: loads the data set of a config.
 
     Returns:
@@ -86,7 +91,7 @@ def run(
     directory = None if out is None else RunDirectory(out, writes=get_rank() == 0, keep=keep)
     try:
         return _run(
-            given, directory, resume, overwrite, recipe, show_progress, on_note, load_dataset
+            given, directory, resume, overwrite, recipe, log, show_progress, on_note, load_dataset
         )
     finally:
         if directory:
@@ -111,6 +116,7 @@ def _run(
     resume: bool,
     overwrite: bool,
     recipe: Mapping[str, Any],
+    log: Log,
     show_progress: ShowProgress,
     on_note: Callable[[str], object],
     load_dataset: Callable[[Config], Dataset],
@@ -128,8 +134,9 @@ def _run(
     _outlive_sigterm()
     unused = None if resume else directory
     goes_on = resume and directory is not None and directory.has_checkpoint()
-    dataset, learner, phase_schedule, notes = _prepare(
-        config, unused, overwrite, load_dataset, weights=not goes_on
+    log = log if get_rank() == 0 else ()
+    dataset, learner, phase_schedule, loggers, notes = _prepare(
+        config, unused, overwrite, log, load_dataset, on_note, weights=not goes_on
     )
     config = _resolve_defaults(config, learner)
     learners = (learner, *phase_schedule.others.values())
@@ -145,11 +152,16 @@ def _run(
         directory.start(config, recipe, dataset.fingerprint(), overwrite=overwrite)
     for note in notes:
         on_note(note)
-    with _write_failures(directory):
-        reports = _train(learner, dataset, config, phase_schedule, directory, done, show_progress)
-        summary = {**recipe, "notes": notes, **_summarise(learner, dataset, config, reports)}
-    if directory:
-        directory.finish(summary)
+    run_log = RunLog(loggers)
+    with run_log.follow(config, done):
+        with _write_failures(directory):
+            reports = _train(
+                learner, dataset, config, phase_schedule, directory, done, run_log, show_progress
+            )
+            summary = {**recipe, "notes": notes, **_summarise(learner, dataset, config, reports)}
+        if directory:
+            directory.finish(summary)
+    run_log.log_summary(summary)
     return summary
 
 
@@ -192,10 +204,12 @@ def _prepare(
     config: Config,
     directory: RunDirectory | None,
     overwrite: bool,
+    log: Log,
     load_dataset: Callable[[Config], Dataset],
+    on_note: Callable[[str], object],
     weights: bool,
-) -> tuple[Dataset, Learner, PhaseSchedule, list[str]]:
-    """Build everything, and check the directory of a new run. Reports the problems of both.
+) -> tuple[Dataset, Learner, PhaseSchedule, list[SafeLogger], list[str]]:
+    """Build everything, and check the directory of a new run. Reports the problems of all.
 
     The last value holds the notes on initial weights.
     """
@@ -205,10 +219,12 @@ def _prepare(
         if directory:
             directory.refuse_used(overwrite=overwrite)
     with collect_problems(problems):
+        loggers = make_loggers(log, on_note)
+    with collect_problems(problems):
         dataset, learner = prepare(config, load_dataset, weights=weights, on_note=notes.append)
         phase_schedule = build_phase_schedule(config, dataset, learner)
     check(problems)
-    return dataset, learner, phase_schedule, notes
+    return dataset, learner, phase_schedule, loggers, notes
 
 
 def _resolve_defaults(config: Config, learner: Learner) -> Config:
@@ -237,6 +253,7 @@ def _train(
     phase_schedule: PhaseSchedule,
     directory: RunDirectory | None,
     done: int,
+    run_log: RunLog,
     show_progress: ShowProgress,
 ) -> list[EpochReport]:
     """Train the epochs that are left, and return the reports of all epochs."""
@@ -250,7 +267,13 @@ def _train(
         def on_epoch(report: EpochReport) -> None:
             if directory:
                 directory.save_epoch(report, learner, phase_schedule.others)
+            run_log.log_epoch(report)
             show_epoch(report)
+
+        def on_step(epoch: int, step: int, steps: int) -> None:
+            run_log.count_step(epoch, step, steps)
+            if show_step:
+                show_step(epoch, step, steps)
 
         return earlier + train(
             learner,
@@ -259,7 +282,7 @@ def _train(
             start_epoch=done,
             phase_schedule=phase_schedule,
             on_epoch=on_epoch,
-            on_step=show_step,
+            on_step=on_step,
             partial=partial,
             should_stop=should_stop,
         )
