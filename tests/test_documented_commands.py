@@ -53,6 +53,7 @@ HOW = {
     "bench memory": (LONG, "ResNet-110"),
     "plan --model resnet32": (LONG, "half a minute: ResNet-32 with three methods"),
     "plan --model my_code.py:make": (ELSEWHERE, "tests/models/test_user_functions.py"),
+    "train --model resnet32 --out runs/a --log": (BUILT, "many epochs of ResNet-32"),
     "train --plan plan.json": (ELSEWHERE, "tests/training/test_plan_file.py"),
     "check hf:gpt2": (WHOLE, ""),
     "bench speed": (LONG, "a minute for each method"),
