@@ -24,6 +24,7 @@ SOURCES = (
     "learner.py",
     "planning/plan.py",
     "planning/search.py",
+    "report/run_analysis.py",
     "model_check.py",
     "methods",
     "network",

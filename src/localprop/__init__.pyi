@@ -20,6 +20,7 @@ from .experiments.recipe import Recipe as Recipe
 from .learner import Learner as Learner
 from .planning.plan import Plan as Plan
 from .planning.search import plan as plan
+from .report.run_analysis import analyse as analyse
 from .model_check import ModelCheck as ModelCheck
 from .model_check import check as check
 from .methods.auglocal import SampledLayers as SampledLayers
