@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,6 +92,34 @@ def analyse(
         "runs": analyses,
         "table": "\n\n".join([*tables, "\n".join(f"Written: {file}" for file in files)]),
     }
+
+
+def read_analysis(folder: Path, config: Config) -> dict[str, Any] | None:
+    """The analysis of a run; None if there is none, or the directory had another run then.
+
+    Args:
+        folder: of the run.
+        config: of the run that is there now.
+
+    Raises:
+        BadInput: the file is damaged.
+
+    Example:
+        >>> read_analysis(Path("runs/nothing"), config)
+    """
+    file = folder / ANALYSIS_FILE
+    if not file.is_file():
+        return None
+    try:
+        values: Any = json.loads(file.read_text("utf-8"))
+        known = {"config", "epochs", "probe", "representations", "gradients", "notes"}
+        if not isinstance(values, dict) or not known <= values.keys():
+            raise ValueError("it holds no analysis")
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(
+            f"{file} cannot be read ({error}): remove it, or run localprop analyse again."
+        ) from error
+    return values if values["config"] == json.loads(to_json(config.as_json())) else None
 
 
 @dataclass(frozen=True)
