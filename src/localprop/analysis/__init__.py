@@ -1,12 +1,11 @@
 """What the modules of a trained network have learned, as the field of local learning looks at it.
 
 Each function leaves the learner as it was, to the bit: parameters, gradients, buffers, modes and
-random state.
+random state::
 
->>> import localprop as lp
->>> probes = lp.analysis.probe(learner, train, test)
->>> similarity = lp.analysis.compare_representations(learner, other, test)
->>> agreement = lp.analysis.compare_gradients(learner, test[0])
+    probes = lp.analysis.probe(learner, train, test)
+    similarity = lp.analysis.compare_representations(learner, other, test)
+    agreement = lp.analysis.compare_gradients(learner, batch)
 """
 
 from localprop.analysis.gradients import GradientAgreement, compare_gradients

@@ -38,7 +38,7 @@ def list_module_ends(learner: Learner) -> tuple[str, ...]:
 
     Example:
         >>> list_module_ends(learner)
-        ('1', '3', '4')
+        ('2', '4', '5')
     """
     names = learner.partition.layers.names
     return tuple(names[layers[-1]] for layers in learner.partition.modules)
