@@ -23,9 +23,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "arguments", "user_code", "writing", "loggers", "tasks", "models", "data", "network",
     "rule", "methods", "schedule", "engine", "cost", "ranks", "argument_checks", "checks",
-    "planning", "state_problems", "state", "learner", "model_check", "hosts", "__init__",
-    "training", "experiments",
-    "report", "commands", "cli", "__main__",
+    "planning", "state_problems", "state", "learner", "analysis", "model_check", "hosts",
+    "__init__", "training", "experiments", "report", "commands", "cli", "__main__",
 ]  # fmt: skip
 # ranks/launch.py only reads what torchrun has set, and everybody may.
 ANYBODY = "ranks.launch"

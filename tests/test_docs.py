@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Sized
 from pathlib import Path
@@ -97,6 +98,30 @@ def test_the_loops_of_the_page_around_the_step() -> None:
     owned = {name for group in names["learner"].optimizer_groups() for name in group.parameters}
     assert owned == {name for name, _ in names["learner"].named_parameters()}
     assert names["ema"].n_averaged == 2
+
+
+def test_the_page_of_analyses() -> None:
+    """Its block runs, and its table has the figures of the file."""
+    page = (ROOT / "docs" / "analysis.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(block, {})
+    file = ROOT / "benchmarks" / "results" / "digits-analysis.json"
+    found = json.loads(file.read_text())["methods"]
+    shown = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0].startswith(("probe", "cosine", "CKA")):
+            shown[cells[0]] = cells[1:]
+    assert len(shown) == 7
+    for label, cells in shown.items():
+        what, method = label.split()[0].strip(","), re.findall(r"\w+\(\)", label)[0]
+        figures = found[method]
+        values = {
+            "probe": [f"{100 * value:.1f}" for value in figures["probe_accuracy"]],
+            "cosine": [f"{value:.2f}" for value in figures["cosine"]],
+            "CKA": [f"{row[k]:.2f}" for k, row in enumerate(figures["cka_with_end_to_end"])],
+        }
+        assert cells == values[what], label
 
 
 def test_the_diff_of_the_readme_runs_before_and_after() -> None:

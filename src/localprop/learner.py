@@ -229,6 +229,11 @@ class Learner(Predicted):
         rebuilt.skipped = self.skipped
         self.__dict__ = rebuilt.__dict__
 
+    def try_rule(self, rule: Rule, partition: Partition, optimizer: OptimizerFactory) -> Learner:
+        """A learner of the same model and arguments, but for these: to look, not to step both."""
+        arguments = {**self._arguments, "partition": partition, "optimizer": optimizer}
+        return Learner(self.model, rule, sample=self._sample, **arguments)
+
     # --- stepping -------------------------------------------------------------------------------
 
     def step(self, batch: Any, *, observe: Observer | None = None) -> Losses:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from localprop.cli import (
+    analyse,
     bench,
     check,
     compare,
@@ -32,7 +33,7 @@ from localprop.writing.terminal import print_text
 # In the order of the help. Each has `add_parser`, which declares its flags, and `run`, which runs
 # it and returns the exit code.
 _COMMANDS = (
-    compare, report, train, evaluate, export, show, check, plan, recipes, simulate, bench,
+    compare, report, train, evaluate, analyse, export, show, check, plan, recipes, simulate, bench,
 )  # fmt: skip
 
 

@@ -5,22 +5,16 @@ Source: BranchyNet (Teerapittayanon et al., 2016), arXiv 1709.01686.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import torch
 from torch import Tensor, nn
 
-from localprop.engine.cut_hooks import CutHooks
+from localprop.engine.module_ends import running_on, visit_ends
 from localprop.errors import BadInput
 from localprop.network.modes import evaluation_mode
-from localprop.network.outputs import list_tensors
 from localprop.network.partial_forward import StopForward
 from localprop.schedule.wiring import Wiring, get_loss
 from localprop.tasks.batch import Batch
-from localprop.tasks.task import describe
-from localprop.user_code import describe_error
 
 
 def list_exits(wiring: Wiring) -> list[int]:
@@ -53,7 +47,7 @@ def predict_at(
     """
     exits = list_exits(wiring)
     if module is None or module == exits[-1]:
-        with _running_on(batch):
+        with running_on(batch):
             return wiring.task.forward(network, batch.data)
     if module not in exits:
         raise BadInput(
@@ -65,8 +59,8 @@ def predict_at(
         raise StopForward(features)
 
     try:
-        with _running_on(batch):
-            _visit_ends([module], stop, network, model, wiring, batch)
+        with running_on(batch):
+            visit_ends([module], stop, network, model, wiring, batch)
     except StopForward as stopped:
         output = _apply_head(module, stopped.output, wiring)
     else:
@@ -79,20 +73,6 @@ def predict_at(
             f"the network, {tuple(wiring.layers.output_shape)}: its loss compares something else."
         )
     return output
-
-
-@contextmanager
-def _running_on(batch: Batch) -> Iterator[None]:
-    """Say that a batch is to blame; it was compared with no sample, and may be of other sizes."""
-    try:
-        yield
-    except (BadInput, StopForward, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the model is the user's
-        raise BadInput(
-            f"The network does not run on a batch that is {describe(batch.data)} "
-            f"({describe_error(error)}): give one like the sample."
-        ) from error
 
 
 def predict_exits(
@@ -116,7 +96,7 @@ def predict_exits(
         if _is_of_task(output, wiring):
             found[module] = output
 
-    found[last] = _visit_ends(early, keep, network, model, wiring, batch)
+    found[last] = visit_ends(early, keep, network, model, wiring, batch)
     return dict(sorted(found.items()))
 
 
@@ -144,32 +124,3 @@ def _apply_head(module: int, features: Tensor, wiring: Wiring) -> Tensor:
 def _is_of_task(output: Tensor, wiring: Wiring) -> bool:
     wanted, dim = wiring.layers.output_shape, wiring.layers.output_channel
     return output.ndim == len(wanted) and output.shape[dim] == wanted[dim]
-
-
-def _visit_ends(
-    modules: Iterable[int],
-    visit: Callable[[int, Tensor], object],
-    network: nn.Module,
-    model: nn.Module,
-    wiring: Wiring,
-    batch: Batch,
-) -> Tensor:
-    """The network's output. On the way, features at the ends of modules are shown to `visit`."""
-    ends = {
-        module: wiring.segments[wiring.segments_of(module)[-1]].layers[-1] for module in modules
-    }
-
-    def cut(module: int, submodule: nn.Module, args: object, output: Any) -> Any:
-        visit(module, wiring.layers.select_crossing(ends[module], list_tensors(output))[0])
-        return output
-
-    hooks = CutHooks(model, {m: wiring.layers.names[layer] for m, layer in ends.items()}, cut)
-    # In front of a context, which belongs to the next module.
-    handles = [end.register_forward_hook(hook, prepend=True) for end, hook in hooks]
-    hooks.begin()
-    try:
-        return wiring.task.forward(network, batch.data)
-    finally:
-        hooks.end()
-        for handle in handles:
-            handle.remove()

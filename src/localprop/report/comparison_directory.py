@@ -60,6 +60,15 @@ class ComparisonDirectory:
         """The directory of a method's run with a seed."""
         return self.path / name_run(label, seed)
 
+    def list_folders(self) -> list[Path]:
+        """The directories of the runs that compare.json names, method by method."""
+        saved = self._read()
+        return [
+            self.folder_of(label, seed)
+            for label in saved.get("methods", ())
+            for seed in saved["seeds"]
+        ]
+
     def find_problems(self, labels: Iterable[str]) -> list[str]:
         """Find why the comparison of these methods cannot be kept here. Nothing is changed."""
         parents = (self.path, *self.path.absolute().parents)

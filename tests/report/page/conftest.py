@@ -15,9 +15,10 @@ SMALL: dict[str, Any] = {"model": "mlp:8", "epochs": 2, "limit": 60, "device": "
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a comparison of three methods with two seeds."""
+    """The directory of a comparison of three methods with two seeds, which was analysed."""
     folder = tmp_path_factory.mktemp("results") / "compared"
     lp.compare(METHODS, seeds=2, rounds=2, out=str(folder), on_note=lambda note: None, **SMALL)
+    lp.analyse(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Draw figures of each epoch: of each method, and of each module of a method."""
+"""Draw lines over epochs, modules or layers: of each method, or of each module of a method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     Attributes:
         number: of the method or module, which chooses its marker and line.
         label: at its end, unlike all others.
-        epochs: from 1.
+        epochs: from 1; or modules or layers, from 0.
         values: one for each epoch.
     """
 
@@ -48,13 +48,16 @@ def average(number: int, label: str, runs: Sequence[Sequence[tuple[int, float]]]
     return Curve(number, label, epochs, [statistics.mean(by_epoch[epoch]) for epoch in epochs])
 
 
-def draw_curves(curves: Sequence[Curve], palette: Palette, *, quality: str) -> Figure:
-    """Draw lines over epochs. Colour, marker and line style differ from line to line.
+def draw_curves(
+    curves: Sequence[Curve], palette: Palette, *, quality: str, along: str = "epoch"
+) -> Figure:
+    """Draw lines over epochs, modules or layers. Each has its own colour, marker and style.
 
     Args:
         curves: the lines, each with its label at its end.
         palette: the colours.
         quality: the label of the axis.
+        along: what the lines go over.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -79,7 +82,7 @@ def draw_curves(curves: Sequence[Curve], palette: Palette, *, quality: str) -> F
     _label_ends(axes, curves, palette)
     locator: Any = MaxNLocator(integer=True)
     axes.xaxis.set_major_locator(locator)
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(along)
     axes.set_ylabel(quality)
     return figure
 

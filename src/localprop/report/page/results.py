@@ -17,6 +17,7 @@ from localprop.report.comparison import Comparison, ComparisonRow
 from localprop.report.comparison_directory import RESULT_FILE, ComparisonDirectory
 from localprop.report.method_spec import MethodSpec
 from localprop.report.paired import Difference
+from localprop.report.run_analysis import read_analysis
 from localprop.training.config import Config
 from localprop.training.run_directory import (
     CONFIG_FILE,
@@ -39,6 +40,7 @@ class Run:
         environment: versions, device and commit; empty where the file is missing.
         epochs: the reports of the epochs done.
         summary: None if the run has not ended.
+        analysis: what `localprop analyse` has found; None if it has not looked at this run.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Run:
     environment: Json
     epochs: Sequence[Json]
     summary: Json | None
+    analysis: Json | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,7 @@ def _read_run(path: Path) -> Run:
         _read_json(environment) if environment.is_file() else {},
         _read_lines(metrics) if metrics.is_file() else (),
         _read_json(summary) if summary.is_file() else None,
+        read_analysis(path, config),
     )
 
 

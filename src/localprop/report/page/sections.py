@@ -12,6 +12,7 @@ from localprop.report.page.draw_alive import draw_alive
 from localprop.report.page.draw_curves import Curve, average, draw_curves
 from localprop.report.page.draw_front import draw_front, draw_swatch
 from localprop.report.page.front import Point
+from localprop.report.page.learned import list_analysis_notes, list_learned
 from localprop.report.page.palette import NAMED, Palette
 from localprop.report.page.results import Group, Method
 from localprop.report.page.sentences import (
@@ -55,6 +56,12 @@ def make_section(
         for what, caption, title, figure in _list_curves(group)
     ]
 
+    learned = [
+        to_figure(each.figure, each.name, each.caption, each.title)
+        | {"header": each.header, "rows": each.rows}
+        for each in list_learned(group)
+    ]
+
     def list_entries(place: str) -> list[dict[str, Any]]:
         return [
             {
@@ -83,6 +90,8 @@ def make_section(
         "legend": list_entries("legend"),
         "table": make_table(group),
         "curves": curves,
+        "learned": learned,
+        "learned_notes": list_analysis_notes(group),
         "methods": details,
         "notes": group.notes,
         "provenance": list(_list_provenance(group)),
@@ -161,6 +170,7 @@ def _list_curves(group: Group) -> Iterator[tuple[str, str, str, Figure]]:
             f"{quality} after each epoch. {_describe_ends(curves)}",
             draw_curves(curves, NAMED, quality=quality),
         )
+    yield from _list_settings(group)
     for number, method in enumerate(group.methods):
         own, label = _read_modules(method, text)
         if own:
@@ -169,6 +179,24 @@ def _list_curves(group: Group) -> Iterator[tuple[str, str, str, Figure]]:
                 f"{method.letter}  {method.label}: each module",
                 f"{label} of each module of {method.label}. {_describe_ends(own)}",
                 draw_curves(own, NAMED, quality=label),
+            )
+
+
+def _list_settings(group: Group) -> Iterator[tuple[str, str, str, Figure]]:
+    """The curves of learning rates and seconds."""
+    for what, label in (("lr", "learning rate"), ("seconds", "seconds of training")):
+        curves = []
+        for number, method in enumerate(group.methods):
+            runs = [[(each["epoch"], each[what]) for each in run.epochs] for run in method.runs]
+            curves.append(average(number, method.letter, runs))
+        curves = [curve for curve in curves if curve.epochs]
+        if curves:
+            ends = "; ".join(f"{curve.label} ends at {curve.values[-1]:.3g}" for curve in curves)
+            yield (
+                what,
+                f"{label.capitalize()}, epoch by epoch",
+                f"{label.capitalize()} in each epoch. {ends}.",
+                draw_curves(curves, NAMED, quality=label),
             )
 
 
