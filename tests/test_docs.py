@@ -15,11 +15,13 @@ import torch
 import torchvision
 import write_methods
 import write_reference
+from method_cards import read_costs
 
 import localprop
 from localprop import experiments
 from localprop.data import load
 from localprop.data.arrays import Split
+from localprop.methods.names import find_methods
 from localprop.training.build import prepare
 from localprop.training.config import Config
 from localprop.training.trainer import EpochReport
@@ -152,7 +154,7 @@ def test_the_pages_of_methods_are_up_to_date() -> None:
     assert [path.name for path, text in pages.items() if path.read_text() != text] == []
     written = {path for path in (ROOT / "docs" / "methods").rglob("*") if path.is_file()}
     assert written == {path for path in pages if path.name != "methods.md"}
-    assert write_methods.read_costs().keys() == write_methods.find_methods().keys()
+    assert read_costs().keys() == find_methods().keys()
 
 
 def test_the_pages_of_the_reference_are_up_to_date() -> None:
