@@ -25,7 +25,7 @@ learner = lp.Learner(
 )
 order = torch.Generator().manual_seed(0)  # the same on every rank
 for _ in range(3):
-    for rows in torch.randperm(600, generator=order).split(25):
+    for rows in torch.randperm(600, generator=order).view(-1, 25):
         learner.step((images[rows], labels[rows]))
 
 outputs = learner.predict(images[600:900])  # on all ranks

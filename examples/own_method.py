@@ -47,7 +47,7 @@ learner = lp.Learner(model, with_first_layer(), modules=4, optimizer=optimizer, 
 print(learner.wiring.table)
 
 for _ in range(6):
-    for rows in torch.randperm(600).split(25):
+    for rows in torch.randperm(600).view(-1, 25):
         learner.step((images[rows], labels[rows]))
 
 accuracy = (learner.predict(images[600:900]).argmax(1) == labels[600:900]).float().mean()
