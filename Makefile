@@ -6,6 +6,7 @@
 # make bench         times of every method and how they grow, into benchmarks/results/speed.jsonl
 # make bench-gpu     speed and memory of every method on a GPU, into benchmarks/results/gpu.jsonl
 # make recipes       two steps of every published experiment; takes long
+# make docs          the documentation as a site, in site/; a dead link fails
 # make stubs         the public names of the package, for type checkers, from the modules' __all__
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ OLDEST := 'torch==2.11.*' 'torchvision==0.26.*'
 OLDEST_VENV := .venv-oldest
 OLDEST_BIN := $(OLDEST_VENV)/bin
 
-.PHONY: demo test lint test-oldest coverage bench bench-gpu recipes stubs
+.PHONY: demo test lint test-oldest coverage bench bench-gpu recipes docs stubs
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/core.stamp
@@ -39,6 +40,9 @@ bench-gpu: $(VENV)/dev.stamp
 
 recipes: $(VENV)/dev.stamp
 	LOCALPROP_EVERY_RECIPE=1 $(BIN)/pytest -n 2 tests/experiments/test_steps.py
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/zensical build --clean --strict
 
 stubs: $(VENV)/dev.stamp
 	$(BIN)/python scripts/write_stubs.py

