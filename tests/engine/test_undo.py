@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -226,11 +226,19 @@ def test_ctrl_c_at_any_time_leaves_all_as_it_was() -> None:
     assert interrupted > 5
 
 
+def predict_early(learner: lp.Learner, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return learner.predict(batch[0], module=1)
+
+
 @pytest.mark.parametrize(
     ("owner", "name"), [(nn.Module, "register_forward_hook"), (RemovableHandle, "remove")]
 )
+@pytest.mark.parametrize("use", [lp.Learner.step, predict_early], ids=["step", "exit"])
 def test_ctrl_c_leaves_no_hook_behind(
-    owner: type, name: str, monkeypatch: pytest.MonkeyPatch
+    use: Callable[[lp.Learner, Any], object],
+    owner: type,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It comes when a hook has just been put on, and when one has just been taken off."""
     learner = make(lp.greedy())
@@ -244,7 +252,7 @@ def test_ctrl_c_leaves_no_hook_behind(
     with catching_ctrl_c(), monkeypatch.context() as patched:
         patched.setattr(owner, name, press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
-            learner.step(IMAGES[0])
+            use(learner, IMAGES[0])
     assert not any(module._forward_hooks for module in learner.model.modules())
 
 
