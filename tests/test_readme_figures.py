@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,20 @@ def test_how_times_grow() -> None:
         ratios = {row["method"]: row["timing"]["ratio"] for row in each["rows"]}
         cells = " | ".join(f"{ratios[method]:.2f}" for method in methods)
         assert f" | {each['setting']['batch_size']} | {cells} |\n" in page
+
+
+def test_the_times_with_one_optimizer() -> None:
+    page = (ROOT / "docs" / "around-the-step.md").read_text()
+    ratios = read_ratios("one-optimizer.json")
+    named = "greedy(aux=Head(convs=0, linears=1))", "greedy, one optimizer"
+    named += "greedy, one fused optimizer", "plain loop, fused optimizer"
+    found = re.search(
+        r"at batch 1 takes (\S+) times .* (\S+) with `torch.* and (\S+) with `fused.*"
+        r"plain loop with `fused=True` (\d\.\d\d);",
+        page.replace("\n", " "),
+    )
+    assert found
+    assert list(found.groups()) == [f"{ratios[name]:.2f}" for name in named]
 
 
 def test_what_is_slower_than_the_goals() -> None:
