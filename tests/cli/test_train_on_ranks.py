@@ -119,9 +119,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_files_and_bits_on_four_ranks_and_a_resume_on_fewer(
     pool: RankPool, alone: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "four"
-    codes, printed, err = train(pool, 4, *RUN, "--out", str(out))
+    out, board = tmp_path / "four", tmp_path / "board"
+    codes, printed, err = train(pool, 4, *RUN, "--out", str(out), "--log", f"tensorboard:{board}")
     assert codes == [0] * 4, err
+    assert len([*board.iterdir()]) == 1  # rank 0 alone logs
     assert printed.count("test accuracy") == 1
     assert err.count("epoch 1/3") == 1  # rank 0 alone prints
     assert {file.name for file in out.iterdir()} == {file.name for file in alone.iterdir()}
