@@ -168,8 +168,8 @@ def test_how_times_grow() -> None:
 def test_the_times_with_one_optimizer() -> None:
     page = (ROOT / "docs" / "around-the-step.md").read_text()
     ratios = read_ratios("one-optimizer.json")
-    named = "greedy(aux=Head(convs=0, linears=1))", "greedy, one optimizer"
-    named += "greedy, one fused optimizer", "plain loop, fused optimizer"
+    named = ["greedy(aux=Head(convs=0, linears=1))", "greedy, one optimizer"]
+    named += ["greedy, one fused optimizer", "plain loop, fused optimizer"]
     found = re.search(
         r"at batch 1 takes (\S+) times .* (\S+) with `torch.* and (\S+) with `fused.*"
         r"plain loop with `fused=True` (\d\.\d\d);",

@@ -121,7 +121,14 @@ def test_tied_parameters(pool: RankPool, name: str, ranks: int) -> None:
     assert find_largest_difference(alone, together) == 0
 
 
-@each_case
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        # Two stages have all that one has.
+        pytest.param(name, ranks, marks=[pytest.mark.long] * int((name, 2 * ranks) in CASES))
+        for name, ranks in CASES
+    ],
+)
 def test_two_micro_batches_each(pool: RankPool, name: str, ranks: int) -> None:
     alone, together = train_both(pool, RULES[name](), ranks, microbatches=2)
     # DGL's heads have several BatchNorm1d over three samples. Each may multiply a rounding error by
