@@ -210,8 +210,8 @@ def count_points(words: list[str], work: Path) -> int:
     return int((work / "points").read_text())
 
 
-def kill_runs(count: int, seed: int) -> dict[str, Any]:
-    """Kill runs; returns how many there were of each kind, and every failure in words."""
+def kill_runs(count: int, seed: int, settings: int) -> dict[str, Any]:
+    """Kill runs of the first settings; returns how many kills of each kind, and every failure."""
     draws = random.Random(seed)
     kills: Counter[str] = Counter()
     failures: list[str] = []
@@ -220,7 +220,7 @@ def kill_runs(count: int, seed: int) -> dict[str, Any]:
     references: dict[str, tuple[int, dict[str, Any], float]] = {}
     try:
         while sum(kills.values()) < count:
-            name = [*RUNS][runs % len(RUNS)]
+            name = [*RUNS][:settings][runs % settings]
             runs += 1
             words, work = [*QUICK, *RUNS[name]], root / name
             if name not in references:
@@ -378,10 +378,14 @@ def main() -> int:
     parser.add_argument("what", choices=("kills", "damages"))
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", type=int, default=len(RUNS), choices=range(1, len(RUNS) + 1))
     args = parser.parse_args()
     start = time.perf_counter()
     with redirect_stderr(io.StringIO()):
-        result = (kill_runs if args.what == "kills" else damage_files)(args.count, args.seed)
+        if args.what == "kills":
+            result = kill_runs(args.count, args.seed, args.settings)
+        else:
+            result = damage_files(args.count, args.seed)
     result |= {"count": args.count, "seed": args.seed, "seconds": time.perf_counter() - start}
     result["cpu_seconds"] = sum(os.times()[:4])
     print(json.dumps(result, indent=1))

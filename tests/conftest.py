@@ -5,6 +5,7 @@ slow the others down up to fifty times.
 """
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from tests.helpers.ranks import RankPool
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 def pytest_collection_finish() -> None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PROGRAM = Path(sys.executable).with_name("zensical")
 # What a reader's browser loads by itself.
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
-SHOWN = ("index.html", "methods/backlink.html", "reference/training.html")
+SHOWN = ("index.html", "methods/backlink.html", "reference/tasks.html")
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -99,9 +99,11 @@ def test_every_link_inside_leads_somewhere(pages: dict[Path, Tags]) -> None:
 def test_the_reference_has_every_public_name(site: Path) -> None:
     text = "".join(path.read_text() for path in (site / "reference").glob("*.html"))
     found = {name.rpartition(".")[2] for name in re.findall(r'<h2 id="(localprop[\w.]+)"', text)}
-    packages = {"data", "methods", "models"}
+    packages = {"analysis", "data", "loggers", "methods", "models"}
     names = {name for name in lp.__all__ if not name.startswith("__")} - packages
-    assert names | {*lp.data.__all__} | {*lp.models.__all__} <= found
+    for package in (lp.analysis, lp.data, lp.loggers, lp.models):
+        names |= {*package.__all__}
+    assert names <= found
 
 
 PROBE = """

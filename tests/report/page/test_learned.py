@@ -16,6 +16,8 @@ from localprop.report.run_analysis import read_analysis
 from localprop.training.config import Config
 from tests.helpers.cli import read_json
 
+pytestmark = pytest.mark.xdist_group("page")  # one process trains, and all tests read its runs
+
 
 def make_analysis(first: float, cosine: float | None, similarity: float | None) -> dict[str, Any]:
     return {

@@ -12,6 +12,8 @@ from localprop.errors import BadInput
 from localprop.report.page.results import read_groups
 from tests.helpers.cli import read_json
 
+pytestmark = pytest.mark.xdist_group("page")  # one process trains, and all tests read its runs
+
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 
 

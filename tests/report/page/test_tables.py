@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
+
 from localprop.report.page.results import read_groups
 from localprop.report.page.tables import format_csv, format_latex, format_markdown, make_table
 from tests.helpers.cli import read_json
+
+pytestmark = pytest.mark.xdist_group("page")  # one process trains, and all tests read its runs
 
 
 def test_csv_has_a_line_for_each_run(compared: Path, trained: Path) -> None:

@@ -15,6 +15,8 @@ from localprop.report.page.write import write_page
 from tests.helpers.browser import Tags, look, needs_chromium
 from tests.helpers.cli import names_in, read_json, run_command
 
+pytestmark = pytest.mark.xdist_group("page")  # one process trains, and all tests read its runs
+
 
 @pytest.fixture(scope="module")
 def page(compared: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
