@@ -44,7 +44,12 @@ RULES["combined"] = lambda: COMBINED
 # Two replicas of one stage, and of two stages where a method may be divided between ranks.
 CASES = [(name, 2) for name in RULES] + [(name, 4) for name in RULES if name not in REFUSED]
 each_case = pytest.mark.parametrize(
-    ("name", "ranks"), CASES, ids=[f"{name}-{ranks}" for name, ranks in CASES]
+    ("name", "ranks"),
+    [
+        # Replicas of two stages have all that those of one have.
+        pytest.param(name, ranks, marks=[pytest.mark.long] * int((name, 2 * ranks) in CASES))
+        for name, ranks in CASES
+    ],
 )
 
 
@@ -121,14 +126,7 @@ def test_tied_parameters(pool: RankPool, name: str, ranks: int) -> None:
     assert find_largest_difference(alone, together) == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks"),
-    [
-        # Two stages have all that one has.
-        pytest.param(name, ranks, marks=[pytest.mark.long] * int((name, 2 * ranks) in CASES))
-        for name, ranks in CASES
-    ],
-)
+@each_case
 def test_two_micro_batches_each(pool: RankPool, name: str, ranks: int) -> None:
     alone, together = train_both(pool, RULES[name](), ranks, microbatches=2)
     # DGL's heads have several BatchNorm1d over three samples. Each may multiply a rounding error by
