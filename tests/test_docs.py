@@ -182,6 +182,16 @@ def test_the_pages_of_methods_are_up_to_date() -> None:
     assert read_costs().keys() == find_methods().keys()
 
 
+@pytest.mark.long
+def test_the_costs_of_methods_are_up_to_date() -> None:
+    """Run `python docs/write_methods.py --costs` after a change."""
+    predicted = write_methods.predict_costs()
+    stored = read_costs()
+    assert {name: cost.format_cells() for name, cost in predicted.items()} == {
+        name: cost.format_cells() for name, cost in stored.items()
+    }
+
+
 def test_the_pages_of_the_reference_are_up_to_date() -> None:
     """Run `python docs/write_reference.py` after a change of an `__all__`."""
     pages = write_reference.build_pages()

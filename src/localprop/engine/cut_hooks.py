@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from localprop.engine.interrupts import interruptible, uninterrupted
 from localprop.network.calls import FunctionMode
 from localprop.network.layers import LayerEnd
 
@@ -73,6 +75,20 @@ class CutHooks:
         """Each module with its hook, to be registered in this order, each in front of others."""
         yield from self._hooks
         yield from self._repeated.items()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Within the context a forward may run, and is cut; Ctrl-C leaves no hook behind."""
+        with uninterrupted():
+            handles = [module.register_forward_hook(hook, prepend=True) for module, hook in self]
+            self.begin()
+            try:
+                with interruptible():
+                    yield
+            finally:
+                self.end()
+                for handle in handles:
+                    handle.remove()
 
     def begin(self) -> None:
         """A forward begins."""

@@ -53,14 +53,8 @@ class _Proof:
     def run(self, batch: Batch) -> list[str]:
         last = len(self._wiring.segments) - 1
         hooks = CutHooks(self._model, {s: self._wiring.end_name(s) for s in range(last)}, self._cut)
-        handles = [m.register_forward_hook(hook, prepend=True) for m, hook in hooks]
-        try:
-            hooks.begin()
+        with hooks.installed():
             self._look_at(last, [self._wiring.task.forward(self._model, batch.data)])
-        finally:
-            hooks.end()
-            for handle in handles:
-                handle.remove()
         return self._problems
 
     def _cut(self, segment: int, module: nn.Module, args: object, output: Any) -> Any:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from localprop.engine.cut_hooks import CutHooks
-from localprop.engine.interrupts import interruptible, uninterrupted
 from localprop.errors import BadInput
 from localprop.network.outputs import list_tensors
 from localprop.network.partial_forward import StopForward
@@ -47,17 +46,8 @@ def visit_ends(
         return output
 
     hooks = CutHooks(model, {m: wiring.layers.names[layer] for m, layer in ends.items()}, cut)
-    with uninterrupted():
-        # In front of a context, which belongs to the next module.
-        handles = [end.register_forward_hook(hook, prepend=True) for end, hook in hooks]
-        hooks.begin()
-        try:
-            with interruptible():
-                return wiring.task.forward(network, batch.data)
-        finally:
-            hooks.end()
-            for handle in handles:
-                handle.remove()
+    with hooks.installed():  # in front of a context, which belongs to the next module
+        return wiring.task.forward(network, batch.data)
 
 
 @contextmanager

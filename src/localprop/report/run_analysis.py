@@ -198,7 +198,8 @@ def _analyse_run(
 
     other: Learner | None = None
     if whole is not None:
-        other = learner if whole is run else load_run(whole.path, **fields)[2]
+        # Its data are not read again: a learner takes their shape alone.
+        other = learner if whole is run else load_run(whole.path, lambda _: dataset, **fields)[2]
     else:
         notes.append("No run was trained end to end, to compare representations with.")
     probes = attempt(lambda: probe(learner, train, test, limit=rows))
